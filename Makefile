@@ -1,0 +1,41 @@
+# The first two lines of work: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3.11
+EXTRA  ?= cpu
+BIN    := .venv/bin
+ROOMS  := cluster validation jobs deployments tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint types format lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Make the environment only (EXTRA=gpu for CUDA); repeating it takes a second
+	@$(PYTHON) cluster/setup_environment.py $(EXTRA)
+
+demo: setup ## Run the whole life of a model on this machine, and write the report
+	@$(BIN)/manta demo
+
+test: setup ## Run all tests, with real parts
+	$(BIN)/python -m pytest
+
+test-fast: setup ## Run only the tests that need no Ray and no engine
+	$(BIN)/python -m pytest -m "not integration and not slow"
+
+lint: setup ## Check style and the import rule between rooms
+	$(BIN)/ruff check $(ROOMS)
+	$(BIN)/ruff format --check $(ROOMS)
+	$(BIN)/lint-imports
+
+types: setup ## Check types
+	$(BIN)/mypy
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix $(ROOMS)
+	$(BIN)/ruff format $(ROOMS)
+
+lock: setup ## Resolve both locks anew from pyproject.toml
+	@$(PYTHON) cluster/setup_environment.py --lock
+
+clean: ## Remove the environment (not the data under MANTA_HOME)
+	rm -rf .venv .setup

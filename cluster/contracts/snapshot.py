@@ -1,0 +1,65 @@
+"""What the control plane publishes to gateways: numbered, immutable, complete."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cluster.contracts.base import Contract, Slug
+
+
+class ApiKey(Contract):
+    """A key, known by its hash only."""
+
+    id: str = Field(description="Public id, safe to log.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the secret.")
+    team: Slug = Field(description="The team that it belongs to.")
+    tenant: Slug = Field("default", description="The tenant that it belongs to.")
+    models: list[str] | None = Field(None, description="Models that it may use; all if absent.")
+    policy: str | None = Field(None, description="Guard policy that overrides the route's.")
+    revoked: bool = Field(False, description="True once it must be refused.")
+
+
+class Target(Contract):
+    """One upstream behind a route: a Serve application, or an OpenAI-compatible URL elsewhere."""
+
+    application: str | None = Field(None, description="Serve application, reached by its handle.")
+    deployment: str | None = Field(None, description="Name of that application's ingress deployment.")
+    base_url: str | None = Field(None, description="OpenAI-compatible URL of a model elsewhere.")
+    model: str = Field(description="The name that the engine sees: base, or base:adapter-v7.")
+    model_version: str | None = Field(None, description="Registry's name@version, if it is registered.")
+    digest: str | None = Field(None, description="Data digest of the weights.")
+    weight: int = Field(100, ge=0, le=100, description="Share of traffic in percent.")
+
+
+class Route(Contract):
+    """A public model name."""
+
+    model: str = Field(description="The name that clients send.")
+    targets: list[Target] = Field(min_length=1, description="Where requests go, by weight.")
+    policy: str = Field("default", description="Guard policy by name.")
+    created_at: datetime = Field(description="When the route was made; /v1/models shows it.")
+    owned_by: str = Field("manta", description="Team that owns it.")
+
+
+class PolicyDocument(Contract):
+    """A guard policy as published."""
+
+    name: Slug = Field(description="Name by which routes and keys call it.")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the canonical body.")
+    body: dict[str, Any] = Field(description="The policy file's content.")
+
+
+class Snapshot(Contract):
+    """All that a gateway needs. The newest number wins; a gateway keeps its last good one."""
+
+    schema_version: Literal[1] = Field(1, description="Version of this schema.")
+    number: int = Field(ge=1, description="Rises by one with each publication.")
+    created_at: datetime = Field(description="UTC time of publication.")
+    created_by: str = Field(description="Who published it.")
+    keys: list[ApiKey] = Field(default_factory=list, description="Known API keys.")
+    routes: list[Route] = Field(default_factory=list, description="Public models.")
+    policies: list[PolicyDocument] = Field(default_factory=list, description="Guard policies.")
+    prompts: dict[str, str] = Field(default_factory=dict, description="Prompt templates by name.")
