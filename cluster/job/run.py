@@ -1,0 +1,182 @@
+"""One run of a job: its record in SQL, its attempt in storage, its run in MLflow."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.contracts import ArtifactInput, ArtifactRef, CodeRevision, Manifest, RunRecord, RunState
+from cluster.errors import MantaError
+from cluster.job.config import JobConfig
+from cluster.job.provenance import code_revision, package_versions
+from cluster.job.tracking import Tracking
+from cluster.runs import RunRepository
+from cluster.settings import Settings, load_settings
+from cluster.storage import ArtifactStore, Attempt, ObjectStore, fingerprint, object_store
+
+LEASE_S = 60.0
+
+
+class JobResult(BaseModel):
+    """What a job answers; the last line that it prints."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    artifact: str = Field(description="Address of what was made.")
+    reused: bool = Field(description="True if an equal run had made it before.")
+    summary: dict[str, Any] = Field(description="The verb's own figures.")
+
+
+class JobRun:
+    """What a verb's ``run`` works with between start and commit."""
+
+    def __init__(
+        self,
+        *,
+        ref: ArtifactRef,
+        config: JobConfig,
+        inputs: Sequence[ArtifactInput],
+        code: CodeRevision,
+        settings: Settings,
+        store: ObjectStore,
+    ) -> None:
+        self.ref = ref
+        self.settings = settings
+        self.store = store
+        self.artifacts = ArtifactStore(store)
+        self.done: Manifest | None = self.artifacts.find(ref)
+        self._config, self._inputs, self._code = config, inputs, code
+        self._started_at, self._clock = datetime.now(UTC), time.monotonic()
+        self._record: RunRecord | None = None
+        self._tracking: Tracking | None = None
+        self._attempt: Attempt | None = None
+        self._manifest: Manifest | None = None
+
+    @property
+    def run_id(self) -> str:
+        """``<verb>-<fingerprint>-<attempt>``."""
+        assert self._record is not None, "a finished artifact has no new run"
+        return self._record.id
+
+    @property
+    def attempt(self) -> Attempt:
+        """Where this run writes; invisible until :meth:`commit`."""
+        assert self._attempt is not None, "a finished artifact has no new attempt"
+        return self._attempt
+
+    def progress(self, message: str) -> None:
+        """Print one line with the time since the start."""
+        print(f"[{time.monotonic() - self._clock:7.1f} s] {message}", flush=True)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send figures to the run's MLflow run."""
+        if self._tracking is not None:
+            self._tracking.metrics(metrics, step)
+
+    def commit(
+        self, *, counts: Mapping[str, int], summary: Mapping[str, Any], data_digest: str | None = None
+    ) -> Manifest:
+        """Make the attempt visible; of two equal writers one wins, and both get its manifest."""
+        self._manifest = self.attempt.commit(
+            owner=self.settings.principal,
+            configuration=self._config.model_dump(mode="json"),
+            code=self._code,
+            started_at=self._started_at,
+            inputs=self._inputs,
+            counts=dict(counts),
+            data_digest=data_digest,
+            summary=dict(summary),
+            versions=package_versions(),
+        )
+        return self._manifest
+
+    def result(self, manifest: Manifest) -> JobResult:
+        """The result line for an artifact, made now or found."""
+        return JobResult(artifact=str(manifest.ref), reused=self.done is not None, summary=manifest.summary)
+
+
+@contextmanager
+def start_run(
+    verb: str,
+    kind: str,
+    config: JobConfig,
+    *,
+    inputs: Sequence[ArtifactInput],
+    code_epoch: int,
+) -> Iterator[JobRun]:
+    """Open a run of ``verb`` that makes one artifact of ``kind``.
+
+    If an equal artifact exists already the run has :attr:`JobRun.done` and nothing is recorded.
+    Otherwise a run record with a lease and an MLflow run are opened, and closed with the outcome.
+    Raises AccessError, UnavailableError or NotFoundError when storage cannot be used.
+    """
+    settings, store = load_settings(), object_store()
+    store.check()
+    ref = ArtifactRef(
+        team=settings.team,
+        kind=kind,
+        name=config.name,
+        fingerprint=fingerprint(kind, config.meaning(), [i.digest for i in inputs], code_epoch),
+    )
+    job = JobRun(
+        ref=ref, config=config, inputs=inputs, code=code_revision(code_epoch), settings=settings, store=store
+    )
+    if job.done is not None:
+        job.progress(f"{ref} is there already: equal configuration, inputs and code; nothing to do.")
+        yield job
+        return
+    repository = RunRepository(settings.database_url)
+    holder = f"{socket.gethostname()}:{os.getpid()}"
+    record = repository.start(verb, ref.fingerprint, settings.principal, holder, LEASE_S)
+    job._record = record
+    job._attempt = job.artifacts.attempt(ref, record.id)
+    job.progress(f"run {record.id} makes {ref}")
+    job._tracking = Tracking.start(settings, verb, record.id, config.model_dump(mode="json"))
+    with _recorded(repository, record, job):
+        yield job
+
+
+@contextmanager
+def _recorded(repository: RunRepository, record: RunRecord, job: JobRun) -> Iterator[None]:
+    """Keep the lease alive meanwhile, and write down how it ended."""
+    assert record.lease is not None
+    assert job._tracking is not None
+    token, stop = record.lease.token, threading.Event()
+    beat = threading.Thread(target=_heartbeat, args=(repository, record.id, token, stop), daemon=True)
+    beat.start()
+    state, message = RunState.FAILED, "interrupted"
+    try:
+        yield
+        state, message = RunState.SUCCEEDED, None
+    except MantaError as error:
+        message = str(error)
+        raise
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"[:500]
+        raise
+    finally:
+        stop.set()
+        beat.join(timeout=5)
+        artifact = str(job._manifest.ref) if job._manifest else None
+        repository.finish(
+            record.id, token, state, artifact=artifact, message=message, cost=time.process_time()
+        )
+        job._tracking.end(succeeded=state is RunState.SUCCEEDED, artifact=artifact)
+
+
+def _heartbeat(repository: RunRepository, run_id: str, token: int, stop: threading.Event) -> None:
+    while not stop.wait(LEASE_S / 3):
+        try:
+            repository.heartbeat(run_id, token)
+        except MantaError as error:
+            # The commit's conditional put decides who wins; a lost lease is only worth a line.
+            print(f"warning: run {run_id}: {error}", file=sys.stderr, flush=True)
