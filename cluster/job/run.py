@@ -153,7 +153,8 @@ def _recorded(repository: RunRepository, record: RunRecord, job: JobRun) -> Iter
     token, stop = record.lease.token, threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(repository, record.id, token, stop), daemon=True)
     beat.start()
-    state, message = RunState.FAILED, "interrupted"
+    state = RunState.FAILED
+    message: str | None = "interrupted"
     try:
         yield
         state, message = RunState.SUCCEEDED, None
