@@ -35,13 +35,14 @@ class _Part(BaseModel):
 class Ports(_Part):
     """Ports of the local cluster; all of them listen on loopback."""
 
-    gcs: int = Field(6379, description="Ray's GCS.")
-    dashboard: int = Field(8265, description="Ray's dashboard and job server; RAY_ADDRESS points here.")
+    gcs: int = Field(6379, description="Ray's GCS; RAY_ADDRESS points here.")
+    dashboard: int = Field(8265, description="Ray's dashboard and job server; RAY_API_SERVER_ADDRESS points here.")
     dashboard_agent: int = Field(
         52365, description="Ray's dashboard agent: job submission fails if another has it."
     )
     dashboard_grpc: int = Field(52366, description="Ray's dashboard agent, gRPC.")
     client: int = Field(10001, description="Ray client server.")
+    ray_internal: int = Field(19990, description="First of six ports that Ray uses inside.")
     worker_min: int = Field(20002, description="First port of Ray's workers.")
     worker_max: int = Field(20999, description="Last port of Ray's workers.")
     serve_http: int = Field(8000, description="The gateway: OPENAI_BASE_URL points here.")
@@ -54,6 +55,7 @@ class StorageSettings(_Part):
 
     bucket: str = Field("manta", description="The bucket that holds every artifact.")
     connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a connection.")
+    read_timeout_s: float = Field(60.0, gt=0, description="Seconds to wait for the next bytes of an answer.")
     max_attempts: int = Field(5, ge=1, description="Tries a request, with boto3's standard back-off.")
 
 

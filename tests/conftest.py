@@ -1,0 +1,104 @@
+"""What tests of every kind share: the real S3 server, and settings that touch nobody's own state.
+
+Free of Ray; the whole cluster is in tests/integration/conftest.py.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.contracts import CodeRevision, Principal
+from cluster.local import s3server
+from cluster.settings import load_settings
+from cluster.storage import ArtifactStore, ObjectStore, object_store
+from tests.ports import free_ports
+
+#: Whatever the developer's shell says, tests must not read or write there.
+_FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "MANTA_PROFILE", "MLFLOW_TRACKING_URI")
+
+
+@dataclass(frozen=True)
+class S3:
+    """The server of this test session."""
+
+    endpoint: str
+    port: int
+    internal_port_base: int
+    bucket: str
+    credentials: s3server.S3Credentials
+    state_dir: Path
+    pid: int
+
+
+def start_s3(state_dir: Path, bucket: str = "manta") -> S3:
+    """Start a server on free ports; the caller stops it by its pid."""
+    port, base = free_ports(), free_ports(8, also_at=(10_007,))
+    credentials = s3server.S3Credentials.load_or_create(state_dir / "credentials.json")
+    pid = s3server.start(
+        state_dir, port=port, internal_port_base=base, credentials=credentials, bucket=bucket
+    )
+    return S3(f"http://127.0.0.1:{port}", port, base, bucket, credentials, state_dir, pid)
+
+
+def forget_settings() -> None:
+    """Let the next use read the environment anew."""
+    load_settings.cache_clear()
+    object_store.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """The real S3 server, with AWS_* and MANTA_* set so that ``object_store()`` and subprocesses use it."""
+    server = start_s3(tmp_path_factory.mktemp("s3"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _FOREIGN:
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", server.credentials.access_key)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", server.credentials.secret_key)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("MANTA_STORAGE__BUCKET", server.bucket)
+        patch.setenv("MANTA_HOME", str(tmp_path_factory.mktemp("home")))
+        forget_settings()
+        try:
+            yield server
+        finally:
+            s3server.stop(server.pid)
+    forget_settings()
+
+
+@pytest.fixture
+def store(s3: S3) -> ObjectStore:
+    """The session's bucket."""
+    return object_store()
+
+
+@pytest.fixture
+def artifacts(store: ObjectStore) -> ArtifactStore:
+    """The artifacts in the session's bucket."""
+    return ArtifactStore(store)
+
+
+@pytest.fixture
+def team() -> str:
+    """A team that no other test uses, so that tests share a bucket without meeting."""
+    return f"team-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def owner(team: str) -> Principal:
+    """A principal of that team."""
+    return Principal(key_id="tester", team=team)
+
+
+@pytest.fixture
+def code() -> CodeRevision:
+    """Some code revision."""
+    return CodeRevision(git_revision=None, package=None, epoch=1)
