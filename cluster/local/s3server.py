@@ -27,6 +27,8 @@ HOST = "127.0.0.1"
 #: Seconds that a server gets to end by itself; it needs 2 to 4.
 STOP_TIMEOUT_S = 15.0
 _POLL_S = 0.1
+#: After this the bucket counts as ready although an object in it cannot be read.
+_READ_PATIENCE_S = 20.0
 #: The parts' ports, counted from the first internal port on.
 INTERNAL_PORTS = (
     "master.port",
@@ -264,8 +266,9 @@ def _wait(
     log: Path,
     timeout_s: float,
 ) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not (healthy(port) and _bucket_ready(port, bucket, credentials)):
+    started = time.monotonic()
+    deadline = started + timeout_s
+    while not (healthy(port) and _bucket_ready(port, bucket, credentials, started + _READ_PATIENCE_S)):
         if process.poll() is not None:
             raise UnavailableError(
                 f"The S3 server stopped at its start with status {process.returncode}: see {log}."
@@ -278,8 +281,13 @@ def _wait(
         time.sleep(_POLL_S)
 
 
-def _bucket_ready(port: int, bucket: str, credentials: S3Credentials) -> bool:
-    """Whether these keys reach the bucket: it is made a moment after the server is healthy."""
+def _bucket_ready(port: int, bucket: str, credentials: S3Credentials, read_until: float) -> bool:
+    """Whether these keys reach the bucket and what is in it.
+
+    The bucket is made a moment after the server is healthy. After a kill, objects answer with status 500
+    until the volumes are known again, which takes seconds; one damaged object must not stop the start for
+    good, so after ``read_until`` the bucket alone counts.
+    """
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
@@ -294,6 +302,10 @@ def _bucket_ready(port: int, bucket: str, credentials: S3Credentials) -> bool:
     )
     try:
         client.head_bucket(Bucket=bucket)
+        if time.monotonic() < read_until:
+            found = client.list_objects_v2(Bucket=bucket, MaxKeys=100).get("Contents", ())
+            for key in [item["Key"] for item in found if item["Size"]][:1]:
+                client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")["Body"].read()
     except (ClientError, BotoCoreError):
         return False
     return True

@@ -1,0 +1,101 @@
+"""``manta submit | logs``: jobs, thin over Ray's job submission."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
+
+
+@click.command()
+@click.argument("verb")
+@click.option("--config", help="YAML file with the job's configuration, inside the working directory.")
+@click.option("--wait/--no-wait", default=True, help="Wait until it has ended (the default).")
+@click.option(
+    "--follow/--no-follow", default=None, help="Print its log meanwhile; the default unless --json."
+)
+@click.option(
+    "--working-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The code that it gets.",
+)
+@click.option("--submission-id", help="Name it; a second job with the same name is refused.")
+@_json
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def submit(
+    verb: str,
+    config: str | None,
+    wait: bool,
+    follow: bool | None,
+    working_dir: Path | None,
+    submission_id: str | None,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> int:
+    """Submit a job and follow it to its end.
+
+    manta submit VERB [--config FILE] [-- --field value ...]
+
+    It is `ray job submit` of `python -m jobs.VERB` with runtime_env.yaml. What stands behind `--` goes to the
+    job. Exit status 1 if the job fails.
+    """
+    from cluster.job import submit as jobs
+
+    made = jobs.submit(
+        verb,
+        config=config,
+        overrides=overrides,
+        as_json=as_json and wait,
+        working_dir=working_dir,
+        submission_id=submission_id,
+    )
+    if not wait:
+        click.echo(json.dumps({"submission_id": made}) if as_json else made)
+        return 0
+    if not as_json:
+        click.echo(f"submitted {made}")
+    return _until_end(made, follow=not as_json if follow is None else follow, as_json=as_json)
+
+
+@click.command()
+@click.argument("submission_id")
+@click.option(
+    "--follow", "-f", is_flag=True, help="Go on until the job has ended; exit status 1 if it fails."
+)
+def logs(submission_id: str, follow: bool) -> int:
+    """Print what a job has printed."""
+    from cluster.job import submit as jobs
+
+    if follow:
+        return _until_end(submission_id, follow=True, as_json=False)
+    sys.stdout.write(jobs.logs(submission_id))
+    return 0
+
+
+def _until_end(submission_id: str, *, follow: bool, as_json: bool) -> int:
+    from cluster.job import submit as jobs
+
+    # With --json standard output holds the one document.
+    stream = sys.stderr if as_json else sys.stdout
+
+    def write(piece: str) -> None:
+        stream.write(piece)
+        stream.flush()
+
+    try:
+        ended = jobs.wait(submission_id, on_log=write if follow else None)
+    except KeyboardInterrupt:
+        click.echo(f"\n{submission_id} goes on: `ray job stop {submission_id}` ends it.", err=True)
+        return 130
+    if as_json:
+        click.echo(ended.model_dump_json())
+    elif ended.status == "SUCCEEDED":
+        click.echo(f"{submission_id} succeeded")
+    if ended.status != "SUCCEEDED":
+        click.echo(f"error: {submission_id} {ended.status.lower()}: {ended.message}", err=True)
+        return 1
+    return 0

@@ -1,0 +1,157 @@
+"""What runs, and how it is."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.errors import MantaError
+from cluster.local import databases, ray_head, s3server
+from cluster.local.credentials import Credentials
+from cluster.local.home import Home, State
+from cluster.local.ports import HOST, is_free
+from cluster.local.process import find
+from cluster.ray_api import RayApi
+from cluster.settings import Settings
+
+Health = Literal["healthy", "down", "absent"]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Part(_Row):
+    """One part of the platform."""
+
+    name: str = Field(description="storage, ray, registry or gateway.")
+    health: Health = Field(description="absent: not deployed, which is no fault.")
+    address: str = Field(description="Where it is reached.")
+    pid: int | None = Field(None, description="Its process, if it is one.")
+    message: str | None = Field(None, description="One sentence on why it is down.")
+
+
+class Job(_Row):
+    """One submitted job that has not ended."""
+
+    id: str = Field(description="Submission id.")
+    status: str = Field(description="Ray's status.")
+    entrypoint: str = Field(description="Its command.")
+
+
+class Application(_Row):
+    """One Serve application."""
+
+    name: str = Field(description="Its name.")
+    status: str = Field(description="Serve's status.")
+    message: str = Field(description="Serve's message.")
+
+
+class Status(_Row):
+    """The whole picture."""
+
+    home: str = Field(description="MANTA_HOME.")
+    up: bool = Field(description="True if no part is down.")
+    parts: list[Part] = Field(description="Every part.")
+    jobs: list[Job] = Field(description="Jobs that run or wait.")
+    applications: list[Application] = Field(description="Serve's applications.")
+
+
+def status(settings: Settings) -> Status:
+    """Ask every part; takes a second when all is well. Never raises for a part that is down."""
+    home = Home(settings.state_dir)
+    state, credentials = State.load(home), Credentials.load(home)
+    api = RayApi(f"http://{HOST}:{settings.ports.dashboard}", credentials.ray_token if credentials else None)
+    ray = _ray(api, state)
+    well = ray.health == "healthy"
+    # Where no Serve is, to ask for its applications would cost the dashboard seconds of imports.
+    serve = well and not is_free(settings.ports.serve_http)
+    jobs, applications = _jobs(api) if well else [], _applications(api) if serve else []
+    parts = [_storage(settings, state), ray, _registry(settings, home), _gateway(settings, serve)]
+    return Status(
+        home=str(home.root),
+        up=all(part.health != "down" for part in parts),
+        parts=parts,
+        jobs=jobs,
+        applications=applications,
+    )
+
+
+def _storage(settings: Settings, state: State | None) -> Part:
+    port = settings.ports.s3
+    process = find(state.s3) if state else None
+    well = process is not None and s3server.healthy(port)
+    return Part(
+        name="storage",
+        health="healthy" if well else "down",
+        address=f"http://{HOST}:{port}",
+        pid=process.pid if process else None,
+        message=None if well else "The S3 server does not run: start it with `manta up`.",
+    )
+
+
+def _ray(api: RayApi, state: State | None) -> Part:
+    daemons = state.ray if state else []
+    alive = [process for ref in daemons if (process := find(ref))]
+    pid = next((process.pid for process in alive if process.name() == "raylet"), None)
+    if len(alive) < len(daemons):
+        message = "A process of Ray has ended: mend it with `manta up`."
+        return Part(name="ray", health="down", address=api.address, pid=pid, message=message)
+    try:
+        ray_head.check(api)
+    except MantaError as error:
+        return Part(name="ray", health="down", address=api.address, pid=pid, message=str(error))
+    return Part(name="ray", health="healthy", address=api.address, pid=pid)
+
+
+def _registry(settings: Settings, home: Home) -> Part:
+    address = str(home.registry) if settings.database.url is None else "MANTA_DATABASE__URL"
+    if settings.database.url is None and not home.registry.is_dir():
+        message = "There is no database yet: make it with `manta up`."
+        return Part(name="registry", health="down", address=address, message=message)
+    try:
+        databases.check(settings)
+    except MantaError as error:
+        return Part(name="registry", health="down", address=address, message=str(error))
+    return Part(name="registry", health="healthy", address=address)
+
+
+def _gateway(settings: Settings, deployed: bool) -> Part:
+    address = f"http://{HOST}:{settings.ports.serve_http}"
+    if not deployed:
+        return Part(
+            name="gateway", health="absent", address=address, message="Deploy it with `manta deploy`."
+        )
+    try:
+        answer = httpx.get(f"{address}/healthz", timeout=5, trust_env=False)
+    except httpx.HTTPError:
+        message = "Serve runs and the gateway does not answer."
+    else:
+        if answer.status_code == 200:
+            return Part(name="gateway", health="healthy", address=address)
+        message = f"The gateway answers /healthz with status {answer.status_code}."
+    return Part(name="gateway", health="down", address=address, message=message)
+
+
+def _jobs(api: RayApi) -> list[Job]:
+    try:
+        return [_job(job) for job in api.jobs() if job["status"] in ("PENDING", "RUNNING")]
+    except MantaError:  # It went down between two questions; the next call will say so.
+        return []
+
+
+def _applications(api: RayApi) -> list[Application]:
+    try:
+        found = sorted(api.applications().items())
+    except MantaError:
+        return []
+    return [
+        Application(name=name, status=str(item["status"]), message=str(item.get("message") or ""))
+        for name, item in found
+    ]
+
+
+def _job(job: dict[str, Any]) -> Job:
+    return Job(id=str(job["submission_id"]), status=str(job["status"]), entrypoint=str(job["entrypoint"]))
