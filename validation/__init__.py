@@ -1,0 +1,1 @@
+"""The judges: data, guards and models."""

@@ -1,0 +1,114 @@
+"""Judge whole request and answer bodies: what the gateway, the cache and a batch row have in hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from cluster.contracts import Action, Finding
+from cluster.contracts.base import Contract
+from validation.guards.engine import GuardContext, GuardEngine, Verdict, blocking_reason, severest
+from validation.guards.segments import Keys, Slot, request_slots, response_slots, write_back
+
+#: What tells of a choice's tokens beside its text; none of it may survive a redaction.
+_TOKEN_KEYS = ("logprobs", "token_ids", "prompt_token_ids", "prompt_logprobs")
+
+
+class BodyVerdict(Contract):
+    """What follows for a body."""
+
+    action: Action | None = Field(description="The severest enforced action; None if nothing was found.")
+    body: dict[str, Any] = Field(description="The body that may go on; empty if a request is blocked.")
+    findings: list[Finding] = Field(default_factory=list, description="Every finding, shadow ones included.")
+    blocked_choices: list[int] = Field(
+        default_factory=list, description="Choices of an answer that were emptied."
+    )
+
+    @property
+    def blocked(self) -> bool:
+        """True if the request, or any choice of the answer, was refused."""
+        return self.action is Action.BLOCK
+
+    @property
+    def reason(self) -> str:
+        """One sentence on what was refused; empty if nothing was."""
+        return blocking_reason(self.findings)
+
+
+async def judge_request(engine: GuardEngine, body: Mapping[str, Any], context: GuardContext) -> BodyVerdict:
+    """Judge every text of a request.
+
+    Raises UsageError for a part that guards cannot judge (token ids, images).
+    """
+    slots = request_slots(body)
+    verdicts = await _judge(engine, slots, context)
+    findings = [finding for verdict in verdicts for finding in verdict.findings]
+    action = severest(findings)
+    if action is Action.BLOCK:
+        return BodyVerdict(action=action, body={}, findings=findings)
+    changed = _changed(slots, verdicts)
+    return BodyVerdict(
+        action=action, body=write_back(body, changed) if changed else dict(body), findings=findings
+    )
+
+
+async def judge_response(engine: GuardEngine, body: Mapping[str, Any], context: GuardContext) -> BodyVerdict:
+    """Judge every choice of a complete answer.
+
+    A blocked choice is emptied and ends with ``finish_reason: content_filter``, as it would in a stream;
+    of a redacted one the log probabilities go too, for they spell the tokens.
+    """
+    slots = response_slots(body)
+    verdicts = await _judge(engine, slots, context)
+    findings = [finding for verdict in verdicts for finding in verdict.findings]
+    changed = _changed(slots, verdicts)
+    blocked = sorted(
+        {_choice(slot) for slot, verdict in zip(slots, verdicts, strict=True) if verdict.blocked}
+    )
+    safe = dict(body)
+    if changed or blocked:
+        safe = write_back(body, changed)
+        for key in _TOKEN_KEYS:
+            safe.pop(key, None)
+        for index in {_choice_of(keys) for keys in changed} | set(blocked):
+            _forget_tokens(safe["choices"][index])
+        for index in blocked:
+            _empty(safe["choices"][index])
+    return BodyVerdict(action=severest(findings), body=safe, findings=findings, blocked_choices=blocked)
+
+
+async def _judge(engine: GuardEngine, slots: Sequence[Slot], context: GuardContext) -> list[Verdict]:
+    return list(await asyncio.gather(*(engine.judge(slot.segment, context) for slot in slots)))
+
+
+def _changed(slots: Sequence[Slot], verdicts: Sequence[Verdict]) -> dict[Keys, str]:
+    return {
+        slot.keys: verdict.text
+        for slot, verdict in zip(slots, verdicts, strict=True)
+        if not verdict.blocked and verdict.text != slot.segment.text
+    }
+
+
+def _choice(slot: Slot) -> int:
+    return _choice_of(slot.keys)
+
+
+def _choice_of(keys: Keys) -> int:
+    return int(keys[1])
+
+
+def _forget_tokens(choice: dict[str, Any]) -> None:
+    for key in _TOKEN_KEYS:
+        if key in choice:
+            choice[key] = None
+
+
+def _empty(choice: dict[str, Any]) -> None:
+    choice["finish_reason"] = "content_filter"
+    if "text" in choice:
+        choice["text"] = ""
+    if "message" in choice:
+        choice["message"] = {"role": "assistant", "content": ""}

@@ -1,0 +1,279 @@
+"""The guard engine: one policy applied to complete texts and to streams, the same way everywhere.
+
+Every guard of the policy judges, concurrently; ours in this process, packaged ones through
+:class:`RemoteGuards`. A guard that raises or does not answer in time blocks (``on_error: closed``), and
+says so by the label ``GUARD_ERROR``. Neither findings nor log lines ever hold the text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import Field
+
+from cluster.contracts import Action, Finding, Principal, Segment
+from cluster.contracts.base import Contract
+from cluster.errors import UsageError
+from validation.guards.inline import build_guard
+from validation.guards.normalise import View, normalise
+from validation.guards.policy import GuardPolicy, GuardSpec, PackagedSpec
+from validation.guards.redact import Redactor, Span, merge
+from validation.guards.scan import Hit, InlineGuard, Window
+from validation.guards.units import UnitCursor
+
+if TYPE_CHECKING:
+    from validation.guards.stream import GuardStream
+
+logger = logging.getLogger(__name__)
+
+#: Label of a finding that stands for a guard that failed.
+GUARD_ERROR = "GUARD_ERROR"
+#: Role of tool-call arguments: their JSON escapes are judged as what they mean.
+TOOL_CALL = "tool_call"
+#: Characters from which on a text is read in a thread, so that it does not hold up the event loop.
+THREAD_FROM = 50_000
+#: Units of one text that one packaged guard judges at a time.
+REMOTE_AT_ONCE = 8
+_SEVERITY = {Action.FLAG: 1, Action.REDACT: 2, Action.BLOCK: 3}
+
+
+class GuardContext(Contract):
+    """On whose behalf a text is judged."""
+
+    request_id: str = Field("", description="x-request-id, for log lines.")
+    principal: Principal | None = Field(None, description="Who asks.")
+
+
+class RemoteGuards(Protocol):
+    """Where packaged validators run: a Serve deployment of their own, or, in a job, this process."""
+
+    async def check(self, guard: str, policy_digest: str, segment: Segment) -> list[Finding]:
+        """What the policy's guard of that name finds in ``segment``, in offsets of its text."""
+        ...
+
+
+class Verdict(Contract):
+    """What follows for one text."""
+
+    action: Action | None = Field(description="The severest enforced action; None if nothing was found.")
+    text: str = Field(description="The original with redactions; empty if it is blocked.")
+    findings: list[Finding] = Field(default_factory=list, description="Every finding, shadow ones included.")
+
+    @property
+    def blocked(self) -> bool:
+        """True if the text must not go on."""
+        return self.action is Action.BLOCK
+
+    @property
+    def reason(self) -> str:
+        """See :func:`blocking_reason`."""
+        return blocking_reason(self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class InlineSlot:
+    """One of our guards in its place in the policy."""
+
+    spec: GuardSpec
+    guard: InlineGuard
+
+
+class GuardEngine:
+    """Applies one policy. Safe to share between requests: all state is the text's or the stream's."""
+
+    def __init__(self, policy: GuardPolicy, remote: RemoteGuards | None = None) -> None:
+        """Compile the policy.
+
+        Raises UsageError if it has packaged guards and there is nowhere to run them.
+        """
+        self.policy = policy
+        self.remote = remote
+        self.inline: list[InlineSlot] = []
+        self.packaged: list[PackagedSpec] = []
+        for spec in policy.guards:
+            if isinstance(spec, PackagedSpec):
+                self.packaged.append(spec)
+            else:
+                self.inline.append(InlineSlot(spec, build_guard(spec)))
+        if self.packaged and remote is None:
+            raise UsageError(
+                f"guard policy {policy.name}: guard {self.packaged[0].name} is a packaged validator, "
+                "which needs the guards deployment (or, in a job, PackagedGuards) to run in."
+            )
+
+    async def check(self, segment: Segment, context: GuardContext) -> list[Finding]:
+        """What every guard finds in a complete text, ordered by place."""
+        view = normalise(segment.text, json_escapes=segment.role == TOOL_CALL)
+        window = Window.of(view)
+        inline = [slot for slot in self.inline if slot.spec.covers(segment.direction, segment.role)]
+        packaged = [spec for spec in self.packaged if spec.covers(segment.direction, segment.role)]
+        findings: list[Finding] = []
+        if len(segment.text) < THREAD_FROM:
+            for slot in inline:
+                findings.extend(self._check_inline(slot, window, segment.path, context))
+        else:
+            for found in await asyncio.gather(
+                *(self._check_threaded(s, window, segment, context) for s in inline)
+            ):
+                findings.extend(found)
+        if packaged:
+            for found in await asyncio.gather(
+                *(self._check_packaged(s, view, segment, context) for s in packaged)
+            ):
+                findings.extend(found)
+        return sorted(findings, key=finding_order)
+
+    async def judge(self, segment: Segment, context: GuardContext) -> Verdict:
+        """Check a complete text and apply what the policy says."""
+        findings = await self.check(segment, context)
+        action = severest(findings)
+        if action is Action.BLOCK:
+            return Verdict(action=action, text="", findings=findings)
+        spans = merge(redactions(findings))
+        text = (
+            Redactor(json=segment.role == TOOL_CALL).write(segment.text, 0, spans) if spans else segment.text
+        )
+        return Verdict(action=action, text=text, findings=findings)
+
+    def stream(self, context: GuardContext, *, role: str = "assistant", path: str = "") -> GuardStream:
+        """A judge of one streamed text: one per choice, and one per tool call (role ``tool_call``)."""
+        from validation.guards.stream import GuardStream
+
+        return GuardStream(self, context, role=role, path=path)
+
+    def coverage(self) -> list[dict[str, Any]]:
+        """The coverage matrix: one row per guard; :func:`validation.guards.explain` prints it."""
+        from validation.guards.coverage import coverage
+
+        return coverage(self)
+
+    def finding(self, spec: GuardSpec, hit: Hit, path: str) -> Finding:
+        """A hit as the policy sees it."""
+        return Finding(
+            guard=spec.name,
+            label=hit.label,
+            score=hit.score,
+            start=hit.start,
+            end=hit.end,
+            action=spec.action,
+            path=path,
+            shadow=spec.mode == "shadow",
+        )
+
+    def failure(
+        self, spec: GuardSpec, error: BaseException, where: Hit, path: str, context: GuardContext
+    ) -> Finding:
+        """The finding that stands for a guard that failed; the log line names the error's type only."""
+        logger.error(
+            "guard %s of policy %s failed (%s) on request %s; on_error is %s",
+            spec.name,
+            self.policy.name,
+            type(error).__name__,
+            context.request_id or "-",
+            spec.on_error,
+        )
+        finding = self.finding(spec, where, path)
+        return finding.model_copy(
+            update={"action": Action.BLOCK if spec.on_error == "closed" else Action.FLAG}
+        )
+
+    def _check_inline(
+        self, slot: InlineSlot, window: Window, path: str, context: GuardContext
+    ) -> list[Finding]:
+        try:
+            hits = slot.guard.cursor().advance(window, final=True)
+            return [self.finding(slot.spec, hit, path) for hit in hits if hit.score >= slot.spec.threshold]
+        except Exception as error:
+            return [self.failure(slot.spec, error, Hit(GUARD_ERROR, 1.0, 0, window.size), path, context)]
+
+    async def _check_threaded(
+        self, slot: InlineSlot, window: Window, segment: Segment, context: GuardContext
+    ) -> list[Finding]:
+        work = asyncio.to_thread(self._check_inline, slot, window, segment.path, context)
+        try:
+            return await asyncio.wait_for(work, slot.spec.timeout_s)
+        except TimeoutError as error:
+            return [
+                self.failure(slot.spec, error, Hit(GUARD_ERROR, 1.0, 0, window.size), segment.path, context)
+            ]
+
+    async def _check_packaged(
+        self, spec: PackagedSpec, view: View, segment: Segment, context: GuardContext
+    ) -> list[Finding]:
+        if not view.text.strip():
+            return []
+        units = [(0, view.size)]
+        if spec.unit == "sentence":
+            units = UnitCursor().advance(Window.of(view), final=True)
+        return await self.check_units(
+            spec, [(start, segment.text[start:end]) for start, end in units], segment, context
+        )
+
+    async def check_units(
+        self, spec: PackagedSpec, units: Sequence[tuple[int, str]], like: Segment, context: GuardContext
+    ) -> list[Finding]:
+        """What a packaged guard finds in units of a text, each given with its first code point."""
+        gate = asyncio.Semaphore(REMOTE_AT_ONCE)
+
+        async def one(start: int, text: str) -> list[Finding]:
+            async with gate:
+                return await self._check_unit(spec, start, like.model_copy(update={"text": text}), context)
+
+        found = await asyncio.gather(*(one(start, text) for start, text in units))
+        return [finding for findings in found for finding in findings]
+
+    async def _check_unit(
+        self, spec: PackagedSpec, start: int, segment: Segment, context: GuardContext
+    ) -> list[Finding]:
+        assert self.remote is not None  # __init__ refuses the policy otherwise
+        end = start + len(segment.text)
+        try:
+            found = await asyncio.wait_for(
+                self.remote.check(spec.name, self.policy.digest, segment), spec.timeout_s
+            )
+            return [
+                # Whatever the other side says, the place and the consequence are decided here.
+                self.finding(
+                    spec,
+                    Hit(item.label, item.score, min(start + item.start, end), min(start + item.end, end)),
+                    segment.path,
+                )
+                for item in found
+                if item.score >= spec.threshold
+            ]
+        except Exception as error:
+            return [self.failure(spec, error, Hit(GUARD_ERROR, 1.0, start, end), segment.path, context)]
+
+
+def finding_order(finding: Finding) -> tuple[int, int, str, str]:
+    """Sort key: place first."""
+    return finding.start, finding.end, finding.guard, finding.label
+
+
+def severest(findings: Sequence[Finding]) -> Action | None:
+    """The severest action among findings that are enforced."""
+    return max((item.action for item in findings if not item.shadow), key=_SEVERITY.__getitem__, default=None)
+
+
+def redactions(findings: Sequence[Finding]) -> list[Span]:
+    """What enforced findings say must be cut out."""
+    return [
+        Span(item.start, item.end, item.label)
+        for item in findings
+        if item.action is Action.REDACT and not item.shadow
+    ]
+
+
+def blocking_reason(findings: Sequence[Finding]) -> str:
+    """One sentence for the client: which guard refused what and where, never the text itself."""
+    for item in findings:
+        if item.action is Action.BLOCK and not item.shadow:
+            where = f" in {item.path}" if item.path else ""
+            if item.label == GUARD_ERROR:
+                return f"Guard {item.guard} could not judge the text{where}, so it was refused."
+            return f"Guard {item.guard} refused the text{where}: {item.label}."
+    return ""

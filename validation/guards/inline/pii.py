@@ -1,0 +1,122 @@
+"""Personal data with a form of its own: pattern entities, checked where they carry a checksum.
+
+Names and places have no form; that is what Presidio is for (policy kind ``guardrails``).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+
+from validation.guards.inline.checksums import iban_end, luhn
+from validation.guards.policy import PiiEntity
+from validation.guards.scan import Pattern, PatternGuard, Scanner, chain
+
+_LOCAL = r"[A-Za-z0-9._%+'\-]"
+_DOMAIN = r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.){1,5}"
+_EMAIL = re.compile(_LOCAL + r"{1,64}+@" + _DOMAIN + r"(?:xn--[A-Za-z0-9\-]{2,30}|[A-Za-z]{2,24})")
+#: Runs of what numbers are written with; nothing below matches across any other character.
+_NUMBER = r"[0-9 ()./+\-]"
+_CARD = re.compile(r"(?<![0-9])(?<![0-9][.,])[2-6](?:[ \-]{0,2}[0-9]){12,18}(?![0-9])")
+_SSN = re.compile(
+    r"(?<![0-9])(?<![0-9]-)(?!000|666|9)[0-9]{3}([ \-])(?!00)[0-9]{2}\1(?!0000)[0-9]{4}(?![0-9])(?!-[0-9])"
+)
+_PHONE = re.compile(
+    # +44 20 7946 0958: a plus, a country, 8 to 15 digits in all.
+    r"(?<![0-9+])\+[1-9](?:[ ./()\-]{0,3}[0-9]){7,14}(?![0-9])"
+    # (415) 555-0132, 1-415-555-0132: the North American plan.
+    r"|(?<![0-9.+\-])(?:1[ .\-])?(?:\([2-9][0-9]{2}\)[ \-]?|[2-9][0-9]{2}[ .\-])"
+    r"[2-9][0-9]{2}[ .\-][0-9]{4}(?![0-9])(?!-[0-9])"
+    # 020 7946 0958: a trunk 0 and at least one break.
+    r"|(?<![0-9.+/\-])\(?0[1-9][0-9]{1,3}\)?[ /\-][0-9]{3,4}(?:[ \-]?[0-9]{3,4})(?![0-9])(?!-[0-9])"
+)
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?:[ \-]?[A-Za-z0-9]){11,30}")
+_IPV4 = re.compile(r"(?<![0-9A-Za-z.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9A-Za-z])(?!\.[0-9])")
+_IPV6 = re.compile(r"(?<![0-9A-Za-z:.])[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]{1,42}(?![0-9A-Za-z:])")
+
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_BRANDS = re.compile(
+    r"4(?:.{12}|.{15}|.{18})|5[1-5].{14}|2(?:22[1-9]|2[3-9].|[3-6]..|7[01].|720).{12}|3[47].{13}"
+    r"|(?:6011|64[4-9].|65..).{12,15}|35(?:2[89]|[3-8].).{12,15}|(?:30[0-5].|3[689]..).{10,15}|62.{14,17}"
+)
+
+
+def _card_end(match: re.Match[str]) -> int | None:
+    """The longest run of whole groups of digits that is a card number of a known brand."""
+    text = match[0]
+    digits: list[tuple[str, int]] = [(char, index + 1) for index, char in enumerate(text) if char.isdigit()]
+    for count in range(len(digits), 12, -1):
+        end = digits[count - 1][1]
+        whole = end == len(text) or not text[end].isdigit()
+        number = "".join(char for char, _ in digits[:count])
+        if whole and _BRANDS.fullmatch(number) and luhn(number):
+            return match.start() + end
+    return None
+
+
+def _ipv4_end(match: re.Match[str]) -> int | None:
+    return match.end() if _public_address(match[0]) else None
+
+
+def _ipv6_end(match: re.Match[str]) -> int | None:
+    # A full stop or colon behind the address belongs to the sentence.
+    text = match[0].rstrip(".")
+    text = text if text.endswith("::") else text.rstrip(":")
+    return match.start() + len(text) if text.count(":") >= 2 and _public_address(text) else None
+
+
+def _public_address(text: str) -> bool:
+    """Private, loopback and documentation addresses identify nobody; nor does ``a::b`` in a program."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return address.is_global and (address.version == 4 or address in _GLOBAL_UNICAST)
+
+
+_NUMBERS: dict[PiiEntity, Pattern] = {
+    "CREDIT_CARD": Pattern("CREDIT_CARD", 1.0, _CARD, _card_end),
+    "US_SSN": Pattern("US_SSN", 0.85, _SSN),
+    "PHONE_NUMBER": Pattern("PHONE_NUMBER", 0.75, _PHONE),
+}
+_EMAIL_SCANNER = Scanner(
+    (Pattern("EMAIL_ADDRESS", 1.0, _EMAIL),),
+    re.compile(r"[A-Za-z0-9._%+'\-][A-Za-z0-9._%+'@\-]*+\Z"),
+    longest=64 + 1 + 5 * 64 + 34 + 1,
+    gate=re.compile("@"),
+)
+_IBAN_SCANNER = Scanner(
+    (Pattern("IBAN_CODE", 1.0, _IBAN, lambda match: iban_end(match[0], match.start(), match.string)),),
+    re.compile(chain("(?<![A-Za-z0-9])[A-Za-z]", "[A-Za-z]", "[0-9]", r"[0-9][A-Za-z0-9 \-]*+\Z")),
+    longest=4 + 2 * 30 + 2,
+    gate=re.compile(r"[A-Za-z]{2}[0-9]{2}"),
+)
+_IP_SCANNER = Scanner(
+    (Pattern("IP_ADDRESS", 0.95, _IPV4, _ipv4_end), Pattern("IP_ADDRESS", 0.95, _IPV6, _ipv6_end)),
+    re.compile(r"[0-9A-Fa-f:][0-9A-Fa-f:.]*+\Z"),
+    longest=4 + 1 + 42 + 3,
+    gate=re.compile(r"[0-9]\.[0-9]|:[0-9A-Fa-f:]"),
+)
+
+
+def pii_guard(entities: Iterable[PiiEntity]) -> PatternGuard:
+    """The guard of policy kind ``pii``."""
+    wanted = set(entities)
+    scanners: list[Scanner] = []
+    if "EMAIL_ADDRESS" in wanted:
+        scanners.append(_EMAIL_SCANNER)
+    if numbers := tuple(pattern for entity, pattern in _NUMBERS.items() if entity in wanted):
+        scanners.append(
+            Scanner(
+                numbers,
+                re.compile(rf"[0-9+(]{_NUMBER}*+\Z"),
+                longest=2 + 4 * 14 + 3,
+                gate=re.compile("[0-9]"),
+            )
+        )
+    if "IBAN_CODE" in wanted:
+        scanners.append(_IBAN_SCANNER)
+    if "IP_ADDRESS" in wanted:
+        scanners.append(_IP_SCANNER)
+    return PatternGuard(scanners)

@@ -1,0 +1,31 @@
+"""How models are judged: answers are scored, scores are compared, and a gate decides. Pure functions."""
+
+from validation.models.gate import GateCheck, GateConfig, GateDecision, decide
+from validation.models.scoring import (
+    ClassScore,
+    Comparison,
+    Example,
+    ModelScore,
+    Scorecard,
+    compare,
+    read_label,
+    score,
+)
+from validation.models.statistics import mcnemar_p, wilson_interval
+
+__all__ = [
+    "ClassScore",
+    "Comparison",
+    "Example",
+    "GateCheck",
+    "GateConfig",
+    "GateDecision",
+    "ModelScore",
+    "Scorecard",
+    "compare",
+    "decide",
+    "mcnemar_p",
+    "read_label",
+    "score",
+    "wilson_interval",
+]
