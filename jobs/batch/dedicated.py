@@ -1,0 +1,286 @@
+"""The dedicated engine: Ray Data LLM starts vLLM for this batch and spreads it over the cluster.
+
+Worth its start (a minute or two) for large batches. Requests are read from storage by the workers, guards
+run in their own stage before and after the engine, and finished rows stream back to the job, which writes
+them: a result row is small beside the work that made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.contracts import PolicyDocument, Principal
+from cluster.errors import UnavailableError, UsageError
+from cluster.job.preflight import preflight
+from jobs.batch.guarding import BatchGuards, judged_answer, refused
+from jobs.batch.rows import Answer, BatchRequest, request_of
+from jobs.batch.sampling import engine_parameters, unsupported
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+
+class DedicatedConfig(BaseModel):
+    """Ray Data LLM's own settings, under their own names (``vLLMEngineProcessorConfig``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments.")
+    concurrency: int = Field(1, ge=1, description="Engine replicas.")
+    batch_size: int = Field(64, ge=1, description="Rows that go to an engine together.")
+    accelerator_type: str | None = Field(None, description="Ray's accelerator type; none on CPU.")
+    placement_group_config: dict[str, Any] = Field(
+        default_factory=lambda: {"bundles": [{"CPU": 1}]},
+        description="Ray's placement group of one replica; Ray's own default asks for a GPU.",
+    )
+    guard_concurrency: int = Field(
+        1, ge=1, description="Workers for the guards, before and after the engine."
+    )
+    guard_num_cpus: float = Field(0.5, gt=0, description="Logical CPUs of one such worker.")
+    start_timeout_s: float = Field(900.0, gt=0, description="Seconds to the first row: the engine's start.")
+    stall_timeout_s: float = Field(
+        300.0, gt=0, description="Seconds without a row after which the batch is given up."
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the engine loads."""
+
+    model_source: str
+    adapter: str | None = None
+    adapters_uri: str | None = None
+    max_lora_rank: int = 16
+
+
+def check_supported(request: BatchRequest) -> None:
+    """Refuse what plain generation cannot honour. Raises UsageError."""
+    if keys := unsupported(request.body):
+        raise UsageError(
+            f"Row {request.custom_id} asks for {', '.join(keys)}, which the dedicated engine does not have:"
+            " use engine: warm; nothing was run."
+        )
+
+
+def check_schedulable(config: DedicatedConfig) -> None:
+    """Refuse a plan that the cluster could never place. Raises RefusedError."""
+    bundles = list(config.placement_group_config.get("bundles") or []) * config.concurrency
+    guards = [{"CPU": config.guard_num_cpus}] * (2 * config.guard_concurrency)
+    # Ray Data's own tasks take what is left, one CPU at least.
+    preflight([*bundles, *guards, {"CPU": 1}], asker="The batch", remedy="lower dedicated.concurrency")
+
+
+class DedicatedEngine:
+    """Runs the guards and the engine over request files."""
+
+    def __init__(
+        self,
+        config: DedicatedConfig,
+        weights: Weights,
+        policy: PolicyDocument,
+        principal: Principal,
+        *,
+        chat: bool,
+        seed: bool,
+        stop: bool,
+    ) -> None:
+        self._config, self._weights, self._policy, self._principal = config, weights, policy, principal
+        self._chat, self._seed, self._stop = chat, seed, stop
+
+    def answers(self, requests: Dataset) -> Iterator[dict[str, Any]]:
+        """Stored rows as they finish. Raises UnavailableError when the engine stalls."""
+        from ray.data import DataContext
+        from ray.data.expressions import col
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+        # The job has a progress line of its own; Ray Data's would bury it.
+        DataContext.get_current().enable_progress_bars = False
+        guards = {
+            "fn_constructor_args": (self._policy, self._principal),
+            "concurrency": self._config.guard_concurrency,
+            "num_cpus": self._config.guard_num_cpus,
+            "batch_size": self._config.batch_size,
+            "batch_format": "pyarrow",
+        }
+        guarded = requests.map_batches(_GuardRequests, **guards).materialize()
+        yield from _rows(guarded.filter(expr=col("blocked")), "answer")
+        processor = build_processor(
+            vLLMEngineProcessorConfig(**self._processor_settings()),
+            preprocess=_Preprocess(self._weights.adapter, self._chat, self._seed, self._stop),
+            postprocess=_postprocess,
+        )
+        clear = guarded.filter(expr=~col("blocked"))
+        if clear.count() == 0:
+            return
+        answered = processor(clear).map_batches(_GuardAnswers, **guards)
+        yield from _watched(
+            _rows(answered, "answer"), self._config.start_timeout_s, self._config.stall_timeout_s
+        )
+
+    def _processor_settings(self) -> dict[str, Any]:
+        engine = dict(self._config.engine_kwargs)
+        if self._weights.adapter is not None:
+            engine = {
+                "enable_lora": True,
+                "max_loras": 1,
+                "max_lora_rank": self._weights.max_lora_rank,
+                **engine,
+            }
+        return {
+            "model_source": self._weights.model_source,
+            "dynamic_lora_loading_path": self._weights.adapters_uri,
+            "engine_kwargs": engine,
+            "concurrency": self._config.concurrency,
+            "batch_size": self._config.batch_size,
+            "accelerator_type": self._config.accelerator_type,
+            "placement_group_config": self._config.placement_group_config,
+            "chat_template_stage": {"enabled": self._chat, "num_cpus": 0.25},
+            "tokenize_stage": {"enabled": True, "num_cpus": 0.25},
+            "detokenize_stage": {"enabled": False},
+            # One row that the engine cannot take must not cost the others.
+            "should_continue_on_error": True,
+        }
+
+
+class _GuardRequests:
+    """Ray Data stage: the policy over prompts. A blocked row carries its answer already."""
+
+    def __init__(self, policy: PolicyDocument, principal: Principal) -> None:
+        self._guards = BatchGuards(policy, principal)
+
+    def __call__(self, batch: Any) -> dict[str, list[Any]]:
+        return _as_columns(asyncio.run(self._all(batch.to_pylist())))
+
+    async def _all(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return list(await asyncio.gather(*(self._one(row) for row in rows)))
+
+    async def _one(self, row: dict[str, Any]) -> dict[str, Any]:
+        request = request_of(row)
+        asked = await self._guards.request(request)
+        return {
+            **row,
+            "body": json.dumps(asked.body),
+            "asked": asked.model_dump_json(exclude={"body"}),
+            "blocked": asked.blocked,
+            "answer": json.dumps(refused(request, asked).columns()) if asked.blocked else "",
+        }
+
+
+class _GuardAnswers:
+    """Ray Data stage: the policy over what the engine made, and the row as it is stored."""
+
+    def __init__(self, policy: PolicyDocument, principal: Principal) -> None:
+        self._guards = BatchGuards(policy, principal)
+
+    def __call__(self, batch: Any) -> dict[str, list[Any]]:
+        return {"answer": asyncio.run(self._all(batch.to_pylist()))}
+
+    async def _all(self, rows: list[dict[str, Any]]) -> list[str]:
+        answers = await asyncio.gather(*(self._one(row) for row in rows))
+        return [json.dumps(answer.columns()) for answer in answers]
+
+    async def _one(self, row: dict[str, Any]) -> Answer:
+        from validation.guards import BodyVerdict
+
+        request = request_of(row)
+        asked = BodyVerdict.model_validate({**json.loads(row["asked"]), "body": request.body})
+        if error := row.get("__inference_error__"):
+            return Answer(
+                request,
+                "failed",
+                input_findings=asked.findings,
+                error_code="engine_error",
+                error_message=" ".join(str(error).split())[:500],
+            )
+        made = await self._guards.answer(request, _openai_body(request, row))
+        return judged_answer(request, asked, made, float(row["time_taken_llm"]))
+
+
+class _Preprocess:
+    """A stored request as Ray Data LLM wants it: messages or prompt, and sampling parameters."""
+
+    def __init__(self, adapter: str | None, chat: bool, seed: bool, stop: bool) -> None:
+        self._adapter, self._chat, self._seed, self._stop = adapter, chat, seed, stop
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        body = json.loads(row["body"])
+        key = "messages" if self._chat else "prompt"
+        wanted = {
+            key: body[key],
+            "sampling_params": engine_parameters(body, row["row_id"], seed=self._seed, stop=self._stop),
+        }
+        return {**wanted, "model": self._adapter} if self._adapter is not None else wanted
+
+
+_KEPT = ("row_id", "custom_id", "endpoint", "body", "asked")
+
+
+def _postprocess(row: dict[str, Any]) -> dict[str, Any]:
+    figures = ("generated_text", "num_input_tokens", "num_generated_tokens", "time_taken_llm")
+    return {key: row[key] for key in (*_KEPT, *figures)}
+
+
+def _openai_body(request: BatchRequest, row: dict[str, Any]) -> dict[str, Any]:
+    """The engine's row as an OpenAI answer, so that both engines store the same."""
+    made, asked = int(row["num_generated_tokens"]), int(row["num_input_tokens"])
+    # Ray Data LLM does not pass vLLM's finish_reason on; a text cut at its limit is the one other ending.
+    choice: dict[str, Any] = {
+        "index": 0,
+        "finish_reason": "length" if made >= request.body["max_tokens"] else "stop",
+    }
+    if request.endpoint == "completions":
+        choice["text"] = row["generated_text"]
+    else:
+        choice["message"] = {"role": "assistant", "content": row["generated_text"]}
+    return {
+        "object": "text_completion" if request.endpoint == "completions" else "chat.completion",
+        "choices": [choice],
+        "usage": {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made},
+    }
+
+
+def _as_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def _rows(dataset: Dataset, column: str) -> Iterator[dict[str, Any]]:
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for text in batch.column(column).to_pylist():
+            yield json.loads(text)
+
+
+def _watched(rows: Iterator[dict[str, Any]], start_s: float, stall_s: float) -> Iterator[dict[str, Any]]:
+    """The same rows; an engine that stops without a word ends the batch instead of holding it for ever."""
+    waiting: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue(maxsize=10_000)
+
+    def drain() -> None:
+        try:
+            for row in rows:
+                waiting.put(row)
+            waiting.put(None)
+        except BaseException as error:
+            waiting.put(error)
+
+    threading.Thread(target=drain, daemon=True, name="batch-results").start()
+    limit = start_s
+    while True:
+        try:
+            item = waiting.get(timeout=limit)
+        except queue.Empty:
+            raise UnavailableError(
+                f"The dedicated engine gave no row for {limit:g} s; see its worker's log in Ray's dashboard."
+            ) from None
+        if item is None:
+            return
+        if isinstance(item, BaseException):
+            raise item
+        limit = stall_s
+        yield item

@@ -1,0 +1,195 @@
+"""Rows of a batch: what is asked, what came back, and the files that hold either."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from cluster.contracts import Finding
+from cluster.storage import Attempt, ObjectStore, canonical_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Endpoint = Literal["chat", "completions"]
+Status = Literal["succeeded", "blocked", "failed"]
+
+#: Folders below the attempt. Requests are scratch: they are gone before the artifact is committed.
+OUTPUT, ERRORS, REQUESTS = "output", "errors", "requests"
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One input row, normalised: an OpenAI request body and the names by which it is found again."""
+
+    row_id: str
+    custom_id: str
+    endpoint: Endpoint
+    body: dict[str, Any]
+
+    @property
+    def prompt(self) -> str:
+        """What a reader would call the prompt: the last message, or the completion's prompt."""
+        if self.endpoint == "completions":
+            return str(self.body.get("prompt", ""))
+        messages = self.body.get("messages") or [{}]
+        return text_of(messages[-1].get("content"))
+
+    def with_body(self, body: dict[str, Any]) -> BatchRequest:
+        """The same row with another body."""
+        return replace(self, body=body)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one row. ``request`` is what the model saw, so redactions are in it."""
+
+    request: BatchRequest
+    status: Status
+    response: str = ""
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    body: dict[str, Any] | None = None
+    input_findings: Sequence[Finding] = field(default_factory=tuple)
+    output_findings: Sequence[Finding] = field(default_factory=tuple)
+    error_code: str = ""
+    error_message: str = ""
+    seconds: float = 0.0
+
+    def columns(self) -> dict[str, Any]:
+        """The row as it is stored; the same columns in output/ and errors/."""
+        return {
+            "row_id": self.request.row_id,
+            "custom_id": self.request.custom_id,
+            "status": self.status,
+            # A blocked prompt may hold the very thing that the policy keeps out of storage.
+            "prompt": "" if self.status == "blocked" else self.request.prompt,
+            "response": self.response,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "body": canonical_json(self.body).decode() if self.body is not None else None,
+            "input_action": strongest(self.input_findings),
+            "output_action": strongest(self.output_findings),
+            "guards": canonical_json({"input": self.input_findings, "output": self.output_findings}).decode(),
+            "error_code": self.error_code,
+            "error_message": self.error_message,
+            "seconds": self.seconds,
+        }
+
+
+def answer_schema() -> pa.Schema:
+    """Arrow schema of output/ and errors/: fixed, so that an empty or all-null file has it too."""
+    import pyarrow as pa
+
+    text, whole = pa.string(), pa.int64()
+    return pa.schema(
+        {
+            "row_id": text,
+            "custom_id": text,
+            "status": text,
+            "prompt": text,
+            "response": text,
+            "finish_reason": text,
+            "prompt_tokens": whole,
+            "completion_tokens": whole,
+            "body": text,
+            "input_action": text,
+            "output_action": text,
+            "guards": text,
+            "error_code": text,
+            "error_message": text,
+            "seconds": pa.float64(),
+        }.items()
+    )
+
+
+def request_schema() -> pa.Schema:
+    """Arrow schema of the scratch requests; a body is JSON, since no two need have the same keys."""
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.string()) for name in ("row_id", "custom_id", "endpoint", "body")])
+
+
+def request_columns(request: BatchRequest) -> dict[str, str]:
+    """A request as stored."""
+    return {**asdict(request), "body": canonical_json(request.body).decode()}
+
+
+def request_of(columns: Mapping[str, Any]) -> BatchRequest:
+    """A request as read back."""
+    return BatchRequest(
+        columns["row_id"], columns["custom_id"], columns["endpoint"], json.loads(columns["body"])
+    )
+
+
+class PartWriter:
+    """Writes rows into numbered Parquet files of at most ``rows_per_file`` rows below an attempt's folder."""
+
+    def __init__(self, attempt: Attempt, folder: str, schema: pa.Schema, rows_per_file: int) -> None:
+        self._attempt, self._folder, self._schema, self._rows = attempt, folder, schema, rows_per_file
+        self._waiting: list[Mapping[str, Any]] = []
+        self._parts = 0
+        self.count = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take one row; a full part goes to storage."""
+        self._waiting.append(row)
+        self.count += 1
+        if len(self._waiting) >= self._rows:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left, and one empty file if there was no row, so that readers find the schema."""
+        if self._waiting or not self._parts:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table, sink = pa.Table.from_pylist(list(self._waiting), schema=self._schema), pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self._attempt.write(f"{self._folder}/part-{self._parts:05d}.parquet", sink.getvalue().to_pybytes())
+        self._parts += 1
+        self._waiting = []
+
+
+def read_parts(
+    store: ObjectStore, attempt: Attempt, folder: str, columns: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """All rows below an attempt's folder, a row group at a time."""
+    import pyarrow.parquet as pq
+
+    files = store.filesystem()
+    for stored in sorted(store.list(f"{attempt.prefix}{folder}/"), key=lambda item: item.key):
+        with files.open_input_file(f"{store.bucket}/{stored.key}") as source:
+            for batch in pq.ParquetFile(source).iter_batches(batch_size=1024, columns=columns):
+                yield from batch.to_pylist()
+
+
+def discrepancy(asked: Iterable[str], answered: Iterable[str]) -> str | None:
+    """Why the answered row ids are not exactly the asked ones, in words; None if they are."""
+    wanted, found = Counter(asked), Counter(answered)
+    if wanted == found:
+        return None
+    missing, extra = wanted - found, found - wanted
+    shown = ", ".join(list(missing | extra)[:3])
+    return f"{missing.total()} rows have no result, {extra.total()} too many or unasked ({shown})"
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, which OpenAI allows to be a string or a list of parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def strongest(findings: Iterable[Finding]) -> str:
+    """The strongest action among those that counted: block, redact, flag, or none."""
+    actions = {finding.action.value for finding in findings if not finding.shadow}
+    return next((action for action in ("block", "redact", "flag") if action in actions), "none")

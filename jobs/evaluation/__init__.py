@@ -1,0 +1,1 @@
+"""How ``jobs.evaluate`` asks: one engine for the base model and its adapter."""

@@ -1,0 +1,208 @@
+"""Fine-tune a model with LoRA on a dataset version: Ray Train, checkpoints in S3.
+
+    ray job submit --address http://127.0.0.1:8265 --runtime-env runtime_env.yaml --working-dir . -- \
+        python -m jobs.finetune --config jobs/configs/demo/finetune.yaml
+
+The artifact (kind ``checkpoint``) holds ``adapter/`` (PEFT's files) and ``training.jsonl`` (one line a step:
+step, loss, samples_seen, elapsed_s). The loss counts the tokens of the last message, the assistant's, only.
+If a worker dies, Ray Train restarts the workers from the last checkpoint; if the whole job dies, the same
+command resumes from it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from cluster.contracts import ArtifactInput, Manifest
+from cluster.errors import MantaError
+from cluster.job import JobConfig, JobResult, JobRun, command, start_run
+from cluster.job.preflight import preflight
+from cluster.models import ensure_model
+from cluster.settings import load_settings
+from cluster.storage import ArtifactStore, object_store
+from jobs.inputs import find_artifact
+from jobs.rows import split_files
+from jobs.session import connect
+from jobs.training.arguments import RUNTIME_ARGUMENTS, LoraArguments, TrainingArguments
+
+if TYPE_CHECKING:
+    from ray.train import Result
+
+    from jobs.training.worker import WorkerPlan
+
+CODE_EPOCH = 1
+
+
+class FinetuneConfig(JobConfig):
+    """A base model, a dataset, and how the one learns from the other."""
+
+    #: The inputs' digests stand for dataset and base_model.
+    runtime_fields: ClassVar[frozenset[str]] = frozenset(
+        {"dataset", "base_model", "resources_per_worker", "max_failures"}
+    )
+
+    dataset: str = Field(description="A dataset artifact's address, or latest:<name>.")
+    split: str = Field("train", description="Which split of the dataset to learn from.")
+    base_model: str = Field(
+        description="demo, a folder, s3://..., a Hugging Face id, or a model artifact's address."
+    )
+    base_model_name: str | None = Field(
+        None, description="Name of the base model's artifact, if it must be made; else from its source."
+    )
+    training: TrainingArguments = Field(
+        default_factory=TrainingArguments, description="As in transformers.TrainingArguments."
+    )
+    lora: LoraArguments = Field(default_factory=LoraArguments, description="As in peft.LoraConfig.")
+    num_workers: int = Field(2, ge=1, description="Training workers; one step's rows grow with them.")
+    resources_per_worker: dict[str, float] = Field(
+        default_factory=lambda: {"CPU": 0.5}, description="Ray resources of each worker, e.g. CPU, GPU."
+    )
+    max_failures: int = Field(2, ge=0, description="Restarts of the workers before the job fails.")
+
+    def meaning(self) -> dict[str, Any]:
+        """Without what cannot change the weights."""
+        meaning = super().meaning()
+        training = meaning["training"]
+        meaning["training"] = {key: training[key] for key in training if key not in RUNTIME_ARGUMENTS}
+        meaning.pop("base_model_name")
+        return meaning
+
+
+def run(config: FinetuneConfig) -> JobResult:
+    """Fine-tune, or find it done.
+
+    Raises NotFoundError for an unknown dataset or model, RefusedError for more resources than the cluster
+    has or rows that cannot be learned from, UnavailableError if there is no cluster.
+    """
+    store = object_store()
+    store.check()
+    artifacts = ArtifactStore(store)
+    dataset = find_artifact(artifacts, load_settings().team, "dataset", config.dataset)
+    split_files(artifacts, dataset, config.split)
+    base = ensure_model(
+        config.base_model, config.base_model_name, progress=lambda said: print(said, flush=True)
+    )
+    inputs = [ArtifactInput(address=str(m.ref), digest=m.data_digest) for m in (base, dataset)]
+    with start_run("finetune", "checkpoint", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
+        if job.done:
+            return job.result(job.done)
+        connect()
+        preflight(
+            [config.resources_per_worker] * config.num_workers,
+            asker="Fine-tuning",
+            remedy="lower num_workers or resources_per_worker",
+        )
+        trained = _train(job, config, base, dataset)
+        manifest = _store(job, config, base, dataset, trained)
+        _discard(job)
+        return job.result(manifest)
+
+
+def _train(job: JobRun, config: FinetuneConfig, base: Manifest, dataset: Manifest) -> Result:
+    from jobs.training.progress import worker_progress
+    from jobs.training.storage import earlier_checkpoint
+    from jobs.training.worker import WorkerPlan
+
+    earlier = earlier_checkpoint(job.store, job.ref)
+    if earlier is not None:
+        job.progress(f"run {earlier.run_id} left a checkpoint at step {earlier.step}: going on from there")
+    job.progress(f"{config.num_workers} workers load {base.ref}")
+    with worker_progress(job) as progress:
+        plan = WorkerPlan(
+            base=base,
+            dataset=dataset,
+            split=config.split,
+            arguments=config.training,
+            lora=config.lora,
+            resume=earlier.checkpoint if earlier else None,
+            progress=progress,
+        )
+        return _fit(job, config, plan)
+
+
+def _fit(job: JobRun, config: FinetuneConfig, plan: WorkerPlan) -> Result:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from jobs.training.storage import experiment
+    from jobs.training.worker import train
+
+    path, name = experiment(job)
+    use_gpu = config.resources_per_worker.get("GPU", 0) > 0
+    trainer = TorchTrainer(
+        train,
+        train_loop_config={"plan": plan},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker=dict(config.resources_per_worker),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=job.store.filesystem(),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.training.save_total_limit),
+        ),
+    )
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        # What a worker says to a user is said to the user; a bug keeps its traceback.
+        for failure in getattr(error, "worker_failures", {}).values():
+            cause = getattr(failure, "cause", failure)
+            if isinstance(cause, MantaError):
+                raise cause from None
+        raise
+
+
+def _store(
+    job: JobRun, config: FinetuneConfig, base: Manifest, dataset: Manifest, trained: Result
+) -> Manifest:
+    """Copy the adapter and the curve of the last checkpoint into the attempt, and commit."""
+    from jobs.training.worker import ADAPTER, STATE
+
+    assert trained.checkpoint is not None, "every run ends with a checkpoint"
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(trained.checkpoint.to_directory(scratch))
+        state = json.loads((directory / STATE).read_text())
+        job.attempt.upload(directory / ADAPTER, ADAPTER)
+    curve = "".join(f"{json.dumps(record)}\n" for record in state["history"])
+    job.attempt.write("training.jsonl", curve.encode())
+    summary = {
+        "base_model": str(base.ref),
+        "dataset": str(dataset.ref),
+        "steps": state["step"],
+        "first_loss": state["history"][0]["loss"],
+        "last_loss": _mean_of_last(state["history"]),
+        "training_s": round(state["elapsed_s"], 1),
+        "lora_rank": config.lora.r,
+    }
+    counts = {"samples_seen": state["samples_seen"], "left_out_too_long": state["too_long"]}
+    return job.commit(counts=counts, summary=summary)
+
+
+def _mean_of_last(history: list[dict[str, float]], steps: int = 5) -> float:
+    """One step's loss is noise; the mean of the last few is a figure."""
+    losses = [record["loss"] for record in history[-steps:]]
+    return round(sum(losses) / len(losses), 6)
+
+
+def _discard(job: JobRun) -> None:
+    """A failed clean-up is no failed job: dead attempts are collected later."""
+    from jobs.training.storage import discard
+
+    try:
+        discard(job)
+    except OSError as error:
+        job.progress(f"the training checkpoints were not deleted: {error}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(command(FinetuneConfig, run))

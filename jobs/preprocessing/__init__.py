@@ -1,0 +1,1 @@
+"""The steps of ``jobs.preprocess``: reading, cleaning, shaping, writing."""

@@ -1,0 +1,1 @@
+"""How ``jobs.finetune`` trains: the rows and their order, the workers' loop, checkpoints and resuming."""

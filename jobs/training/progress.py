@@ -1,0 +1,68 @@
+"""What the workers tell while they train, as lines and metrics of the job."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cluster.job import JobRun
+
+_POLL_S = 0.5
+
+
+@contextmanager
+def worker_progress(job: JobRun) -> Iterator[Any]:
+    """A ``ray.util.queue.Queue`` for the workers; what they put into it becomes progress and metrics."""
+    from ray.util.queue import Queue
+
+    queue, stop = Queue(actor_options={"num_cpus": 0}), threading.Event()
+    reader = threading.Thread(target=_read, args=(job, queue, stop), name="training-progress", daemon=True)
+    reader.start()
+    try:
+        yield queue
+    finally:
+        stop.set()
+        reader.join(timeout=10)
+        queue.shutdown(force=True)
+
+
+def _read(job: JobRun, queue: Any, stop: threading.Event) -> None:
+    from ray.exceptions import RayError
+    from ray.util.queue import Empty
+
+    lines = _Lines()
+    while True:
+        ending = stop.is_set()
+        try:
+            record = queue.get(timeout=_POLL_S)
+        except Empty:
+            if ending:
+                return
+            continue
+        except RayError:  # The cluster is going away; the training's own error says why.
+            return
+        job.progress(lines.of(record))
+        if "loss" in record:
+            job.log_metrics({"loss": record["loss"]}, step=record["step"])
+
+
+class _Lines:
+    """Words for records, with the time that is left by the pace since the last (re)start."""
+
+    def __init__(self) -> None:
+        self._steps, self._first, self._clock = 0, 0, 0.0
+
+    def of(self, record: dict[str, Any]) -> str:
+        if "begins_at" in record:
+            self._steps, self._first, self._clock = record["steps"], record["begins_at"], time.monotonic()
+            how = f"resumes at step {self._first}" if self._first else "begins"
+            return f"training {how}: {self._steps} steps over {record['rows']:,} rows"
+        done = record["step"] - self._first
+        left = (time.monotonic() - self._clock) / max(1, done) * (self._steps - record["step"])
+        return (
+            f"step {record['step']}/{self._steps}, loss {record['loss']:.4f},"
+            f" {record['samples_seen']:,} rows seen, about {left:.0f} s left"
+        )
