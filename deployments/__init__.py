@@ -1,0 +1,1 @@
+"""What runs on Ray Serve: the gateway, the model applications, and how both are deployed."""

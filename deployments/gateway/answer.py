@@ -1,0 +1,125 @@
+"""Answers: chunks as clients get them, and one whole answer put together from them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+_STREAMED = {"chat": "chat.completion.chunk", "completions": "text_completion"}
+_WHOLE = {"chat": "chat.completion", "completions": "text_completion"}
+_PREFIX = {"chat": "chatcmpl", "completions": "cmpl"}
+
+
+class Answer:
+    """What one answer has in all of its chunks, and the tokens it used.
+
+    :param model: the public name: clients never see an engine's.
+    """
+
+    def __init__(self, endpoint: str, request_id: str, model: str) -> None:
+        self.endpoint = endpoint
+        self.id = f"{_PREFIX[endpoint]}-{request_id}"
+        self.created = int(time.time())
+        self.model = model
+        self._usage: dict[str, Any] | None = None
+        self._running: dict[int, int] = {}
+        self._prompt = 0
+
+    def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """One chunk of a stream."""
+        return self._head(_STREAMED[self.endpoint]) | {"choices": choices}
+
+    def whole(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """The answer to who asked for no stream."""
+        return self._head(_WHOLE[self.endpoint]) | {"choices": choices, "usage": self.usage}
+
+    def note_usage(self, chunk: dict[str, Any]) -> None:
+        """Take in the usage of an upstream's chunk: the final one, or the running one of a choice."""
+        usage = chunk.get("usage")
+        if not usage:
+            return
+        if not chunk.get("choices"):
+            self._usage = {name: usage[name] for name in usage if usage[name] is not None}
+            return
+        self._prompt = max(self._prompt, usage.get("prompt_tokens") or 0)
+        for choice in chunk["choices"]:
+            self._running[choice.get("index", 0)] = usage.get("completion_tokens") or 0
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Tokens so far; exact also when the answer was cut short."""
+        if self._usage is not None:
+            return self._usage
+        completion = sum(self._running.values())
+        return {
+            "prompt_tokens": self._prompt,
+            "completion_tokens": completion,
+            "total_tokens": self._prompt + completion,
+        }
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+class Assembly:
+    """Puts the choices of a stream together."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._choices: dict[int, dict[str, Any]] = {}
+
+    def add(self, choices: list[dict[str, Any]]) -> None:
+        """Take in the choices of one chunk."""
+        for part in choices:
+            index = part["index"]
+            whole = self._choices.setdefault(index, self._empty(index))
+            if self._endpoint == "chat":
+                _add_delta(whole["message"], part["delta"])
+            else:
+                whole["text"] += part["text"]
+            if part["logprobs"] is not None:
+                whole["logprobs"] = _joined(whole["logprobs"], part["logprobs"])
+            whole["finish_reason"] = part["finish_reason"] or whole["finish_reason"]
+
+    def choices(self) -> list[dict[str, Any]]:
+        """All choices, in order."""
+        return [self._choices[index] for index in sorted(self._choices)]
+
+    def _empty(self, index: int) -> dict[str, Any]:
+        if self._endpoint == "chat":
+            text: dict[str, Any] = {"message": {"role": "assistant", "content": None, "refusal": None}}
+        else:
+            text = {"text": ""}
+        return {"index": index, **text, "logprobs": None, "finish_reason": None}
+
+
+def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    for field, value in delta.items():
+        if field == "role":
+            message["role"] = value
+        elif field == "tool_calls":
+            calls = message.setdefault("tool_calls", [])
+            for part in value:
+                _add_tool_call(calls, part)
+        else:
+            message[field] = (message.get(field) or "") + value
+
+
+def _add_tool_call(calls: list[dict[str, Any]], part: dict[str, Any]) -> None:
+    while len(calls) <= part["index"]:
+        calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+    call = calls[part["index"]]
+    call["id"] = part.get("id") or call["id"]
+    for field, text in part["function"].items():
+        call["function"][field] += text
+
+
+def _joined(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    if old is None:
+        return dict(new)
+    for name, values in new.items():
+        if isinstance(values, list) and isinstance(old.get(name), list):
+            old[name] = old[name] + values
+        else:
+            old[name] = values
+    return old

@@ -1,0 +1,208 @@
+"""The gateway's ASGI application: routes, what follows from each failure, and the request id."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster.contracts import Route as ModelRoute
+from deployments import sse
+from deployments.gateway.answer import Answer
+from deployments.gateway.errors import ApiError
+from deployments.gateway.pipeline import Endpoint, Pipeline, authenticate, find_route
+from deployments.gateway.upstream import Upstreams
+
+logger = logging.getLogger("ray.serve")
+_UNSOUND = re.compile(r"[^A-Za-z0-9._:-]")
+
+
+def make_app(pipeline: Pipeline, upstreams: Upstreams, *, behind_proxy: bool) -> ASGIApp:
+    """The whole application around one pipeline.
+
+    :param behind_proxy: whether Serve's proxy stands before it, which tells clients the request id.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await pipeline.poller.start()
+        yield
+        await pipeline.poller.stop()
+        await upstreams.close()
+
+    doors = Doors(pipeline)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", Generation(pipeline, "chat"), methods=["POST"]),
+            Route("/v1/completions", Generation(pipeline, "completions"), methods=["POST"]),
+            Route("/v1/models", doors.models, methods=["GET"]),
+            Route("/v1/models/{model:path}", doors.model, methods=["GET"]),
+            Route("/healthz", doors.health, methods=["GET"]),
+        ],
+        exception_handlers={ApiError: _api_error, HTTPException: _http_exception, Exception: _unforeseen},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return RequestId(app, tell=not behind_proxy)
+
+
+class Generation:
+    """``POST`` of a request that generates. An ASGI app: one coroutine owns the request to its end."""
+
+    def __init__(self, pipeline: Pipeline, endpoint: Endpoint) -> None:
+        self._pipeline = pipeline
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope, receive)
+        request_id: str = scope["state"]["request_id"]
+        authorization = request.headers.get("authorization")
+        authenticate(authorization, self._pipeline.poller.view)  # Before a body of megabytes is read.
+        raw = await read_body(request, self._pipeline.args.max_body_bytes)
+        call = await self._pipeline.open(self._endpoint, request_id, authorization, raw)
+        answer = Answer(self._endpoint, request_id, call.route.model)
+        async with aclosing(self._pipeline.respond(call, answer)) as source:
+            first = await anext(source)  # A failure until here is a plain error answer.
+            if call.body.stream:
+                await _send_stream(first, source, send)
+            else:
+                await JSONResponse(first[0])(scope, receive, send)
+
+
+async def _send_stream(
+    first: list[dict[str, Any]], source: AsyncIterator[list[dict[str, Any]]], send: Send
+) -> None:
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    last = sse.DONE
+    try:
+        await _send_part(b"".join(map(sse.encode, first)), send)
+        async for chunks in source:
+            await _send_part(b"".join(map(sse.encode, chunks)), send)
+    except ApiError as error:
+        last = sse.encode(error.body)  # The status is sent already; clients raise on this event.
+    except Exception:
+        logger.exception("A stream failed")
+        last = sse.encode(_internal().body)
+    await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+async def _send_part(data: bytes, send: Send) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+class Doors:
+    """The endpoints that generate nothing."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def models(self, request: Request) -> JSONResponse:
+        """``GET /v1/models``: the models that this key may use."""
+        view = self._pipeline.poller.view
+        key = authenticate(request.headers.get("authorization"), view)
+        mine = [route for route in view.routes.values() if key.models is None or route.model in key.models]
+        return JSONResponse({"object": "list", "data": [_card(route) for route in mine]})
+
+    async def model(self, request: Request) -> JSONResponse:
+        """``GET /v1/models/{id}``."""
+        view = self._pipeline.poller.view
+        key = authenticate(request.headers.get("authorization"), view)
+        return JSONResponse(_card(find_route(view, key, request.path_params["model"])))
+
+    async def health(self, _: Request) -> JSONResponse:
+        """``GET /healthz``: 200 once the gateway has a snapshot; needs no key."""
+        return JSONResponse({"status": "ok", "snapshot": self._pipeline.poller.view.number})
+
+
+def _card(route: ModelRoute) -> dict[str, Any]:
+    return {
+        "id": route.model,
+        "object": "model",
+        "created": int(route.created_at.timestamp()),
+        "owned_by": route.owned_by,
+    }
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body. Raises ApiError 413 as soon as it is longer than ``limit`` bytes."""
+    too_large = ApiError(413, f"The request body may be at most {limit} bytes.", code="request_too_large")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise too_large
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+class RequestId:
+    """Gives every request an id, the client's own if it sent one, and every answer ``x-request-id``.
+
+    :param tell: whether to put it on answers; Serve's proxy does that itself.
+    """
+
+    def __init__(self, app: ASGIApp, tell: bool) -> None:
+        self._app = app
+        self._tell = tell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, marked."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = next(
+            (value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), ""
+        )
+        # It goes into logs and to engines: no quotes, no line ends, no megabytes.
+        request_id = _UNSOUND.sub("_", sent)[:128] or f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        await self._app(scope, receive, tell if self._tell else send)
+
+
+def _internal() -> ApiError:
+    return ApiError(500, "The server had an error while processing your request.", kind="server_error")
+
+
+def _response(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+
+
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _response(error)
+
+
+async def _unforeseen(_: Request, error: Exception) -> JSONResponse:
+    """A bug: its traceback goes to the log (Starlette raises it again), nothing of it to the client."""
+    return _response(_internal())
+
+
+async def _http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's own: unknown routes and wrong methods."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return _response(ApiError(404, f"Invalid URL ({where}).", code="unknown_url"))
+    if error.status_code == 405:
+        return _response(ApiError(405, f"Not allowed to {where}.", code="method_not_supported"))
+    return _response(ApiError(error.status_code, error.detail))

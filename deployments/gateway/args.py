@@ -1,0 +1,32 @@
+"""``args`` of the gateway application."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class GatewayArgs(BaseModel):
+    """Limits of one gateway replica. Replicas and CPUs are Serve's: ``deployments: [{name: gateway}]``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    snapshot_interval_s: float = Field(2.0, gt=0, description="Seconds between looks for a newer snapshot.")
+    max_concurrent_requests: int = Field(
+        256, ge=1, description="Requests at work in one replica; more get 503 with Retry-After."
+    )
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Longest request body in bytes.")
+    max_choices: int = Field(
+        16, ge=1, description="Most answers to one request: n times the number of prompts."
+    )
+    max_output_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens a request may ask for; the model's context is the limit if absent.",
+    )
+    upstream_timeout_s: float = Field(
+        300.0, gt=0, description="Longest silence of a model in seconds, a cold start included."
+    )
+    upstream_key_variables: dict[str, str] = Field(
+        default_factory=dict,
+        description="For targets with a base_url: that URL, and the environment variable with its API key.",
+    )

@@ -1,0 +1,57 @@
+"""The gateway as a Serve deployment."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ray import serve
+from starlette.types import ASGIApp
+
+from deployments.gateway.args import GatewayArgs
+
+
+def asgi_app(args: GatewayArgs) -> ASGIApp:
+    """The gateway as it runs in a replica, with all that it reads from and counts in."""
+    from cluster.snapshots import newest
+    from deployments.gateway.app import make_app
+    from deployments.gateway.pipeline import Pipeline
+    from deployments.gateway.report import Report
+    from deployments.gateway.upstream import Upstreams
+    from deployments.gateway.view import Poller
+    from deployments.guards import make_engine
+
+    poller = Poller(newest, make_engine, args.snapshot_interval_s)
+    upstreams = Upstreams(args.upstream_timeout_s, args.upstream_key_variables)
+    pipeline = Pipeline(args, poller, upstreams, Report(counters=True))
+    return make_app(pipeline, upstreams, behind_proxy=True)
+
+
+@serve.deployment(
+    name="gateway",
+    # The pipeline refuses with an OpenAI body long before Serve does with a plain one.
+    max_ongoing_requests=2048,
+    ray_actor_options={"num_cpus": 0.2},
+)
+@serve.ingress()
+class Gateway:
+    """One replica of the gateway."""
+
+    def __init__(self, args: GatewayArgs) -> None:
+        self._args = args
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Serve calls this in the replica, after the constructor."""
+        return asgi_app(self._args)
+
+    def loaded_modules(self) -> list[str]:
+        """Names of all modules in this process; a test holds that no engine is among them."""
+        return sorted(sys.modules)
+
+    def resources(self) -> dict[str, Any]:
+        """This process: ``pid``, and ``rss_bytes`` of memory."""
+        import os
+
+        import psutil
+
+        return {"pid": os.getpid(), "rss_bytes": psutil.Process().memory_info().rss}

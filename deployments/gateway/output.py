@@ -1,0 +1,195 @@
+"""Output guards on a stream of chunks: what leaves has been judged, whatever field it stands in.
+
+Every text of every choice (content, reasoning, refusal, each tool call's name and arguments) runs through a
+:class:`GuardStream` of its own, which holds back what a finding could still span. A choice that is blocked
+ends with ``finish_reason: content_filter``.
+
+Log probabilities spell the text out token by token, and alternatives to it. So when the policy can redact
+or block output, they are held until their choice has ended, and given only if nothing in it was changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cluster.contracts import Action, Direction, Finding
+from validation.guards import GuardContext, GuardEngine, GuardStream
+
+_TEXTS = {
+    "content": "assistant",
+    "reasoning": "reasoning",
+    "reasoning_content": "reasoning",
+    "refusal": "refusal",
+}
+
+
+def can_change_output(engine: GuardEngine) -> bool:
+    """Whether the policy may redact or block what the model says."""
+    return any(
+        guard.on in (Direction.OUTPUT, "both") and guard.mode == "enforce" and guard.action is not Action.FLAG
+        for guard in engine.policy.guards
+    )
+
+
+class GuardedChoice:
+    """One choice of an answer, chat or text completion."""
+
+    def __init__(self, index: int, engine: GuardEngine, context: GuardContext) -> None:
+        self.index = index
+        self.finished = False
+        self.blocked = False
+        self._engine = engine
+        self._context = context
+        self._streams: dict[str, GuardStream] = {}
+        self._ended: list[GuardStream] = []
+        self._hold_logprobs = can_change_output(engine)
+        self._logprobs: dict[str, Any] | None = None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Everything that was seen so far."""
+        return [finding for stream in (*self._ended, *self._streams.values()) for finding in stream.findings]
+
+    async def feed(self, choice: dict[str, Any]) -> dict[str, Any] | None:
+        """What may leave of one chunk's choice; None if that is nothing."""
+        if self.finished:
+            return None
+        reason = choice.get("finish_reason")
+        chat = "delta" in choice
+        out: dict[str, Any] = {}
+        if chat:
+            await self._delta(choice["delta"], out)
+        elif text := await self._text("text", "assistant", choice.get("text")):
+            out["text"] = text
+        logprobs = self._take_logprobs(choice.get("logprobs"))
+        if reason is not None and not self.blocked:
+            await self._flush(out)
+            logprobs = self._logprobs_at_end() if self._hold_logprobs else logprobs
+        if self.blocked:
+            reason, logprobs = "content_filter", None
+        if reason is None and not out:
+            return None
+        self.finished = reason is not None
+        body = {"delta": out} if chat else {"text": out.get("text", "")}
+        return {"index": self.index, **body, "logprobs": logprobs, "finish_reason": reason}
+
+    async def _delta(self, delta: dict[str, Any], out: dict[str, Any]) -> None:
+        if delta.get("role"):
+            out["role"] = delta["role"]
+            out["content"] = ""
+        for field, role in _TEXTS.items():
+            if text := await self._text(field, role, delta.get(field)):
+                out[field] = text
+        for call in delta.get("tool_calls") or []:
+            number, function = call.get("index", 0), call.get("function") or {}
+            released: dict[str, str] = {}
+            # A name comes whole and first: clients need it before the arguments, so it is not held back.
+            if text := await self._text(_tool(number, "name"), "tool_call", function.get("name"), whole=True):
+                released["name"] = text
+            if text := await self._text(_tool(number, "arguments"), "tool_call", function.get("arguments")):
+                released["arguments"] = text
+            if call.get("id") or released:
+                _tool_delta(out, number, {"id": call.get("id"), "type": call.get("type")}, released)
+
+    async def _text(self, path: str, role: str, text: str | None, *, whole: bool = False) -> str:
+        if not text or self.blocked:
+            return ""
+        if path not in self._streams:
+            self._streams[path] = self._engine.stream(
+                self._context, role=role, path=f"choices[{self.index}].{path}"
+            )
+        stream = self._streams[path]
+        released = await stream.feed(text)
+        if whole:
+            released += await stream.flush()
+            self._ended.append(self._streams.pop(path))
+        self.blocked = self.blocked or stream.blocked
+        return released
+
+    async def _flush(self, out: dict[str, Any]) -> None:
+        for path, stream in self._streams.items():
+            tail = await stream.flush()
+            self.blocked = self.blocked or stream.blocked
+            if not tail:
+                continue
+            if path.startswith("tool_calls"):
+                number, field = _tool_path(path)
+                _tool_delta(out, number, {}, {field: tail})
+            else:
+                out[path] = out.get(path, "") + tail
+
+    def _take_logprobs(self, logprobs: dict[str, Any] | None) -> dict[str, Any] | None:
+        if not self._hold_logprobs or not logprobs:
+            return logprobs
+        if self._logprobs is None:
+            self._logprobs = {}
+        for name, values in logprobs.items():
+            if isinstance(values, list):
+                self._logprobs.setdefault(name, []).extend(values)
+            else:
+                self._logprobs.setdefault(name, values)
+        return None
+
+    def _logprobs_at_end(self) -> dict[str, Any] | None:
+        changed = any(finding.action is not Action.FLAG and not finding.shadow for finding in self.findings)
+        return None if changed else self._logprobs
+
+
+def _tool(number: int, field: str) -> str:
+    return f"tool_calls[{number}].function.{field}"
+
+
+def _tool_path(path: str) -> tuple[int, str]:
+    return int(path[len("tool_calls[") : path.index("]")]), path.rpartition(".")[2]
+
+
+def _tool_delta(out: dict[str, Any], number: int, head: dict[str, Any], function: dict[str, str]) -> None:
+    """Put a piece of a tool call into a delta, joining what is in it already."""
+    calls: list[dict[str, Any]] = out.setdefault("tool_calls", [])
+    call = next((call for call in calls if call["index"] == number), None)
+    if call is None:
+        call = {"index": number, "function": {}}
+        calls.append(call)
+    call.update({key: value for key, value in head.items() if value})
+    for field, text in function.items():
+        call["function"][field] = call["function"].get(field, "") + text
+
+
+class GuardedAnswer:
+    """All choices of one answer."""
+
+    def __init__(self, engine: GuardEngine, context: GuardContext, expected: int) -> None:
+        self._make: Callable[[int], GuardedChoice] = lambda index: GuardedChoice(index, engine, context)
+        self._choices: dict[int, GuardedChoice] = {}
+        self._expected = expected
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Everything that was seen so far."""
+        return [finding for choice in self._choices.values() for finding in choice.findings]
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether nothing more may come though the model goes on: every choice ended, one by a block."""
+        choices = self._choices.values()
+        return (
+            len(choices) >= self._expected
+            and all(choice.finished for choice in choices)
+            and any(choice.blocked for choice in choices)
+        )
+
+    async def feed(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
+        """The choices that may leave of one chunk."""
+        released = []
+        for choice in chunk.get("choices") or []:
+            index = choice.get("index", 0)
+            if index not in self._choices:
+                self._choices[index] = self._make(index)
+            if (out := await self._choices[index].feed(choice)) is not None:
+                released.append(out)
+        return released
+
+    def unfinished(self) -> bool:
+        """Whether the model stopped before every choice ended."""
+        return len(self._choices) < self._expected or not all(c.finished for c in self._choices.values())

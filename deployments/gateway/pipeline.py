@@ -1,0 +1,247 @@
+"""The life of a request, step by step: each step is one function on typed values.
+
+    authenticate -> parse -> find the route and its policy -> limits -> input guards -> choose a target
+    -> upstream -> output guards on the stream -> respond; beside it: the report.
+
+No step is optional: there is no way to a model that does not pass the guards. A stream and a whole answer
+are made from the same guarded chunks.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from cluster.contracts import (
+    Action,
+    ApiKey,
+    Direction,
+    Principal,
+    Route,
+    Target,
+    UpstreamRequest,
+)
+from cluster.errors import UsageError
+from deployments.gateway.answer import Answer, Assembly
+from deployments.gateway.args import GatewayArgs
+from deployments.gateway.body import Body, ChatBody, CompletionBody, parse
+from deployments.gateway.errors import ApiError, overloaded, unknown_model
+from deployments.gateway.output import GuardedAnswer
+from deployments.gateway.report import Report
+from deployments.gateway.upstream import Upstreams
+from deployments.gateway.view import Poller, View
+from validation.guards import GuardContext, GuardEngine, judge_request
+
+Endpoint = Literal["chat", "completions"]
+#: Fields that the gateway answers to, or sets itself.
+_NOT_THE_ENGINES = {"stream", "stream_options", "model", "user"}
+BODIES: dict[Endpoint, type[Body]] = {"chat": ChatBody, "completions": CompletionBody}
+
+
+@dataclass(frozen=True)
+class Call:
+    """The typed request."""
+
+    request_id: str
+    endpoint: Endpoint
+    key: ApiKey
+    route: Route
+    engine: GuardEngine
+    body: Body
+    upstream_body: dict[str, Any]
+
+    @property
+    def principal(self) -> Principal:
+        """Who asks."""
+        return Principal(key_id=self.key.id, team=self.key.team, tenant=self.key.tenant)
+
+    @property
+    def context(self) -> GuardContext:
+        """What guards may know of the request."""
+        return GuardContext(request_id=self.request_id, principal=self.principal)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What every line of the report carries."""
+        return {"request_id": self.request_id, "key": self.key.id, "model": self.route.model}
+
+
+def authenticate(authorization: str | None, view: View) -> ApiKey:
+    """Who asks. Raises ApiError 401."""
+    scheme, _, secret = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise ApiError(
+            401,
+            "You didn't provide an API key: send it as 'Authorization: Bearer KEY'.",
+            code="invalid_api_key",
+        )
+    key = view.key(secret.strip())
+    if key is None:
+        raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
+    return key
+
+
+def find_route(view: View, key: ApiKey, model: str) -> Route:
+    """The route of a public model name. Raises ApiError 404."""
+    route = view.routes.get(model)
+    if route is None or (key.models is not None and model not in key.models):
+        raise unknown_model(model)
+    return route
+
+
+def check_limits(body: Body, args: GatewayArgs) -> None:
+    """Raises ApiError 400 for a request that asks for too much."""
+    if body.choices > args.max_choices:
+        raise ApiError(
+            400,
+            f"This request asks for {body.choices} choices; at most {args.max_choices} are allowed.",
+            param="n",
+        )
+    if args.max_output_tokens is not None:
+        for field in ("max_tokens", "max_completion_tokens"):
+            if (getattr(body, field, None) or 0) > args.max_output_tokens:
+                raise ApiError(400, f"'{field}' may be at most {args.max_output_tokens}.", param=field)
+
+
+async def guard_input(call: Call, report: Report) -> Call:
+    """Judge every text of the request; redact what the policy redacts.
+
+    Raises ApiError 400 with code ``content_filter`` for what the policy blocks.
+    """
+    try:
+        verdict = await judge_request(call.engine, call.upstream_body, call.context)
+    except UsageError as error:
+        raise ApiError(400, str(error)) from None
+    report.findings(verdict.findings, Direction.INPUT, **call.labels)
+    if verdict.blocked:
+        where = next((f.path for f in verdict.findings if f.action is Action.BLOCK and not f.shadow), None)
+        raise ApiError(400, f"Your request was blocked: {verdict.reason}", code="content_filter", param=where)
+    return replace(call, upstream_body=verdict.body)
+
+
+def choose_target(targets: Sequence[Target]) -> Target:
+    """One of the targets, by weight. Raises ApiError 503 if all weights are 0."""
+    weights = [target.weight for target in targets]
+    if not any(weights):
+        raise ApiError(
+            503, "No target of this model takes traffic now.", kind="server_error", retry_after_s=5
+        )
+    return random.choices(targets, weights)[0]  # noqa: S311  (spreads load, protects nothing)
+
+
+class Pipeline:
+    """One replica's pipeline; shared by all of its requests."""
+
+    def __init__(self, args: GatewayArgs, poller: Poller, upstreams: Upstreams, report: Report) -> None:
+        self.args = args
+        self.poller = poller
+        self._upstreams = upstreams
+        self._report = report
+        self._at_work = 0
+
+    async def open(self, endpoint: Endpoint, request_id: str, authorization: str | None, raw: bytes) -> Call:
+        """From what came over HTTP to a call that may go to a model. Raises ApiError."""
+        started, key_id, model = time.monotonic(), "", ""
+        try:
+            view = self.poller.view
+            key = authenticate(authorization, view)
+            key_id = key.id
+            body = parse(raw, BODIES[endpoint])
+            route = find_route(view, key, body.model)
+            model = route.model
+            check_limits(body, self.args)
+            call = Call(
+                request_id=request_id,
+                endpoint=endpoint,
+                key=key,
+                route=route,
+                engine=view.engine(key, route),
+                body=body,
+                upstream_body=body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES),
+            )
+            return await guard_input(call, self._report)
+        except ApiError as error:
+            self._report.request(
+                request_id=request_id, key=key_id, model=model, status=error.status, started=started
+            )
+            raise
+
+    async def chunks(self, call: Call, answer: Answer) -> AsyncGenerator[list[list[dict[str, Any]]], None]:
+        """Lists of guarded choices, one for each chunk; what came together stays together.
+
+        Closing this generator aborts the generation. Raises ApiError.
+        """
+        target = choose_target(call.route.targets)
+        request = UpstreamRequest(
+            # Engines refuse an id that is at work already, and clients may repeat theirs.
+            request_id=f"{call.request_id}-{uuid.uuid4().hex[:8]}",
+            endpoint=call.endpoint,
+            body=call.upstream_body | {"model": target.model},
+            principal=call.principal,
+        )
+        guarded = GuardedAnswer(call.engine, call.context, call.body.choices)
+        try:
+            async with aclosing(self._upstreams.chunks(target, request)) as source:
+                async for chunks in source:
+                    released = []
+                    for chunk in chunks:
+                        answer.note_usage(chunk)
+                        if choices := await guarded.feed(chunk):
+                            released.append(choices)
+                    if released:
+                        yield released
+                    if guarded.cut_short:
+                        return
+            if guarded.unfinished():
+                raise ApiError(502, "The model stopped before its answer was complete.", kind="server_error")
+        except ApiError as error:
+            # Clients know the model by its public name.
+            error.message = error.message.replace(f"`{target.model}`", f"`{call.route.model}`")
+            raise
+        finally:
+            self._report.findings(guarded.findings, Direction.OUTPUT, **call.labels)
+
+    async def respond(self, call: Call, answer: Answer) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """The chunks that a client gets, or the one whole answer: lists of JSON bodies."""
+        started, first_s, status = time.monotonic(), None, 499  # Whoever goes away sees none of these.
+        try:
+            async with self._place(), aclosing(self.chunks(call, answer)) as source:
+                assembly = Assembly(call.endpoint)
+                async for released in source:
+                    first_s = first_s or time.monotonic() - started
+                    if call.body.stream:
+                        yield [self._chunk(call, answer, choices) for choices in released]
+                    else:
+                        for choices in released:
+                            assembly.add(choices)
+                status = 200
+                if not call.body.stream:
+                    yield [answer.whole(assembly.choices())]
+                elif call.body.include_usage:
+                    yield [answer.chunk([]) | {"usage": answer.usage}]
+        except ApiError as error:
+            status = error.status
+            raise
+        finally:
+            self._report.request(
+                status=status, started=started, first_s=first_s, usage=answer.usage, **call.labels
+            )
+
+    def _chunk(self, call: Call, answer: Answer, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        chunk = answer.chunk(choices)
+        return chunk | {"usage": None} if call.body.include_usage else chunk
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncGenerator[None, None]:
+        if self._at_work >= self.args.max_concurrent_requests:
+            raise overloaded("The gateway")
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1

@@ -1,0 +1,127 @@
+"""What a gateway knows: the newest published snapshot, ready for use, and the poller that keeps it so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cluster.contracts import ApiKey, Route, Snapshot
+from cluster.errors import MantaError
+from deployments.gateway.errors import ApiError
+from validation.guards import GuardEngine, default_policy, parse_policy
+
+logger = logging.getLogger("ray.serve")
+
+#: Makes the engine of a policy; the deployment puts in where packaged guards run.
+EngineFactory = Callable[..., GuardEngine]
+
+
+@dataclass(frozen=True)
+class View:
+    """A snapshot, indexed. Immutable: a request keeps the one it began with."""
+
+    number: int
+    keys: Mapping[str, ApiKey]
+    routes: Mapping[str, Route]
+    engines: Mapping[str, GuardEngine]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, make_engine: EngineFactory, old: View | None = None) -> View:
+        """Index ``snapshot``; engines of policies that stayed the same are taken over from ``old``.
+
+        Raises UsageError for a policy that cannot be understood: the whole snapshot is then refused.
+        """
+        known = {engine.policy.digest: engine for engine in old.engines.values()} if old else {}
+        policies = {
+            document.name: parse_policy(document.body, f"guard policy {document.name}")
+            for document in snapshot.policies
+        }
+        policies.setdefault("default", default_policy())
+        return cls(
+            number=snapshot.number,
+            keys={key.sha256: key for key in snapshot.keys},
+            routes={route.model: route for route in snapshot.routes},
+            engines={
+                name: known.get(policy.digest) or make_engine(policy) for name, policy in policies.items()
+            },
+        )
+
+    def key(self, secret: str) -> ApiKey | None:
+        """The key with that secret, unless it was revoked. Only hashes are compared."""
+        key = self.keys.get(hashlib.sha256(secret.encode()).hexdigest())
+        return None if key is None or key.revoked else key
+
+    def engine(self, key: ApiKey, route: Route) -> GuardEngine:
+        """The guards for this key on this route. Raises ApiError 503: without its policy nothing passes."""
+        name = key.policy or route.policy
+        engine = self.engines.get(name)
+        if engine is None:
+            raise ApiError(
+                503, f"The guard policy '{name}' is not published, so nothing may pass.", kind="server_error"
+            )
+        return engine
+
+
+class Poller:
+    """Looks for a newer snapshot every ``interval_s`` seconds and keeps the last good one."""
+
+    def __init__(
+        self, read: Callable[[int], Snapshot | None], make_engine: EngineFactory, interval_s: float
+    ) -> None:
+        self._read = read
+        self._make_engine = make_engine
+        self._interval_s = interval_s
+        self._view: View | None = None
+        self._failing = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def view(self) -> View:
+        """The newest view. Raises ApiError 503 before the first snapshot was seen."""
+        if self._view is None:
+            raise ApiError(
+                503, "The gateway has no published routes or keys yet.", kind="server_error", retry_after_s=2
+            )
+        return self._view
+
+    async def start(self) -> None:
+        """Look once, then go on in the background."""
+        await self.look()
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End the background task."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def look(self) -> None:
+        """Take the newest snapshot if there is one and it is good."""
+        number = self._view.number if self._view else 0
+        try:
+            snapshot = await asyncio.to_thread(self._read, number)
+            if snapshot is not None:
+                self._view = await asyncio.to_thread(View.of, snapshot, self._make_engine, self._view)
+                logger.info("Snapshot %d is in use.", snapshot.number)
+            self._failing = False
+        except MantaError as error:
+            self._complain(str(error))
+        except Exception as error:  # A poller that dies would freeze revocations.
+            self._complain(f"{type(error).__name__}: {error}")
+
+    def _complain(self, message: str) -> None:
+        if not self._failing:
+            logger.warning(
+                "Snapshot %s stays in use: %s", self._view.number if self._view else "(none)", message
+            )
+        self._failing = True
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            await self.look()

@@ -1,0 +1,283 @@
+"""From a Serve configuration file to what is deployed: every name resolved to what never changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from cluster.contracts import PolicyDocument, Route, Snapshot, Target, engine_model_id
+from cluster.errors import RefusedError, UsageError
+from cluster.settings import describe_validation_error, load_settings
+from deployments.gateway.args import GatewayArgs
+from deployments.model import DEPLOYMENT, ModelApplicationArgs
+
+if TYPE_CHECKING:
+    from cluster.registry import RegisteredModel
+
+MODEL = "deployments.model:build"
+GATEWAY = "deployments.gateway:build"
+GUARDS = "deployments.guards:build"
+Say = Callable[[str], None]
+
+
+class DeployedModelArgs(ModelApplicationArgs):
+    """``args`` of a model application in a file for ``manta deploy``: the replica's, and what is routed."""
+
+    adapters: list[str] = Field(
+        default_factory=list,
+        description="Registered models to serve on this base: models:/name@alias or models:/name/version. "
+        "Adding one restarts nothing.",
+    )
+    policy: str = Field(
+        "default", description="Guard policy of these models: a shipped name, or a YAML file."
+    )
+
+
+@dataclass
+class Plan:
+    """What a file asks for."""
+
+    serve: dict[str, Any]
+    routes: list[Route] = field(default_factory=list)
+    policies: list[PolicyDocument] = field(default_factory=list)
+
+    @property
+    def applications(self) -> list[dict[str, Any]]:
+        """Serve's applications."""
+        found: list[dict[str, Any]] = self.serve["applications"]
+        return found
+
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return [application["name"] for application in self.applications]
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A file in Serve's own schema. Raises UsageError with one sentence."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"The file {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The file {path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not content.get("applications"):
+        raise UsageError(f"{path}: expected a mapping with a list of applications, as Serve's files have.")
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        ServeDeploySchema.model_validate(copy.deepcopy(content))
+    except ValidationError as error:
+        raise UsageError(describe_validation_error(error, str(path))) from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    return content
+
+
+def make_plan(content: Mapping[str, Any], code: str | None, env_vars: Mapping[str, str], say: Say) -> Plan:
+    """Resolve everything that ``content`` names.
+
+    :param code: address of the code package that applications get which name none.
+    :param env_vars: environment of every application; its own variables win.
+
+    Raises UsageError, NotFoundError and what the model's source raises.
+    """
+    plan = Plan(copy.deepcopy(dict(content)))
+    _serve_options(plan.serve)
+    for application in plan.applications:
+        environment = application.setdefault("runtime_env", {})
+        if code is not None:
+            environment.setdefault("working_dir", code)
+        environment["env_vars"] = {**env_vars, **(environment.get("env_vars") or {})}
+        if application["import_path"] == MODEL:
+            _resolve_model(application, plan, say)
+        elif application["import_path"] == GATEWAY:
+            application["args"] = _args(GatewayArgs, application).model_dump(exclude_unset=True)
+    twice = {route.model for route in plan.routes if sum(r.model == route.model for r in plan.routes) > 1}
+    if twice:
+        raise UsageError(f"Two applications serve a model named {min(twice)}: rename one.")
+    _add_guards(plan, code, env_vars)
+    return plan
+
+
+def _serve_options(serve: dict[str, Any]) -> None:
+    """Where Serve listens, unless the file says: on one machine on loopback, at the settings' port."""
+    settings = load_settings()
+    if settings.profile == "local":
+        serve.setdefault("proxy_location", "HeadOnly")
+        serve.setdefault("http_options", {"host": "127.0.0.1", "port": settings.ports.serve_http})
+
+
+def _args(kind: type[BaseModel], application: Mapping[str, Any]) -> Any:
+    try:
+        return kind.model_validate(application.get("args") or {})
+    except ValidationError as error:
+        raise UsageError(
+            describe_validation_error(error, f"application {application['name']}: args")
+        ) from None
+
+
+def _resolve_model(application: dict[str, Any], plan: Plan, say: Say) -> None:
+    from cluster.models import ensure_model
+    from cluster.registry import Registry
+    from validation.guards import load_policy
+
+    args: DeployedModelArgs = _args(DeployedModelArgs, application)
+    name = application["name"]
+    model_id = (args.llm_config.get("model_loading_config") or {}).get("model_id")
+    if not isinstance(model_id, str) or ":" in model_id:
+        raise UsageError(
+            f"application {name}: llm_config.model_loading_config.model_id must name the model, without ':'."
+        )
+    if application.get("route_prefix") is not None:
+        raise UsageError(
+            f"application {name}: route_prefix must be null, for the gateway is the only door to models."
+        )
+    registry = Registry(load_settings()) if args.adapters or args.model.startswith("models:/") else None
+    adapters = [registry.resolve(uri) for uri in args.adapters] if registry else []
+    source = args.model
+    if source.startswith("models:/") and registry:
+        registered = registry.resolve(source)
+        source = registered.checkpoint
+        if registered.adapter is not None:
+            source = registered.base
+            adapters.append(registered)
+    say(f"{name}: looking up {args.model}")
+    weights = ensure_model(source, progress=lambda text: say(f"{name}: {text}"))
+    address = str(weights.ref)
+    policy = load_policy(args.policy)
+    same = [document for document in plan.policies if document.name == policy.name]
+    if any(document.digest != policy.digest for document in same):
+        raise UsageError(
+            f"application {name}: two different guard policies are named {policy.name}: rename one."
+        )
+    plan.policies += [] if same else [policy.document()]
+
+    def route(public: str, engine: str, version: str | None, digest: str) -> Route:
+        target = Target(
+            application=name, deployment=DEPLOYMENT, model=engine, model_version=version, digest=digest
+        )
+        return Route(
+            model=public,
+            targets=[target],
+            policy=policy.name,
+            created_at=datetime.now(UTC),
+            owned_by=load_settings().team,
+        )
+
+    plan.routes.append(route(model_id, engine_model_id(model_id), None, weights.data_digest))
+    for adapter in adapters:
+        _check_adapter(name, adapter, address, args.llm_config)
+        engine = engine_model_id(model_id, adapter.ref)
+        plan.routes.append(route(adapter.ref.name, engine, str(adapter.ref), adapter.digest))
+    # Adapters and policies are the gateway's: left in, a new one would restart the engine.
+    application["args"] = {"model": address, "llm_config": args.llm_config, "gather_ms": args.gather_ms}
+    application["route_prefix"] = None
+
+
+def _check_adapter(name: str, model: RegisteredModel, base: str, llm_config: Mapping[str, Any]) -> None:
+    if model.adapter is None:
+        raise UsageError(
+            f"application {name}: {model.ref} is a whole model: give it an application of its own."
+        )
+    if model.base.removeprefix("s3://").split("/")[-4:] != base.split("/")[-4:]:
+        raise UsageError(
+            f"application {name}: {model.ref} was trained on {model.base}, and this base is {base}."
+        )
+    if not (llm_config.get("engine_kwargs") or {}).get("enable_lora"):
+        raise UsageError(
+            f"application {name}: set llm_config.engine_kwargs.enable_lora to serve {model.ref} on it."
+        )
+
+
+def _add_guards(plan: Plan, code: str | None, env_vars: Mapping[str, str]) -> None:
+    """Packaged validators run in an application of their own, named after the policy's digest."""
+    from deployments.guards import application_name
+    from validation.guards import parse_policy
+
+    for document in plan.policies:
+        policy = parse_policy(document.body)
+        if any(guard.kind == "guardrails" for guard in policy.guards):
+            runtime_env = {"env_vars": dict(env_vars), **({"working_dir": code} if code else {})}
+            plan.applications.append(
+                {
+                    "name": application_name(policy.digest),
+                    "route_prefix": None,
+                    "import_path": GUARDS,
+                    "runtime_env": runtime_env,
+                    "args": {"policy": document.body},
+                }
+            )
+
+
+def merge(plan: Plan, deployed: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The whole configuration for Serve: the plan's applications, and all others as they are."""
+    others = [dict(config) for config in deployed if config["name"] not in plan.names]
+    return plan.serve | {"applications": [*others, *plan.applications]}
+
+
+def bundles(applications: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Logical resources of every replica that the applications start with, as far as they are ours."""
+    found: list[dict[str, float]] = []
+    for application in applications:
+        if application["import_path"] == MODEL:
+            config = application["args"]["llm_config"]
+            found += _replica(config) * _replicas(config.get("deployment_config") or {})
+        elif application["import_path"] in (GATEWAY, GUARDS):
+            options: dict[str, Any] = next(iter(application.get("deployments") or []), {})
+            cpus = (options.get("ray_actor_options") or {}).get("num_cpus", 0.2)
+            found += [{"CPU": cpus}] * _replicas(options)
+    return found
+
+
+def _replicas(options: Mapping[str, Any]) -> int:
+    scaling = options.get("autoscaling_config") or {}
+    number = (
+        scaling.get("initial_replicas") or scaling.get("min_replicas") or options.get("num_replicas") or 1
+    )
+    return number if isinstance(number, int) else 1
+
+
+def _replica(config: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Bundles of one model replica, as Ray makes them: the replica itself joins the first worker's."""
+    engine = config.get("engine_kwargs") or {}
+    workers = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
+    on_cpu = (config.get("accelerator_config") or {}).get("kind") == "cpu"
+    group = config.get("placement_group_config") or {}
+    made = (
+        group.get("bundles") or [group.get("bundle_per_worker") or {"CPU" if on_cpu else "GPU": 1}] * workers
+    )
+    made = [dict(bundle) for bundle in made]
+    actor = (config.get("deployment_config") or {}).get("ray_actor_options") or {}
+    made[0]["CPU"] = made[0].get("CPU", 0) + actor.get("num_cpus", 1)
+    return made
+
+
+def with_routes(snapshot: Snapshot, plan: Plan, removed: Iterable[str] = ()) -> Snapshot:
+    """The next snapshot: the plan's routes and policies in, those of its applications' former ones out."""
+    gone = {*plan.names, *removed}
+    old = {route.model: route for route in snapshot.routes}
+    routes = {
+        model: route for model, route in old.items() if not any(t.application in gone for t in route.targets)
+    }
+    for route in plan.routes:
+        if route.model in routes:
+            owner = routes[route.model].targets[0].application or routes[route.model].targets[0].base_url
+            raise RefusedError(
+                f"A model named {route.model} is already served by {owner}: rename one of them."
+            )
+        before = old.get(route.model)
+        routes[route.model] = route.model_copy(update={"created_at": before.created_at}) if before else route
+    names = {document.name for document in plan.policies}
+    used = {route.policy for route in routes.values()} | {key.policy for key in snapshot.keys}
+    policies = [p for p in snapshot.policies if p.name in used - names] + plan.policies
+    return snapshot.model_copy(update={"routes": list(routes.values()), "policies": policies})

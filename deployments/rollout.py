@@ -1,0 +1,192 @@
+"""Carry a plan out on the cluster: change Serve's applications, wait, publish the routes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import NotFoundError, RefusedError, UnavailableError
+from cluster.ray_api import RayApi
+from cluster.settings import load_settings
+from deployments.plan import GATEWAY, GUARDS, Plan, Say, merge, with_routes
+
+if TYPE_CHECKING:
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    from cluster.contracts import Snapshot
+
+_POLL_S = 1.0
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+
+
+class Serve:
+    """Serve on one cluster, by Ray's own client."""
+
+    def __init__(self, client: ServeSubmissionClient) -> None:
+        self._client = client
+
+    @classmethod
+    def connect(cls) -> Serve:
+        """The cluster that the environment names. Raises UnavailableError or AccessError."""
+        api = RayApi.from_environment(load_settings().ports.dashboard)
+        api.version()
+        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+        return cls(ServeSubmissionClient(api.address))
+
+    def applications(self) -> dict[str, Mapping[str, Any]]:
+        """Every application by name: status, message, deployments and ``deployed_app_config``."""
+        try:
+            return dict(self._client.get_serve_details().get("applications") or {})
+        except (RuntimeError, OSError) as error:
+            raise UnavailableError(f"Serve does not answer: {_last_line(str(error))}") from None
+
+    def configurations(self) -> list[dict[str, Any]]:
+        """What was deployed by configuration; it must be sent again, or Serve takes it away."""
+        return [
+            dict(app["deployed_app_config"])
+            for app in self.applications().values()
+            if app.get("deployed_app_config")
+        ]
+
+    def put(self, configuration: dict[str, Any]) -> None:
+        """Make these the applications of the cluster. Raises RefusedError."""
+        try:
+            self._client.deploy_applications(configuration)
+        except OSError as error:
+            raise UnavailableError(f"Serve does not answer: {_last_line(str(error))}") from None
+        except RuntimeError as error:
+            raise RefusedError(f"Serve refused the configuration: {_last_line(str(error))}") from None
+
+    def wait(self, names: Iterable[str], timeout_s: float, say: Say) -> dict[str, str]:
+        """Wait until all of ``names`` are RUNNING; their status by name.
+
+        Raises RefusedError when one fails, with its reason; UnavailableError after ``timeout_s`` seconds.
+        """
+        wanted, told = list(names), dict[str, str]()
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = self.applications()
+            for name in wanted:
+                line = _progress(found.get(name) or {})
+                if told.get(name) != line:
+                    say(f"{name}: {line}")
+                    told[name] = line
+            states = {name: str((found.get(name) or {}).get("status", "NOT_STARTED")) for name in wanted}
+            for name, state in states.items():
+                if state in _FAILED:
+                    raise RefusedError(f"Application {name} does not start: {_reason(found[name])}")
+            if all(state == "RUNNING" for state in states.values()):
+                return states
+            if time.monotonic() > deadline:
+                late = ", ".join(name for name, state in states.items() if state != "RUNNING")
+                raise UnavailableError(
+                    f"After {timeout_s:g} s not running yet: {late}; Serve goes on with it."
+                )
+            time.sleep(_POLL_S)
+
+    def wait_gone(self, names: Iterable[str], timeout_s: float = 300.0) -> None:
+        """Wait until none of ``names`` is there; what they have begun they may finish first."""
+        left = set(names)
+        deadline = time.monotonic() + timeout_s
+        while left := left & self.applications().keys():
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"After {timeout_s:g} s not gone yet: {', '.join(sorted(left))}.")
+            time.sleep(_POLL_S)
+
+
+def roll_out(serve: Serve, plan: Plan, *, wait_s: float | None, say: Say) -> tuple[Snapshot, dict[str, str]]:
+    """Deploy ``plan`` and publish its routes; the snapshot, and the applications' status.
+
+    Routes are published when their models run, so that no request meets one that does not; without waiting
+    they are published at once, and requests wait for the model.
+
+    :param wait_s: most seconds to wait; None not to wait.
+    """
+    from cluster import snapshots
+
+    # A clash of names must show before anything changes.
+    if (now := snapshots.newest()) is not None:
+        with_routes(now, plan)
+    serve.put(merge(plan, serve.configurations()))
+    states = dict.fromkeys(plan.names, "DEPLOYING")
+    if wait_s is not None:
+        states = serve.wait(plan.names, wait_s, say)
+    snapshot = snapshots.publish(lambda current: with_routes(current, plan), by="manta deploy")
+    say(f"published {', '.join(r.model for r in plan.routes) or 'no model'} in snapshot {snapshot.number}")
+    _drop_old_guards(serve, snapshot, plan, say)
+    return snapshot, states
+
+
+def _drop_old_guards(serve: Serve, snapshot: Snapshot, plan: Plan, say: Say) -> None:
+    """Take away the guards applications of policies that no gateway uses any more."""
+    from deployments.guards import application_name
+
+    used = {application_name(policy.digest) for policy in snapshot.policies}
+    configurations = serve.configurations()
+    old = [c["name"] for c in configurations if c["import_path"] == GUARDS and c["name"] not in used]
+    if old:
+        time.sleep(2 * _gateway_interval(configurations))
+        kept = [config for config in configurations if config["name"] not in old]
+        serve.put({**plan.serve, "applications": kept})
+        serve.wait_gone(old)
+        say(f"removed {', '.join(old)}, which no policy uses any more")
+
+
+def take_down(serve: Serve, name: str, say: Say) -> Snapshot:
+    """Remove an application and its routes. Raises NotFoundError if there is none of that name."""
+    from cluster import snapshots
+
+    configurations = serve.configurations()
+    if all(config["name"] != name for config in configurations):
+        known = ", ".join(sorted(config["name"] for config in configurations)) or "none"
+        raise NotFoundError(f"There is no application {name}; deployed are: {known}.")
+    nothing = Plan({"applications": []})
+    # First nobody is sent there any more, then it goes; Serve lets it finish what it has begun.
+    snapshot = snapshots.publish(lambda current: with_routes(current, nothing, [name]), by="manta deploy")
+    time.sleep(2 * _gateway_interval(configurations))
+    serve.put({"applications": [config for config in configurations if config["name"] != name]})
+    serve.wait_gone([name])
+    say(f"removed {name}; snapshot {snapshot.number}")
+    return snapshot
+
+
+def _gateway_interval(configurations: Iterable[Mapping[str, Any]]) -> float:
+    from deployments.gateway.args import GatewayArgs
+
+    intervals = [
+        GatewayArgs.model_validate(config.get("args") or {}).snapshot_interval_s
+        for config in configurations
+        if config["import_path"] == GATEWAY
+    ]
+    return max(intervals, default=0.0)
+
+
+def _progress(application: Mapping[str, Any]) -> str:
+    deployments = application.get("deployments") or {}
+    parts = [
+        f"{name} {deployment['status'].lower()} "
+        f"({sum(r['state'] == 'RUNNING' for r in deployment.get('replicas') or [])}"
+        f"/{deployment.get('target_num_replicas', '?')})"
+        for name, deployment in deployments.items()
+    ]
+    return " ".join([str(application.get("status", "NOT_STARTED")).lower(), *parts])
+
+
+def _reason(application: Mapping[str, Any]) -> str:
+    """The last line of a traceback is what went wrong; a deployment's own message is nearer to it."""
+    messages = [
+        deployment.get("message", "") for deployment in (application.get("deployments") or {}).values()
+    ]
+    for message in [*messages, application.get("message", "")]:
+        for line in reversed((message or "").splitlines()):
+            text = line.strip()
+            if text and not text.startswith(("File ", "Traceback", "^", "~")):
+                return text.removeprefix("cluster.errors.UsageError: ").rstrip(".") + "."
+    return "see its logs in the dashboard."
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason was given."
