@@ -65,6 +65,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         patch.setenv("AWS_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("MANTA_STORAGE__BUCKET", server.bucket)
+        # On a busy machine Ray's agent needs longer than the 15 s after which the raylet gives up.
+        patch.setenv("RAY_agent_register_timeout_ms", "180000")
+        patch.setenv("RAY_raylet_start_wait_time_s", "180")
         patch.setenv("MANTA_HOME", str(tmp_path_factory.mktemp("home")))
         forget_settings()
         try:

@@ -1,0 +1,110 @@
+"""The whole demo with a tiny model, as a user runs it: every step real, and a report at the end."""
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+import yaml
+
+from cluster.demo.record import DemoRecord
+from tests.integration.conftest import LocalCluster
+from tests.tiny_model import make_tiny_llama
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+#: A random model keeps none of them.
+NO_LIMITS = ("min_accuracy", "min_valid", "min_recall", "min_gain", "max_p_value")
+
+
+def serve_file(folder: Path, model: Path) -> Path:
+    """The demo's own Serve configuration with another model in it."""
+    content = yaml.safe_load(Path("deployments/configs/demo.yaml").read_text())
+    application = next(a for a in content["applications"] if a["import_path"] == "deployments.model:build")
+    application["args"]["model"] = str(model)
+    application["args"]["llm_config"]["model_loading_config"]["model_id"] = "tiny"
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def demo_file(folder: Path) -> Path:
+    """Two steps of training, a gate that lets a random model through, and a few rows."""
+    model = make_tiny_llama(folder / "tiny")
+    content = {
+        "base_model": "tiny",
+        "serve": str(serve_file(folder, model)),
+        "overrides": {
+            "finetune": {
+                "base_model": str(model),
+                "base_model_name": "tiny",
+                "training.max_steps": 2,
+                "training.logging_steps": 1,
+            },
+            "evaluate": {"max_rows": 24},
+            "promote": {"gate": {"min_rows": 1, **dict.fromkeys(NO_LIMITS)}},
+            "batch_inference": {"source.limit": 24},
+        },
+    }
+    path = folder / "demo.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_whole_demo_runs_and_ends_with_its_report(platform_cluster: LocalCluster, tmp_path: Path) -> None:
+    done = platform_cluster.manta("demo", "--config", str(demo_file(tmp_path)), timeout=1500)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+    last = done.stdout.strip().splitlines()[-1]
+    page = Path(urlparse(last.removeprefix("Report: ")).path)
+    assert page.is_file()
+    for hint in ("curl", "from openai import OpenAI", "dashboard", "manta down"):
+        assert hint in done.stdout
+
+    record = DemoRecord.load(page.with_name("demo.json"))
+    assert [step.state for step in record.steps] == ["done"] * len(record.steps)
+    plain, tuned, private, jailbreak = record.chats
+    assert plain.error is None
+    assert tuned.error is None
+    assert private.seen is not None
+    assert "4111 ••••" not in private.seen  # What the model saw is redacted, not merely masked by us.
+    assert "•••@" not in private.seen
+    assert jailbreak.status == 400
+    assert jailbreak.error_code == "content_filter"
+
+    html = page.read_text()
+    assert not re.search(r'(src|href)="', html)
+    assert "4111 1111 1111 1111" not in html
+    assert "jane.doe@example.org" not in html
+    for step in record.steps:
+        if step.artifact is not None:
+            assert step.artifact in html, step.name
+    assert "raw/prompt-shield/train.csv" in html  # Lineage goes from a batch row back to the raw data.
+
+
+def test_a_second_demo_finds_what_the_first_has_made(platform_cluster: LocalCluster, tmp_path: Path) -> None:
+    folder = tmp_path
+    done = platform_cluster.manta("demo", "--config", str(demo_file(folder)), timeout=900)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    record_path = Path(urlparse(done.stdout.strip().splitlines()[-1].removeprefix("Report: ")).path)
+    states = {step.name: step.state for step in DemoRecord.load(record_path.with_name("demo.json")).steps}
+    assert {name for name, state in states.items() if state == "found"} >= {
+        "preprocess",
+        "finetune",
+        "evaluate",
+    }
+
+
+def test_a_step_that_fails_says_why_and_where_its_log_is(
+    platform_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    path = tmp_path / "demo.yaml"
+    path.write_text(json.dumps({"overrides": {"preprocess": {"no_such_field": 1}}}))
+    done = platform_cluster.manta("demo", "--config", str(path), timeout=300)
+    assert done.returncode != 0
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: The job preprocess failed:")
+    assert "no_such_field" in error
+    log = Path(error.rstrip(".").rpartition("whole log is ")[2])
+    assert "no_such_field" in log.read_text()

@@ -1,0 +1,141 @@
+"""The gateway's whole ASGI application over a scripted model: what no small real model can be made to say."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import openai
+
+from cluster.contracts import ApiKey, PolicyDocument, Route, Snapshot, Target, UpstreamRequest
+from deployments.gateway.app import make_app
+from deployments.gateway.args import GatewayArgs
+from deployments.gateway.pipeline import Pipeline
+from deployments.gateway.report import Report
+from deployments.gateway.upstream import Upstreams
+from deployments.gateway.view import Poller
+from validation.guards import GuardEngine, parse_policy
+
+KEY = "sk-test"
+Chunk = dict[str, Any]
+
+
+def key(secret: str = KEY, **more: Any) -> ApiKey:
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    return ApiKey(**{"id": "tester", "sha256": digest, "team": "default"} | more)
+
+
+def route(model: str = "m", **more: Any) -> Route:
+    targets = [Target(application="app", deployment="model", model=f"engine-{model}")]
+    return Route(**{"model": model, "targets": targets, "created_at": datetime.now(UTC)} | more)
+
+
+def policy(name: str, *guards: dict[str, Any]) -> PolicyDocument:
+    return parse_policy({"name": name, "version": 1, "guards": list(guards)}).document()
+
+
+def snapshot(**more: Any) -> Snapshot:
+    content = {"number": 1, "created_at": datetime.now(UTC), "created_by": "test", "keys": [key()]}
+    return Snapshot(**content | {"routes": [route()]} | more)
+
+
+def chat(
+    content: str | None = None,
+    *,
+    index: int = 0,
+    finish: str | None = None,
+    logprobs: Any = None,
+    **delta: Any,
+) -> Chunk:
+    body = {"index": index, "delta": ({"content": content} if content is not None else {}) | delta}
+    return {"choices": [body | {"logprobs": logprobs, "finish_reason": finish}]}
+
+
+def usage(prompt: int, completion: int) -> Chunk:
+    tokens = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {"choices": [], "usage": tokens}
+
+
+class Script(Upstreams):
+    """An upstream that says what it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(10.0, {})
+        self.says: list[Chunk | Exception] = []
+        self.requests: list[UpstreamRequest] = []
+        self.targets: list[Target] = []
+        self.closed = 0
+        self.pause_s = 0.0
+
+    async def chunks(self, target: Target, request: UpstreamRequest) -> AsyncGenerator[list[Chunk], None]:
+        self.requests.append(request)
+        self.targets.append(target)
+        try:
+            for item in self.says:
+                await asyncio.sleep(self.pause_s)
+                if isinstance(item, Exception):
+                    raise item
+                yield [item]
+        finally:
+            self.closed += 1
+
+
+class Fixture:
+    """A running gateway and what stands around it."""
+
+    def __init__(
+        self, script: Script, http: httpx.AsyncClient, snapshots: list[Snapshot], poller: Poller
+    ) -> None:
+        self.script = script
+        self.http = http
+        self.snapshots = snapshots
+        self.poller = poller
+        self.client = openai.AsyncOpenAI(
+            api_key=KEY, base_url="http://gateway/v1", http_client=http, max_retries=0
+        )
+
+    async def publish(self, new: Snapshot) -> None:
+        self.snapshots.append(new)
+        await self.poller.look()
+
+
+@asynccontextmanager
+async def gateway(first: Snapshot | None = None, **args: Any) -> AsyncIterator[Fixture]:
+    """The application, started as a server starts it, and an HTTP client that calls it in this process."""
+    snapshots = [first or snapshot()]
+    script = Script()
+    settings = GatewayArgs(**args)
+    poller = Poller(
+        lambda after: snapshots[-1] if snapshots[-1].number > after else None, GuardEngine, 3600.0
+    )
+    app = make_app(Pipeline(settings, poller, script, Report(counters=False)), script, behind_proxy=False)
+    started = asyncio.Event()
+    stop = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if not started.is_set():
+            started.set()
+            return {"type": "lifespan.startup"}
+        await stop.wait()
+        return {"type": "lifespan.shutdown"}
+
+    up = asyncio.Event()
+
+    async def send(message: dict[str, Any]) -> None:
+        assert "failed" not in message["type"], message
+        up.set()
+
+    life = asyncio.create_task(app({"type": "lifespan", "state": {}}, receive, send))
+    await up.wait()
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+            yield Fixture(script, http, snapshots, poller)
+    finally:
+        stop.set()
+        await life

@@ -1,0 +1,176 @@
+"""Every text of a request and of an answer is judged; what cannot be judged is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from cluster.contracts import Action
+from cluster.errors import UsageError
+from validation.guards import (
+    GuardContext,
+    GuardEngine,
+    default_policy,
+    judge_request,
+    judge_response,
+    request_slots,
+    response_slots,
+)
+
+ENGINE = GuardEngine(default_policy())
+CONTEXT = GuardContext()
+MAIL = "joe@example.com"
+KEY = "AKIAIOSFODNN7EXAMPLE"
+
+REQUEST: dict[str, Any] = {
+    "model": f"m-{MAIL}",
+    "user": "end-user-7",
+    "messages": [
+        {"role": "system", "content": f"system {MAIL}"},
+        {"role": "user", "name": f"name {MAIL}", "content": [{"type": "text", "text": f"part {MAIL}"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": f"think {MAIL}",
+            "tool_calls": [
+                {
+                    "id": "call_4155550132",
+                    "type": "function",
+                    "function": {"name": "f", "arguments": json.dumps({"a": MAIL})},
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call_4155550132", "content": f"result {MAIL}"},
+    ],
+    "tools": [
+        {"type": "function", "function": {"name": "f", "description": f"describes {MAIL}", "parameters": {}}}
+    ],
+}
+
+
+async def test_every_text_of_a_chat_request_is_judged() -> None:
+    before = copy.deepcopy(REQUEST)
+    verdict = await judge_request(ENGINE, REQUEST, CONTEXT)
+    assert before == REQUEST
+    assert verdict.action is Action.REDACT
+    assert json.dumps(verdict.body).count(MAIL) == 1
+    assert verdict.body["model"] == f"m-{MAIL}"
+    assert verdict.body["messages"][2]["tool_calls"][0]["id"] == "call_4155550132"
+    assert json.loads(verdict.body["messages"][2]["tool_calls"][0]["function"]["arguments"]) == {
+        "a": "[EMAIL_ADDRESS]"
+    }
+    assert {finding.path for finding in verdict.findings} == {
+        "messages[0].content",
+        "messages[1].name",
+        "messages[1].content[0].text",
+        "messages[2].reasoning_content",
+        "messages[2].tool_calls[0].function.arguments",
+        "messages[3].content",
+        "tools[0].function.description",
+    }
+
+
+def test_segments_know_their_roles() -> None:
+    roles = {slot.segment.path: slot.segment.role for slot in request_slots(REQUEST)}
+    assert roles["messages[2].tool_calls[0].function.arguments"] == "tool_call"
+    assert roles["messages[2].reasoning_content"] == "reasoning"
+    assert roles["messages[3].content"] == "tool"
+    assert roles["tools[0].function.description"] == "tool_definition"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": f"a {KEY}"},
+        {"prompt": ["fine", f"a {KEY}"]},
+        {"prompt": "fine", "suffix": KEY},
+        {"input": [KEY]},
+        {"messages": [{"role": "user", "content": "x"}], "documents": [{"title": "t", "text": KEY}]},
+        {"messages": [{"role": "user", "content": "x"}], "chat_template": KEY},
+        {"messages": [{"role": "assistant", "content": [{"type": "refusal", "refusal": KEY}]}]},
+        {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": json.dumps([KEY])}}]},
+        {"messages": [{"role": "user", "content": "x", "any_other_key": [{"deep": KEY}]}]},
+    ],
+)
+async def test_no_place_of_a_request_is_left_out(body: dict[str, Any]) -> None:
+    verdict = await judge_request(ENGINE, body, CONTEXT)
+    assert verdict.blocked
+    assert verdict.body == {}
+    assert "secrets-input" in verdict.reason
+    assert KEY not in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ({"prompt": [1, 2, 3]}, "prompt given as token ids"),
+        ({"prompt": [[1, 2], [3]]}, "prompt given as token ids"),
+        ({"input": [1]}, "input given as token ids"),
+        ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+        ({"messages": "hello"}, "messages must be a list"),
+        ({"messages": ["hello"]}, r"messages\[0\] must be an object"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            r"messages\[0\].content\[0\] is of type image_url",
+        ),
+    ],
+)
+async def test_what_cannot_be_judged_is_refused(body: dict[str, Any], where: str) -> None:
+    with pytest.raises(UsageError, match=where):
+        await judge_request(ENGINE, body, CONTEXT)
+
+
+def answer(*messages: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-1",
+        "choices": [
+            {
+                "index": i,
+                "message": {"role": "assistant", **message},
+                "logprobs": {"content": [{"token": "joe"}]},
+                "finish_reason": "stop",
+            }
+            for i, message in enumerate(messages)
+        ],
+    }
+
+
+async def test_every_choice_of_an_answer_is_judged_and_redacted_tokens_are_not_told_by_logprobs() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": json.dumps({"to": MAIL})}}
+    body = answer(
+        {"content": "fine"}, {"content": MAIL}, {"content": None, "tool_calls": [call]}, {"refusal": MAIL}
+    )
+    verdict = await judge_response(ENGINE, body, CONTEXT)
+    assert verdict.action is Action.REDACT
+    assert MAIL not in json.dumps(verdict.body)
+    choices = verdict.body["choices"]
+    assert [choice["logprobs"] is None for choice in choices] == [False, True, True, True]
+    assert choices[0] == body["choices"][0]
+    assert json.loads(choices[2]["message"]["tool_calls"][0]["function"]["arguments"]) == {
+        "to": "[EMAIL_ADDRESS]"
+    }
+
+
+async def test_a_blocked_choice_is_emptied_and_the_others_stay() -> None:
+    policy = default_policy().model_copy(
+        update={"guards": (default_policy().guard("secrets-input").model_copy(update={"on": "both"}),)}
+    )
+    verdict = await judge_response(GuardEngine(policy), answer({"content": KEY}, {"content": "ok"}), CONTEXT)
+    assert verdict.blocked
+    assert verdict.blocked_choices == [0]
+    assert verdict.body["choices"][0]["message"] == {"role": "assistant", "content": ""}
+    assert verdict.body["choices"][0]["finish_reason"] == "content_filter"
+    assert verdict.body["choices"][1]["message"]["content"] == "ok"
+    text = {"choices": [{"index": 0, "text": KEY, "finish_reason": "stop", "logprobs": None}]}
+    verdict = await judge_response(GuardEngine(policy), text, CONTEXT)
+    assert verdict.body["choices"][0]["text"] == ""
+
+
+async def test_clean_bodies_come_back_equal() -> None:
+    body = answer({"content": "hello"})
+    assert (await judge_response(ENGINE, body, CONTEXT)).body == body
+    assert len(response_slots(body)) == 1
+    assert response_slots({"choices": [{"index": 0, "text": ""}]}) == []

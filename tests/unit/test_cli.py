@@ -1,0 +1,127 @@
+"""The frame of `manta`: fast, lazy, one sentence for a mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import cli, main
+
+MANTA = str(Path(sys.executable).with_name("manta"))
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of `manta` in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.fixture
+def empty_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    from tests.conftest import forget_settings
+
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "MANTA_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MANTA_PORTS__DASHBOARD", "9")
+    forget_settings()
+    yield tmp_path / "home"
+    forget_settings()
+
+
+def test_help_is_fast_and_loads_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "from cluster.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'ray', 'boto3', 'torch', 'vllm', 'mlflow', 'sqlalchemy', 'pydantic', 'httpx'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    # Generous: 0.15 s on an idle machine.
+    assert min(times) < 1.0
+    assert "Start the local cluster" in done.stdout
+
+
+def test_commands_of_other_rooms_come_through_entry_points() -> None:
+    names = cli().list_commands(None)  # type: ignore[arg-type]
+    assert names[:6] == ["up", "down", "status", "env", "submit", "logs"]
+    assert {"deploy", "demo"} <= set(names)
+
+
+def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "fly")
+    assert (status, out) == (2, "")
+    assert err == "error: No such command 'fly': see `manta --help`.\n"
+
+
+def test_an_unknown_option_is_wrong_usage(capsys: pytest.CaptureFixture[str], empty_home: Path) -> None:
+    status, out, err = run(capsys, "status", "--color", "--json")
+    assert status == 2
+    assert "--color" in err
+    assert json.loads(out)["error"]["type"] == "UsageError"
+
+
+def test_a_wrong_setting_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANTA_PORTS__GCS", "many")
+    status, _, err = run(capsys, "up")
+    assert status == 2
+    assert err.startswith("error: settings: ports.gcs: ")
+    assert not empty_home.exists()
+
+
+def test_status_of_nothing_exits_1(capsys: pytest.CaptureFixture[str], empty_home: Path) -> None:
+    status, out, _ = run(capsys, "status", "--json")
+    found = json.loads(out)
+    assert status == 1
+    assert found["up"] is False
+    assert {part["health"] for part in found["parts"]} == {"down", "absent"}
+    assert not empty_home.exists()
+
+
+def test_env_of_nothing_is_one_sentence(capsys: pytest.CaptureFixture[str], empty_home: Path) -> None:
+    status, out, err = run(capsys, "env")
+    assert (status, out) == (1, "")
+    assert err.endswith("start it with `manta up`.\n")
+
+
+def test_down_of_nothing_succeeds(capsys: pytest.CaptureFixture[str], empty_home: Path) -> None:
+    assert run(capsys, "down")[0] == 0
+
+
+def test_an_unknown_verb_lists_the_known(
+    capsys: pytest.CaptureFixture[str], empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "code"
+    (code / "jobs").mkdir(parents=True)
+    (code / "jobs" / "tidy.py").write_text("")
+    (code / "runtime_env.yaml").write_text("{}")
+    monkeypatch.chdir(code)
+    status, _, err = run(capsys, "submit", "fly")
+    assert status == 2
+    assert "choose one of tidy." in err
+    outside = tmp_path / "outside.yaml"
+    outside.write_text("{}")
+    status, _, err = run(capsys, "submit", "tidy", "--config", str(outside))
+    assert status == 2
+    assert "move it there" in err
+    status, _, err = run(capsys, "submit", "tidy", "--config", "missing.yaml")
+    assert (status, err) == (2, "error: The configuration file missing.yaml does not exist.\n")
+    status, _, err = run(capsys, "submit", "tidy")
+    assert status == 1
+    assert err.endswith("does not answer: start it with `manta up`.\n")

@@ -1,0 +1,160 @@
+"""``manta deploy`` before it touches a cluster: files, routes, resources, the code package."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.contracts import Route, Snapshot, Target
+from cluster.errors import RefusedError, UsageError
+from deployments.package import code_files, upload_code
+from deployments.plan import Plan, bundles, make_plan, merge, read_file, with_routes
+
+CONFIGS = Path(__file__).parents[2] / "deployments" / "configs"
+
+
+def route(model: str, application: str, day: int = 1) -> Route:
+    target = Target(application=application, deployment="model", model=model)
+    return Route(model=model, targets=[target], created_at=datetime(2026, 1, day, tzinfo=UTC))
+
+
+def snapshot(*routes: Route) -> Snapshot:
+    return Snapshot(number=1, created_at=datetime.now(UTC), created_by="test", routes=list(routes))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "does not exist"),
+        ("a: [", "is no YAML"),
+        ("- 1", "list of applications"),
+        ("applications: []", "list of applications"),
+        ("applications: [{name: a}]", "import_path"),
+        ("applications: [{name: a, import_path: xy}]", "import_path"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "serve.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=said) as told:
+        read_file(path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({}, "model: field required"),
+        ({"model": "demo", "llm_config": {}}, "model_id"),
+        ({"model": "demo", "llm_config": {"model_loading_config": {"model_id": "a:b"}}}, "model_id"),
+        ({"model": "demo", "llm_config": {}, "modle": 1}, "modle is no known key"),
+    ],
+)
+def test_wrong_args_of_a_model(args: dict[str, object], said: str) -> None:
+    application = {"name": "a", "import_path": "deployments.model:build", "args": args}
+    with pytest.raises(UsageError, match=said):
+        make_plan({"applications": [application]}, None, {}, print)
+
+
+def test_a_model_gets_no_route_over_http() -> None:
+    args = {"model": "demo", "llm_config": {"model_loading_config": {"model_id": "a"}}}
+    application = {"name": "a", "route_prefix": "/a", "import_path": "deployments.model:build", "args": args}
+    with pytest.raises(UsageError, match="only door"):
+        make_plan({"applications": [application]}, None, {}, print)
+
+
+def test_wrong_args_of_the_gateway() -> None:
+    application = {"name": "g", "import_path": "deployments.gateway:build", "args": {"colour": "red"}}
+    with pytest.raises(UsageError, match="colour is no known key"):
+        make_plan({"applications": [application]}, None, {}, print)
+
+
+def test_the_shipped_files_are_sound() -> None:
+    files = sorted(CONFIGS.glob("*.yaml"))
+    assert files
+    for path in files:
+        content = read_file(path)
+        gateways = [a for a in content["applications"] if a["import_path"] == "deployments.gateway:build"]
+        plan = make_plan({**content, "applications": gateways}, "s3://b/code/x.zip", {"A": "1"}, print)
+        assert all(a["runtime_env"]["working_dir"] == "s3://b/code/x.zip" for a in plan.applications)
+        for application in content["applications"]:
+            yaml.safe_dump(application)
+
+
+def test_other_applications_are_sent_along_as_they_are() -> None:
+    other = {"name": "other", "import_path": "x:y", "args": {"k": 1}}
+    old = {"name": "mine", "import_path": "x:y", "args": {"k": 2}}
+    new = {"name": "mine", "import_path": "x:y", "args": {"k": 3}}
+    merged = merge(Plan({"applications": [new], "proxy_location": "HeadOnly"}), [other, old])
+    assert merged == {"proxy_location": "HeadOnly", "applications": [other, new]}
+
+
+def test_routes_follow_their_application() -> None:
+    plan = Plan({"applications": [{"name": "a"}]}, routes=[route("base", "a", 2), route("tuned-2", "a", 2)])
+    made = with_routes(snapshot(route("base", "a"), route("tuned", "a"), route("other", "b")), plan)
+    assert [r.model for r in made.routes] == ["other", "base", "tuned-2"]
+    assert made.routes[1].created_at.day == 1
+    assert [r.model for r in with_routes(made, Plan({"applications": []}), ["a"]).routes] == ["other"]
+
+
+def test_two_applications_may_not_serve_one_name() -> None:
+    plan = Plan({"applications": [{"name": "a"}]}, routes=[route("base", "a")])
+    with pytest.raises(RefusedError, match="already served by b"):
+        with_routes(snapshot(route("base", "b")), plan)
+
+
+def test_resources_of_a_replica_are_counted_as_ray_counts_them() -> None:
+    def model(**config: object) -> dict[str, object]:
+        return {"import_path": "deployments.model:build", "args": {"llm_config": config}}
+
+    cpu = {"kind": "cpu"}
+    none = {"ray_actor_options": {"num_cpus": 0}}
+    assert bundles([model(accelerator_config=cpu)]) == [{"CPU": 2}]
+    assert bundles([model(accelerator_config=cpu, deployment_config=none)]) == [{"CPU": 1}]
+    scaled = {**none, "autoscaling_config": {"min_replicas": 2, "max_replicas": 4}}
+    assert bundles([model(accelerator_config=cpu, deployment_config=scaled)]) == [{"CPU": 1}] * 2
+    assert bundles([model(engine_kwargs={"tensor_parallel_size": 2})]) == [{"GPU": 1, "CPU": 1}, {"GPU": 1}]
+    gateway = {
+        "import_path": "deployments.gateway:build",
+        "deployments": [{"name": "gateway", "num_replicas": 2}],
+    }
+    assert bundles([gateway]) == [{"CPU": 0.2}] * 2
+
+
+class Store:
+    """What upload_code needs of an object store."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    def exists(self, key: str) -> bool:
+        return key in self.objects
+
+    def put(self, key: str, data: bytes) -> None:
+        self.objects[key] = data
+
+    def uri(self, key: str) -> str:
+        return f"s3://b/{key}"
+
+
+def test_the_package_is_named_by_its_content(tmp_path: Path) -> None:
+    for name in ("deployments/a.py", "jobs/b.py", "cluster/c.yaml", ".venv/d.py", "README.md", "x.pyc"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(name)
+    excludes = [".venv/", "*.pyc"]
+    assert list(code_files(tmp_path, excludes)) == ["cluster/c.yaml", "deployments/a.py"]
+    store = Store()
+    first = upload_code(tmp_path, excludes, store)  # type: ignore[arg-type]
+    (tmp_path / "jobs" / "b.py").write_text("changed")
+    assert upload_code(tmp_path, excludes, store) == first  # type: ignore[arg-type]
+    (content,) = store.objects.values()
+    assert zipfile.ZipFile(io.BytesIO(content)).namelist() == ["code/cluster/c.yaml", "code/deployments/a.py"]
+    (tmp_path / "deployments" / "a.py").write_text("changed")
+    assert upload_code(tmp_path, excludes, store) != first  # type: ignore[arg-type]

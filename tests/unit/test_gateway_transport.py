@@ -1,0 +1,190 @@
+"""How bytes travel: gathering in the replica, cutting into events, and the second kind of upstream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import pytest
+
+from cluster.contracts import Principal, Target, UpstreamError, UpstreamRequest
+from deployments import sse
+from deployments.gateway.errors import ApiError
+from deployments.gateway.upstream import Upstreams
+from deployments.gather import gather
+
+
+async def ticking(count: int, pause_s: float, closed: list[bool] | None = None) -> AsyncIterator[bytes]:
+    try:
+        for number in range(count):
+            yield str(number).encode()
+            await asyncio.sleep(pause_s)
+    finally:
+        if closed is not None:
+            closed.append(True)
+
+
+async def test_the_first_item_leaves_at_once_and_the_rest_is_gathered() -> None:
+    started = time.monotonic()
+    items, times = [], []
+    async for item in gather(ticking(20, 0.005), 0.05):
+        items.append(item)
+        times.append(time.monotonic() - started)
+    assert items[0] == b"0"
+    assert times[0] < 0.03
+    assert len(items) <= 6
+    assert b"".join(items) == b"".join(str(n).encode() for n in range(20))
+
+
+async def test_a_slow_stream_is_not_delayed() -> None:
+    waits = []
+    last = time.monotonic()
+    async for _ in gather(ticking(5, 0.08), 0.05):
+        waits.append(time.monotonic() - last)
+        last = time.monotonic()
+    assert len(waits) == 5
+    assert max(waits) < 0.12
+
+
+@pytest.mark.parametrize("interval_s", [0.0, 0.02])
+async def test_what_the_source_raises_comes_after_what_it_gave(interval_s: float) -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        yield b"a"
+        yield b"b"
+        raise ValueError("broken")
+
+    got: list[bytes] = []
+
+    async def read() -> None:
+        async for item in gather(failing(), interval_s):
+            got.append(item)
+
+    with pytest.raises(ValueError, match="broken"):
+        await read()
+    assert b"".join(got) == b"ab"
+
+
+@pytest.mark.parametrize("interval_s", [0.0, 0.02])
+async def test_closing_closes_the_source(interval_s: float) -> None:
+    closed: list[bool] = []
+    stream = gather(ticking(1000, 0.001, closed), interval_s)
+    async for _ in stream:
+        break
+    await stream.aclose()
+    assert closed == [True]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_events_are_found_wherever_the_bytes_are_cut(size: int) -> None:
+    data = (
+        b": comment\n\nevent: error\r\ndata: {}\r\n\r\n"
+        + sse.encode({"a": "\u00e9\n\n"})
+        + b"data: x\ndata: y\n\n"
+        + sse.DONE
+    )
+    reader = sse.EventReader()
+    events = [event for i in range(0, len(data), size) for event in reader.feed(data[i : i + size])]
+    assert events == [("error", "{}"), ("", '{"a":"\u00e9\\n\\n"}'), ("", "x\ny"), ("", "[DONE]")]
+
+
+def test_an_error_is_an_event_of_its_own() -> None:
+    (event,) = sse.EventReader().feed(sse.encode_error(UpstreamError(status=404, message="No.")))
+    assert event.name == "error"
+    assert UpstreamError.model_validate_json(event.data).status == 404
+
+
+class Server(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server elsewhere; ``seen`` holds what it got, ``answer`` what it says."""
+
+    answer: ClassVar[tuple[int, bytes]] = (200, b"")
+    seen: ClassVar[list[tuple[str, dict[str, str], dict[str, Any]]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.seen.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+        status, content = self.answer
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    Server.seen.clear()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+async def ask(url: str, variables: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    upstreams = Upstreams(5.0, variables or {})
+    request = UpstreamRequest(
+        request_id="r1",
+        endpoint="chat",
+        body={"model": "gpt", "messages": []},
+        principal=Principal(key_id="k", team="default"),
+    )
+    try:
+        return [
+            c async for chunks in upstreams.chunks(Target(base_url=url, model="gpt"), request) for c in chunks
+        ]
+    finally:
+        await upstreams.close()
+
+
+async def test_a_model_elsewhere(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THEIR_KEY", "sk-theirs")
+    Server.answer = (200, sse.encode({"choices": [1]}) + sse.encode({"choices": [2]}) + sse.DONE)
+    assert await ask(elsewhere, {elsewhere: "THEIR_KEY"}) == [{"choices": [1]}, {"choices": [2]}]
+    path, headers, body = Server.seen[0]
+    assert path == "/v1/chat/completions"
+    assert headers["authorization"] == "Bearer sk-theirs"
+    assert headers["x-request-id"] == "r1"
+    assert body["stream"] is True
+    assert body["stream_options"] == {"include_usage": True}
+
+
+async def test_our_own_key_never_goes_elsewhere(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-ours")
+    Server.answer = (200, sse.DONE)
+    await ask(elsewhere)
+    assert "authorization" not in Server.seen[0][1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "message"),
+    [
+        ((400, b'{"error": {"message": "Bad n.", "param": "n"}}'), 400, "Bad n."),
+        ((404, b"<html>"), 404, "does not take"),
+        ((401, b'{"error": {"message": "sk-theirs is wrong"}}'), 502, "failed"),
+        ((429, b""), 503, "overloaded"),
+        ((500, b"Traceback"), 502, "failed"),
+        ((200, b'data: {"error": {"message": "inside"}}\n\n'), 502, "failed"),
+    ],
+)
+async def test_failures_elsewhere(
+    elsewhere: str, answer: tuple[int, bytes], status: int, message: str
+) -> None:
+    Server.answer = answer
+    with pytest.raises(ApiError) as failed:
+        await ask(elsewhere)
+    assert failed.value.status == status
+    assert message in failed.value.message
+    assert "sk-theirs" not in failed.value.message
+
+
+async def test_nobody_there() -> None:
+    with pytest.raises(ApiError) as failed:
+        await ask("http://127.0.0.1:9/v1")
+    assert failed.value.status == 502

@@ -1,0 +1,200 @@
+"""Run records on SQLite, as several processes use them."""
+
+import multiprocessing
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+
+from cluster import runs
+from cluster.contracts import Principal, RunState
+from cluster.errors import NotFoundError, RefusedError, UnavailableError, UsageError
+from cluster.runs import RunRepository
+
+OWNER = Principal(key_id="k1", team="default")
+FINGERPRINT = "0123456789abcdef"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'registry' / 'runs.db'}"
+
+
+@pytest.fixture
+def repository(url: str) -> RunRepository:
+    return RunRepository(url)
+
+
+def start(repository: RunRepository, lease_s: float = 60, verb: str = "finetune"):
+    return repository.start(verb, FINGERPRINT, OWNER, "host:1", lease_s)
+
+
+def in_processes(work: Callable[..., object], arguments: list[tuple]) -> list:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cluster.runs"])  # Imported once, not by each.
+    with ProcessPoolExecutor(len(arguments), mp_context=context) as pool:
+        return [future.result() for future in [pool.submit(work, *item) for item in arguments]]
+
+
+def test_a_run_from_start_to_end(repository: RunRepository) -> None:
+    run = start(repository)
+    assert run.id == f"finetune-{FINGERPRINT}-1"
+    assert (run.state, run.attempt, run.owner, run.lease.token) == (RunState.RUNNING, 1, OWNER, 1)
+    beaten = repository.heartbeat(run.id, 1, cost=2.5)
+    assert beaten.lease.expires_at > run.lease.expires_at
+    assert beaten.cost == 2.5
+    address = f"default/checkpoint/x/{FINGERPRINT}"
+    ended = repository.finish(run.id, 1, RunState.SUCCEEDED, artifact=address, cost=4.0)
+    assert (ended.state, ended.lease, ended.artifact, ended.cost) == (RunState.SUCCEEDED, None, address, 4.0)
+    assert ended.ended_at.utcoffset() == timedelta(0)
+    assert ended.ended_at >= ended.started_at
+    assert repository.get(run.id) == ended
+    # Said twice, once is enough; said otherwise, it is refused.
+    assert repository.finish(run.id, 1, RunState.SUCCEEDED) == ended
+    with pytest.raises(RefusedError, match="ended as succeeded"):
+        repository.finish(run.id, 1, RunState.FAILED, message="no")
+    with pytest.raises(ValueError, match="running"):
+        repository.finish(run.id, 1, RunState.RUNNING)
+
+
+def test_attempts_and_tokens_rise(repository: RunRepository) -> None:
+    first, second = start(repository), start(repository)
+    assert [first.attempt, second.attempt] == [1, 2]
+    assert [first.lease.token, second.lease.token] == [1, 2]
+    assert start(repository, verb="evaluate").attempt == 1
+
+
+def test_an_expired_lease_can_be_taken_and_its_old_holder_is_refused(repository: RunRepository) -> None:
+    run = start(repository, lease_s=0)
+    taken = repository.take_over(run.id, "host:2", 60)
+    assert (taken.lease.token, taken.lease.holder) == (2, "host:2")
+    for refused in (
+        lambda: repository.heartbeat(run.id, 1),
+        lambda: repository.finish(run.id, 1, RunState.SUCCEEDED),
+    ):
+        with pytest.raises(RefusedError, match="token 1 is stale, host:2 holds token 2"):
+            refused()
+    with pytest.raises(RefusedError, match="host:2 holds it"):
+        repository.take_over(run.id, "host:3", 60)
+    assert start(repository).lease.token == 3
+    repository.finish(run.id, 2, RunState.FAILED, message="boom")
+    with pytest.raises(RefusedError, match="it is failed"):
+        repository.take_over(run.id, "host:3", 60)
+
+
+def test_reconcile_marks_only_expired_leases_as_lost(repository: RunRepository) -> None:
+    dead, alive = start(repository, lease_s=0), start(repository)
+    done = start(repository, lease_s=0)
+    repository.finish(done.id, done.lease.token, RunState.SUCCEEDED)
+    assert [run.id for run in repository.reconcile(datetime.now(UTC))] == [dead.id]
+    lost = repository.get(dead.id)
+    assert lost.state is RunState.LOST
+    assert lost.message.startswith("Lost:")
+    assert repository.get(alive.id).state is RunState.RUNNING
+    assert repository.reconcile(datetime.now(UTC)) == []
+    with pytest.raises(RefusedError, match="ended as lost"):
+        repository.heartbeat(dead.id, dead.lease.token)
+    with pytest.raises(RefusedError, match="ended as lost"):
+        repository.finish(dead.id, dead.lease.token, RunState.SUCCEEDED)
+
+
+def test_listing(repository: RunRepository) -> None:
+    records = [start(repository, verb=verb) for verb in ("preprocess", "finetune", "finetune")]
+    repository.finish(records[1].id, 1, RunState.SUCCEEDED)
+    assert [run.id for run in repository.list()] == [run.id for run in reversed(records)]
+    assert [run.attempt for run in repository.list(verb="finetune")] == [2, 1]
+    assert [run.id for run in repository.list(state=RunState.SUCCEEDED)] == [records[1].id]
+    assert len(repository.list(limit=1)) == 1
+
+
+def test_an_unknown_run(repository: RunRepository) -> None:
+    for call in (repository.get, lambda run: repository.heartbeat(run, 1)):
+        with pytest.raises(NotFoundError, match="no run 'nonsense'"):
+            call("nonsense")
+    with pytest.raises(NotFoundError):
+        repository.finish("nonsense", 1, RunState.FAILED)
+    with pytest.raises(NotFoundError):
+        repository.take_over("nonsense", "h", 1)
+
+
+def _start_many(url: str, count: int) -> list[tuple[int, int]]:
+    repository = RunRepository(url)  # Tables are made by all at once, too.
+    made = [repository.start("finetune", FINGERPRINT, OWNER, "host", 60) for _ in range(count)]
+    return [(run.attempt, run.lease.token) for run in made]
+
+
+def test_processes_that_start_together_get_numbers_of_their_own(url: str) -> None:
+    made = in_processes(_start_many, [(url, 20)] * 4)
+    pairs = sorted(pair for part in made for pair in part)
+    assert pairs == [(number, number) for number in range(1, 81)]
+
+
+def _try_take(url: str, run_id: str, holder: str) -> int | None:
+    try:
+        return RunRepository(url).take_over(run_id, holder, 60).lease.token
+    except RefusedError:
+        return None
+
+
+def test_of_processes_that_take_one_lease_one_gets_it(url: str) -> None:
+    run = start(RunRepository(url), lease_s=0)
+    tokens = in_processes(_try_take, [(url, run.id, f"host:{number}") for number in range(4)])
+    assert sorted(tokens, key=str) == [2] + [None] * 3
+
+
+def test_a_killed_holder_is_found_lost(url: str) -> None:
+    code = """
+import os, signal, sys
+from cluster.contracts import Principal
+from cluster.runs import RunRepository
+owner = Principal(key_id="k", team="t")
+print(RunRepository(sys.argv[1]).start("finetune", "0" * 16, owner, "h", 0.1).id, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True)
+    later = datetime.now(UTC) + timedelta(seconds=1)
+    assert [run.id for run in RunRepository(url).reconcile(later)] == [done.stdout.strip()]
+
+
+def test_a_url_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not understood"):
+        RunRepository("nonsense")
+    with pytest.raises(UsageError, match="not understood"):
+        RunRepository("nosuchsql://x/y")
+    with pytest.raises(UsageError, match="needs a file"):
+        RunRepository("sqlite://")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnavailableError, match="cannot be made"):
+        RunRepository(f"sqlite:///{tmp_path / 'file' / 'runs.db'}")
+    (tmp_path / "broken.db").write_bytes(b"this is no database" * 1000)
+    with pytest.raises(UnavailableError, match="does not answer"):
+        RunRepository(f"sqlite:///{tmp_path / 'broken.db'}")
+
+
+def test_a_password_is_not_told() -> None:
+    with pytest.raises((UnavailableError, UsageError)) as told:
+        RunRepository("postgresql+psycopg2://me:secret@127.0.0.1:9/db?connect_timeout=1")
+    assert "secret" not in str(told.value)
+
+
+def test_readers_do_not_wait_for_a_writer(url: str, repository: RunRepository) -> None:
+    run = start(repository)
+    writer = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    before = datetime.now(UTC)
+    assert repository.get(run.id) == run
+    assert datetime.now(UTC) - before < timedelta(seconds=5)
+    writer.close()
+
+
+def test_the_tables_are_portable() -> None:
+    told = str(CreateTable(runs._RUNS).compile(dialect=postgresql.dialect()))
+    assert "TIMESTAMP WITHOUT TIME ZONE" in told
+    assert "UNIQUE (verb, fingerprint, attempt)" in told
