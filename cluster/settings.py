@@ -36,7 +36,7 @@ class Ports(_Part):
     """Ports of the local cluster; all of them listen on loopback."""
 
     gcs: int = Field(6379, description="Ray's GCS; RAY_ADDRESS points here.")
-    dashboard: int = Field(8265, description="Ray's dashboard and job server; RAY_API_SERVER_ADDRESS points here.")
+    dashboard: int = Field(8265, description="Ray's dashboard and job server (RAY_API_SERVER_ADDRESS).")
     dashboard_agent: int = Field(
         52365, description="Ray's dashboard agent: job submission fails if another has it."
     )

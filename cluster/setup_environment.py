@@ -82,7 +82,7 @@ def _install(kind: str, lock: Path) -> None:
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(ROOT / ".venv")], check=True)
     print(f"environment: installing {lock.name} and compiling bytecode (minutes at first)", flush=True)
     # Bytecode now saves over a minute at the first start of an engine.
-    install = [uv, "pip", "sync", "--compile-bytecode", *torch, str(lock)]
+    install = [uv, "pip", "sync", "--quiet", "--compile-bytecode", *torch, str(lock)]
     subprocess.run(install, env=environment, check=True)
     project = [uv, "pip", "install", "--quiet", "--no-deps", "--editable", str(ROOT)]
     subprocess.run(project, env=environment, check=True)

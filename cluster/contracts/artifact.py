@@ -73,7 +73,7 @@ class Manifest(Contract):
     owner: Principal = Field(description="Who made it.")
     run_id: str = Field(description="Winning attempt: files stand under attempts/<run_id>/.")
     data_digest: str = Field(
-        description="SHA-256 over canonical rows in row-id order; for other content over the sorted file checksums."
+        description="SHA-256 over canonical rows in row-id order, else over the sorted file checksums."
     )
     files: list[FileEntry] = Field(description="All files of the winning attempt.")
     counts: dict[str, int] = Field(default_factory=dict, description="Row and item counts by name.")

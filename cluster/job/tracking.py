@@ -23,10 +23,11 @@ class Tracking:
         tracking = cls(None, "")
         with tracking._tolerant():
             # Imported here: MLflow costs seconds and 165 MB, which a finished artifact need not pay.
-            from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
 
-            client = MlflowClient(tracking_uri=settings.tracking_uri)
+            from cluster.mlflow_store import mlflow_client
+
+            client = mlflow_client(settings)
             title = f"{settings.team}/{verb}"
             experiment = client.get_experiment_by_name(title)
             try:

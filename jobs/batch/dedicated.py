@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 
+#: On CPUs vLLM would else take most of the machine's memory for its cache.
+CPU_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB
+
+
 class DedicatedConfig(BaseModel):
     """Ray Data LLM's own settings, under their own names (``vLLMEngineProcessorConfig``)."""
 
@@ -40,6 +45,10 @@ class DedicatedConfig(BaseModel):
     placement_group_config: dict[str, Any] = Field(
         default_factory=lambda: {"bundles": [{"CPU": 1}]},
         description="Ray's placement group of one replica; Ray's own default asks for a GPU.",
+    )
+    runtime_env: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Ray's runtime environment of the engine, e.g. env_vars with VLLM_*.",
     )
     guard_concurrency: int = Field(
         1, ge=1, description="Workers for the guards, before and after the engine."
@@ -142,12 +151,21 @@ class DedicatedEngine:
             "batch_size": self._config.batch_size,
             "accelerator_type": self._config.accelerator_type,
             "placement_group_config": self._config.placement_group_config,
+            "runtime_env": self._runtime_env(),
             "chat_template_stage": {"enabled": self._chat, "num_cpus": 0.25},
             "tokenize_stage": {"enabled": True, "num_cpus": 0.25},
             "detokenize_stage": {"enabled": False},
             # One row that the engine cannot take must not cost the others.
             "should_continue_on_error": True,
         }
+
+    def _runtime_env(self) -> dict[str, Any]:
+        given = self._config.runtime_env
+        bundles = self._config.placement_group_config.get("bundles") or []
+        on_cpu = bundles and not any(bundle.get("GPU") for bundle in bundles)
+        usual = {name: os.environ.get(name, value) for name, value in CPU_VARIABLES.items()} if on_cpu else {}
+        variables = {**usual, **(given.get("env_vars") or {})}
+        return {**given, "env_vars": variables} if variables else given
 
 
 class _GuardRequests:
