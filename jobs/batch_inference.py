@@ -112,6 +112,25 @@ def run(config: BatchInferenceConfig) -> JobResult:
     with start_run("batch-inference", "batch-output", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
         if job.done:
             return job.result(job.done)
+        progress, digest = _run_rows(job, config, source, pin)
+        job.attempt.write("policy.json", canonical_json(pin.policy))
+        summary = _summary(config, pin, progress)
+        job.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)})
+        counts = {
+            "input": progress.total,
+            "output": progress.counts["succeeded"],
+            "errors": progress.total - progress.counts["succeeded"],
+            "blocked": progress.counts["blocked"],
+            "failed": progress.counts["failed"],
+        }
+        return job.result(job.commit(counts=counts, summary=summary, data_digest=digest))
+
+
+def _run_rows(
+    job: JobRun, config: BatchInferenceConfig, source: Source, pin: Pin
+) -> tuple[Progress, str]:
+    """Answer every row, and prove it; returns what was counted and the answers' digest."""
+    try:
         asked = _prepare(job, config, source)
         job.progress(
             f"{asked.rows} rows checked; {config.engine} engine, model {pin.model.address},"
@@ -121,18 +140,10 @@ def run(config: BatchInferenceConfig) -> JobResult:
         digest = _store(job, config, _answers(job, config, pin, asked), progress)
         _prove(job)
         _refuse_failure(config, progress, job)
+        return progress, digest
+    finally:
+        # The prompts as they were sent: a guard policy may well keep them out of storage.
         job.attempt.clear(REQUESTS)
-        job.attempt.write("policy.json", canonical_json(pin.policy))
-        summary = _summary(config, pin, progress)
-        job.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)})
-        counts = {
-            "input": asked.rows,
-            "output": progress.counts["succeeded"],
-            "errors": asked.rows - progress.counts["succeeded"],
-            "blocked": progress.counts["blocked"],
-            "failed": progress.counts["failed"],
-        }
-        return job.result(job.commit(counts=counts, summary=summary, data_digest=digest))
 
 
 def _prepare(job: JobRun, config: BatchInferenceConfig, source: Source) -> _Asked:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,6 +32,8 @@ from jobs.session import connect
 from jobs.training.arguments import RUNTIME_ARGUMENTS, LoraArguments, TrainingArguments
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ray.train import Result
 
     from jobs.training.worker import WorkerPlan
@@ -84,9 +87,7 @@ def run(config: FinetuneConfig) -> JobResult:
     artifacts = ArtifactStore(store)
     dataset = find_artifact(artifacts, load_settings().team, "dataset", config.dataset)
     split_files(artifacts, dataset, config.split)
-    base = ensure_model(
-        config.base_model, config.base_model_name, progress=lambda said: print(said, flush=True)
-    )
+    base = ensure_model(config.base_model, config.base_model_name, _progress())
     inputs = [ArtifactInput(address=str(m.ref), digest=m.data_digest) for m in (base, dataset)]
     with start_run("finetune", "checkpoint", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
         if job.done:
@@ -101,6 +102,12 @@ def run(config: FinetuneConfig) -> JobResult:
         manifest = _store(job, config, base, dataset, trained)
         _discard(job)
         return job.result(manifest)
+
+
+def _progress() -> Callable[[str], None]:
+    """Lines like those of a run, for what comes before it: its fingerprint needs the model's digest."""
+    started = time.monotonic()
+    return lambda said: print(f"[{time.monotonic() - started:7.1f} s] {said}", flush=True)
 
 
 def _train(job: JobRun, config: FinetuneConfig, base: Manifest, dataset: Manifest) -> Result:

@@ -104,11 +104,6 @@ def run(config: PreprocessConfig) -> JobResult:
     expectations; nothing is visible then.
     """
     contract, final = load_suite(config.contract), load_suite(config.final)
-    found = [
-        (address, "test" if config.test else None)
-        for source in config.train
-        for address in find_files(source)
-    ]
     split = "train" if config.test else None
     found = [(address, split) for source in config.train for address in find_files(source)]
     found += [(address, "test") for source in config.test for address in find_files(source)]

@@ -5,8 +5,8 @@
 
 A promoted version is in MLflow with its lineage, its adapter under ``<team>/adapters/<adapter id>/`` (a name
 that never changes its content), and the alias points to it, with a line in the alias history. The artifact
-(kind ``promotion``) holds ``decision.json``. Running it again changes nothing, or moves back an alias that
-has been moved away since.
+(kind ``promotion``) holds ``decision.json``. Running it again changes nothing: an alias that
+has been moved since stays where it was moved to.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def run(config: PromoteConfig) -> JobResult:
     )
     inputs = [ArtifactInput(address=str(m.ref), digest=m.data_digest) for m in (checkpoint, evaluation)]
     with start_run("promote", "promotion", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
+        if job.done:
+            return job.result(job.done)
         _check_same(evaluation, checkpoint)
         card = Scorecard.model_validate_json(artifacts.read(evaluation, "scorecard.json"))
         decision = decide(card, config.gate)
@@ -70,8 +72,6 @@ def run(config: PromoteConfig) -> JobResult:
             raise RefusedError(f"{checkpoint.ref} is not promoted: {'; '.join(decision.reasons)}.")
         artifacts.verify(checkpoint)
         model = _register(job, config, checkpoint, evaluation, card)
-        if job.done:
-            return job.result(job.done)
         job.attempt.write("decision.json", decision.model_dump_json(indent=1).encode())
         summary = {
             "model": str(model.ref),

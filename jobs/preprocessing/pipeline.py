@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import RefusedError
 from cluster.job import JobRun
+from cluster.job.preflight import preflight
 from cluster.storage import merge_row_digests
 from jobs.preprocessing.cleaning import Normalise, content_key, find_duplicates, normalised
 from jobs.preprocessing.files import SourceFile
@@ -25,6 +26,7 @@ from jobs.preprocessing.reading import (
 )
 from jobs.preprocessing.shaping import Template, hashed_split
 from jobs.preprocessing.writing import Reason, block_digests, write_parquet, write_quarantine
+from jobs.session import connect
 from validation.data import GateReport, Suite
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class Pipeline:
         import ray
 
         connect()
+        preflight([{"CPU": self._cpus}], asker="Preprocessing", remedy="lower num_cpus")
+        _quiet()
         self._form = form
 
         def rows(batch: dict[str, Any]) -> Iterator[pa.Table]:
@@ -245,14 +249,10 @@ def shape_row(
     return {**place, **made, **{n: mapped[n] for n in keep}, "_key": key, "_answer": answer}
 
 
-def connect() -> None:
-    """Use the cluster of this job, or the one that RAY_ADDRESS names, or one of this process's own."""
-    import ray
+def _quiet() -> None:
+    """The job has progress lines of its own."""
     import ray.data
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)
-    # The job has progress lines of its own.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
 

@@ -13,8 +13,6 @@ from tests.conftest import S3
 def local_ray(s3: S3) -> Iterator[None]:
     import ray
 
-    from jobs.preprocessing.pipeline import connect
-
     for tries_left in (2, 1, 0):
         try:
             ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
@@ -23,6 +21,5 @@ def local_ray(s3: S3) -> Iterator[None]:
             ray.shutdown()
             if not tries_left:
                 raise
-    connect()
     yield
     ray.shutdown()

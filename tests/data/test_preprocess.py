@@ -332,6 +332,11 @@ def test_a_failing_suite_names_the_expectations_and_leaves_the_rows_to_look_at(
     assert checks["suites"]["contract"]["success"] is False
 
 
+def test_more_cpus_than_there_are_is_refused(preprocess: Preprocess) -> None:
+    train = preprocess.file("a.csv", "text,label\nx,1\n")
+    preprocess.refused("Preprocessing asks for 64 CPUs", train=[train], num_cpus=64)
+
+
 def test_a_split_without_rows_is_refused(preprocess: Preprocess) -> None:
     train = preprocess.file("train.csv", "text,label\nx,1\ny,0\n")
     test = preprocess.file("test.csv", "text,label\nx,1\nx,0\n")
