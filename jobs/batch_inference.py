@@ -126,9 +126,7 @@ def run(config: BatchInferenceConfig) -> JobResult:
         return job.result(job.commit(counts=counts, summary=summary, data_digest=digest))
 
 
-def _run_rows(
-    job: JobRun, config: BatchInferenceConfig, source: Source, pin: Pin
-) -> tuple[Progress, str]:
+def _run_rows(job: JobRun, config: BatchInferenceConfig, source: Source, pin: Pin) -> tuple[Progress, str]:
     """Answer every row, and prove it; returns what was counted and the answers' digest."""
     try:
         asked = _prepare(job, config, source)

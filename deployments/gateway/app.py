@@ -68,16 +68,17 @@ class Generation:
         request = Request(scope, receive)
         request_id: str = scope["state"]["request_id"]
         authorization = request.headers.get("authorization")
-        authenticate(authorization, self._pipeline.poller.view)  # Before a body of megabytes is read.
-        raw = await read_body(request, self._pipeline.args.max_body_bytes)
-        call = await self._pipeline.open(self._endpoint, request_id, authorization, raw)
-        answer = Answer(self._endpoint, request_id, call.route.model)
-        async with aclosing(self._pipeline.respond(call, answer)) as source:
-            first = await anext(source)  # A failure until here is a plain error answer.
-            if call.body.stream:
-                await _send_stream(first, source, send)
-            else:
-                await JSONResponse(first[0])(scope, receive, send)
+        limit = self._pipeline.args.max_body_bytes
+        async with self._pipeline.open(
+            self._endpoint, request_id, authorization, lambda: read_body(request, limit)
+        ) as call:
+            answer = Answer(self._endpoint, request_id, call.route.model)
+            async with aclosing(self._pipeline.respond(call, answer)) as source:
+                first = await anext(source)  # A failure until here is a plain error answer.
+                if call.body.stream:
+                    await _send_stream(first, source, send)
+                else:
+                    await JSONResponse(first[0])(scope, receive, send)
 
 
 async def _send_stream(

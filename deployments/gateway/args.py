@@ -10,7 +10,12 @@ class GatewayArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    snapshot_interval_s: float = Field(2.0, gt=0, description="Seconds between looks for a newer snapshot.")
+    snapshot_interval_s: float = Field(
+        2.0,
+        gt=0,
+        le=4,
+        description="Seconds between looks for a newer snapshot; a revocation must be known within 5.",
+    )
     max_concurrent_requests: int = Field(
         256, ge=1, description="Requests at work in one replica; more get 503 with Retry-After."
     )

@@ -7,7 +7,7 @@ ids, prompt logprobs, chat templates) text out past them, so it is refused, as O
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -69,6 +69,10 @@ class Body(_Part):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+#: What links a tool's result to its call; templates write it out, so it must have no room for prose.
+ToolCallId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
 class FunctionCall(_Part):
     """A call that the model made earlier."""
 
@@ -79,7 +83,7 @@ class FunctionCall(_Part):
 class ToolCall(_Part):
     """One of a message's tool calls."""
 
-    id: str
+    id: ToolCallId
     type: Literal["function"] = "function"
     function: FunctionCall
 
@@ -101,11 +105,17 @@ class Message(_Part):
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
+    tool_call_id: ToolCallId | None = None
     # OpenAI's client sends back what it got.
     function_call: None = Field(None, exclude=True)
     audio: None = Field(None, exclude=True)
     annotations: list[Any] | None = Field(None, exclude=True)
+
+    @field_validator("content")
+    @classmethod
+    def _one_text(cls, value: str | list[TextPart] | None) -> str | None:
+        """Parts as the engine joins them: what a template puts together must be judged together."""
+        return "\n".join(part.text for part in value) if isinstance(value, list) else value
 
 
 class ChatBody(Body):
@@ -118,7 +128,7 @@ class ChatBody(Body):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     # Numbers and switches only: a string could bring text past the guards into the template.

@@ -6,10 +6,17 @@ ends with ``finish_reason: content_filter``.
 
 Log probabilities spell the text out token by token, and alternatives to it. So when the policy can redact
 or block output, they are held until their choice has ended, and given only if nothing in it was changed.
+Alternatives (``top_logprobs``) were never judged, so under such a policy they are left out: an empty list
+in chat, only the sampled token in completions.
+
+A tool call's name is held until its arguments begin, and judged whole. Ids, roles and finish reasons that
+are not of the known form are replaced.
 """
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +29,10 @@ _TEXTS = {
     "reasoning_content": "reasoning",
     "refusal": "refusal",
 }
+_TOOL_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FINISH_REASONS = frozenset(
+    {"stop", "length", "tool_calls", "function_call", "content_filter", "abort", "error"}
+)
 
 
 def can_change_output(engine: GuardEngine) -> bool:
@@ -43,6 +54,8 @@ class GuardedChoice:
         self._context = context
         self._streams: dict[str, GuardStream] = {}
         self._ended: list[GuardStream] = []
+        #: Id and name so far of each tool call whose arguments have not begun; None once they have.
+        self._heads: dict[int, dict[str, str] | None] = {}
         self._hold_logprobs = can_change_output(engine)
         self._logprobs: dict[str, Any] | None = None
 
@@ -56,6 +69,8 @@ class GuardedChoice:
         if self.finished:
             return None
         reason = choice.get("finish_reason")
+        if reason is not None and reason not in _FINISH_REASONS:
+            reason = "stop"
         chat = "delta" in choice
         out: dict[str, Any] = {}
         if chat:
@@ -76,21 +91,33 @@ class GuardedChoice:
 
     async def _delta(self, delta: dict[str, Any], out: dict[str, Any]) -> None:
         if delta.get("role"):
-            out["role"] = delta["role"]
+            out["role"] = "assistant"
             out["content"] = ""
         for field, role in _TEXTS.items():
             if text := await self._text(field, role, delta.get(field)):
                 out[field] = text
         for call in delta.get("tool_calls") or []:
             number, function = call.get("index", 0), call.get("function") or {}
-            released: dict[str, str] = {}
-            # A name comes whole and first: clients need it before the arguments, so it is not held back.
-            if text := await self._text(_tool(number, "name"), "tool_call", function.get("name"), whole=True):
-                released["name"] = text
-            if text := await self._text(_tool(number, "arguments"), "tool_call", function.get("arguments")):
-                released["arguments"] = text
-            if call.get("id") or released:
-                _tool_delta(out, number, {"id": call.get("id"), "type": call.get("type")}, released)
+            head = self._heads.setdefault(number, {"id": "", "name": ""})
+            if head is not None:  # Whatever comes after the arguments began is no head any more.
+                head["id"] = head["id"] or call.get("id") or ""
+                head["name"] += function.get("name") or ""
+            if not (arguments := function.get("arguments")):
+                continue
+            await self._head(number, out)
+            if text := await self._text(_tool(number, "arguments"), "tool_call", arguments):
+                _tool_delta(out, number, {}, {"arguments": text})
+
+    async def _head(self, number: int, out: dict[str, Any]) -> None:
+        """Judge the name of a tool call, whole, and let it go with the call's id."""
+        head, self._heads[number] = self._heads.get(number), None
+        if head is None or self.blocked:
+            return
+        name = await self._text(_tool(number, "name"), "tool_call", head["name"], whole=True)
+        if not self.blocked:
+            known = _TOOL_CALL_ID.fullmatch(head["id"])
+            call_id = head["id"] if known else f"call_{uuid.uuid4().hex[:24]}"
+            _tool_delta(out, number, {"id": call_id, "type": "function"}, {"name": name})
 
     async def _text(self, path: str, role: str, text: str | None, *, whole: bool = False) -> str:
         if not text or self.blocked:
@@ -108,6 +135,8 @@ class GuardedChoice:
         return released
 
     async def _flush(self, out: dict[str, Any]) -> None:
+        for number in self._heads:
+            await self._head(number, out)
         for path, stream in self._streams.items():
             tail = await stream.flush()
             self.blocked = self.blocked or stream.blocked
@@ -124,7 +153,7 @@ class GuardedChoice:
             return logprobs
         if self._logprobs is None:
             self._logprobs = {}
-        for name, values in logprobs.items():
+        for name, values in _without_alternatives(logprobs).items():
             if isinstance(values, list):
                 self._logprobs.setdefault(name, []).extend(values)
             else:
@@ -134,6 +163,16 @@ class GuardedChoice:
     def _logprobs_at_end(self) -> dict[str, Any] | None:
         changed = any(finding.action is not Action.FLAG and not finding.shadow for finding in self.findings)
         return None if changed else self._logprobs
+
+
+def _without_alternatives(logprobs: dict[str, Any]) -> dict[str, Any]:
+    if "tokens" in logprobs:  # Text completions.
+        sampled = zip(logprobs["tokens"] or [], logprobs.get("token_logprobs") or [], strict=False)
+        return logprobs | {"top_logprobs": [{token: value} for token, value in sampled]}
+    return {
+        name: [entry | {"top_logprobs": []} for entry in entries] if isinstance(entries, list) else entries
+        for name, entries in logprobs.items()
+    }
 
 
 def _tool(number: int, field: str) -> str:

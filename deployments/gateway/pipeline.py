@@ -1,7 +1,7 @@
 """The life of a request, step by step: each step is one function on typed values.
 
-    authenticate -> parse -> find the route and its policy -> limits -> input guards -> choose a target
-    -> upstream -> output guards on the stream -> respond; beside it: the report.
+    authenticate -> take a place -> parse -> find the route and its policy -> limits -> input guards
+    -> choose a target -> upstream -> output guards on the stream -> respond; beside it: the report.
 
 No step is optional: there is no way to a model that does not pass the guards. A stream and a whole answer
 are made from the same guarded chunks.
@@ -12,10 +12,12 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from starlette.requests import ClientDisconnect
 
 from cluster.contracts import (
     Action,
@@ -144,32 +146,57 @@ class Pipeline:
         self._report = report
         self._at_work = 0
 
-    async def open(self, endpoint: Endpoint, request_id: str, authorization: str | None, raw: bytes) -> Call:
-        """From what came over HTTP to a call that may go to a model. Raises ApiError."""
+    @asynccontextmanager
+    async def open(
+        self,
+        endpoint: Endpoint,
+        request_id: str,
+        authorization: str | None,
+        read_body: Callable[[], Awaitable[bytes]],
+    ) -> AsyncGenerator[Call, None]:
+        """From what came over HTTP to a call that may go to a model; it has a place among those at work.
+
+        Raises ApiError; every failure until the call is there is reported here.
+        """
         started, key_id, model = time.monotonic(), "", ""
-        try:
-            view = self.poller.view
-            key = authenticate(authorization, view)
-            key_id = key.id
-            body = parse(raw, BODIES[endpoint])
-            route = find_route(view, key, body.model)
-            model = route.model
-            check_limits(body, self.args)
-            call = Call(
-                request_id=request_id,
-                endpoint=endpoint,
-                key=key,
-                route=route,
-                engine=view.engine(key, route),
-                body=body,
-                upstream_body=body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES),
-            )
-            return await guard_input(call, self._report)
-        except ApiError as error:
-            self._report.request(
-                request_id=request_id, key=key_id, model=model, status=error.status, started=started
-            )
-            raise
+        status = 499  # Whoever goes away sees none of these.
+        with ExitStack() as stack:
+            try:
+                # Before a body of megabytes is read and judged.
+                key_id = authenticate(authorization, self.poller.view).id
+                stack.enter_context(self._place())
+                raw = await read_body()
+                view = self.poller.view  # Reading may take long; the key may be revoked since.
+                key = authenticate(authorization, view)
+                body = parse(raw, BODIES[endpoint])
+                route = find_route(view, key, body.model)
+                model = route.model
+                check_limits(body, self.args)
+                call = Call(
+                    request_id=request_id,
+                    endpoint=endpoint,
+                    key=key,
+                    route=route,
+                    engine=view.engine(key, route),
+                    body=body,
+                    upstream_body=body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES),
+                )
+                call = await guard_input(call, self._report)
+                status = 200
+            except ApiError as error:
+                status = error.status
+                raise
+            except ClientDisconnect:
+                raise
+            except Exception:
+                status = 500
+                raise
+            finally:
+                if status != 200:  # The others are reported when they end.
+                    self._report.request(
+                        request_id=request_id, key=key_id, model=model, status=status, started=started
+                    )
+            yield call
 
     async def chunks(self, call: Call, answer: Answer) -> AsyncGenerator[list[list[dict[str, Any]]], None]:
         """Lists of guarded choices, one for each chunk; what came together stays together.
@@ -210,7 +237,7 @@ class Pipeline:
         """The chunks that a client gets, or the one whole answer: lists of JSON bodies."""
         started, first_s, status = time.monotonic(), None, 499  # Whoever goes away sees none of these.
         try:
-            async with self._place(), aclosing(self.chunks(call, answer)) as source:
+            async with aclosing(self.chunks(call, answer)) as source:
                 assembly = Assembly(call.endpoint)
                 async for released in source:
                     first_s = first_s or time.monotonic() - started
@@ -227,6 +254,9 @@ class Pipeline:
         except ApiError as error:
             status = error.status
             raise
+        except Exception:
+            status = 500
+            raise
         finally:
             self._report.request(
                 status=status, started=started, first_s=first_s, usage=answer.usage, **call.labels
@@ -236,8 +266,8 @@ class Pipeline:
         chunk = answer.chunk(choices)
         return chunk | {"usage": None} if call.body.include_usage else chunk
 
-    @asynccontextmanager
-    async def _place(self) -> AsyncGenerator[None, None]:
+    @contextmanager
+    def _place(self) -> Generator[None]:
         if self._at_work >= self.args.max_concurrent_requests:
             raise overloaded("The gateway")
         self._at_work += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
@@ -16,6 +17,7 @@ from deployments.gateway.errors import ApiError, from_upstream, overloaded
 if TYPE_CHECKING:
     import httpx
 
+logger = logging.getLogger("ray.serve")
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 
 
@@ -46,7 +48,12 @@ class Upstreams:
             await self._client.aclose()
 
     async def _from_handle(self, target: Target, request: UpstreamRequest) -> AsyncGenerator[bytes, None]:
-        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import (
+            BackPressureError,
+            DeploymentUnavailableError,
+            RayServeException,
+        )
 
         body = request.body | {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
         handle = await self._handle(target)
@@ -64,11 +71,14 @@ class Upstreams:
             raise ApiError(
                 503, "The model is not available now.", kind="server_error", retry_after_s=5
             ) from None
+        except (RayError, RayServeException) as error:
+            raise _replica_failed(error, request) from None
         finally:
             stream.cancel()
 
     async def _handle(self, target: Target) -> Any:
         from ray import serve
+        from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
         name = (target.deployment or "", target.application or "")
@@ -76,7 +86,7 @@ class Upstreams:
             try:
                 # Asks the controller, so it may not run on the event loop.
                 self._handles[name] = await asyncio.to_thread(serve.get_deployment_handle, *name)
-            except RayServeException:
+            except (RayError, RayServeException):
                 raise ApiError(
                     503, "The model is not deployed now.", kind="server_error", retry_after_s=5
                 ) from None
@@ -135,6 +145,18 @@ async def _parsed(source: AsyncIterator[bytes]) -> AsyncIterator[list[dict[str, 
             chunks.append(chunk)
         if chunks:
             yield chunks
+
+
+def _replica_failed(error: Exception, request: UpstreamRequest) -> ApiError:
+    """A replica that died or broke: another one may do it. Its own log has the reason."""
+    logger.warning("Request %s: the model's replica failed (%s).", request.request_id, type(error).__name__)
+    return ApiError(
+        503,
+        "The model's replica failed; please try again.",
+        kind="server_error",
+        code="replica_failed",
+        retry_after_s=1,
+    )
 
 
 def _refused(status: int, body: bytes) -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ COMPLETIONS = frozenset({"prompt"})
 MESSAGE = frozenset(
     {"role", "content", "name", "refusal", "reasoning", "reasoning_content", "tool_calls", "tool_call_id"}
 )
+#: Templates write ids out, so they must have no room for prose.
+TOOL_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 URLS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 
@@ -88,7 +91,22 @@ def _body(endpoint: Endpoint, body: Any) -> dict[str, Any]:
             raise ValueError("body.messages is missing or empty")
         for index, message in enumerate(messages):
             _check_message(f"body.messages[{index}]", message)
-    return {key: value for key, value in body.items() if key not in BOOKKEEPING}
+    kept = {key: value for key, value in body.items() if key not in BOOKKEEPING}
+    if endpoint == "chat":
+        kept["messages"] = [_with_one_text(message) for message in kept["messages"]]
+    return kept
+
+
+def _with_one_text(message: dict[str, Any]) -> dict[str, Any]:
+    """Parts as the engine joins them: what a template puts together must be judged together."""
+    if not isinstance(message.get("content"), list):
+        return message
+    return message | {"content": "\n".join(part["text"] for part in message["content"])}
+
+
+def _check_id(path: str, value: Any) -> None:
+    if not isinstance(value, str) or not TOOL_CALL_ID.fullmatch(value):
+        raise ValueError(f"{path} is not 1 to 64 letters, digits, '_' or '-'")
 
 
 def _check_message(path: str, message: Any) -> None:
@@ -104,9 +122,13 @@ def _check_message(path: str, message: Any) -> None:
                 raise ValueError(f"{path}.content holds a part that is no text")
     elif not isinstance(content, str) and not message.get("tool_calls"):
         raise ValueError(f"{path} has no content")
-    for call in message.get("tool_calls") or []:
+    if message.get("tool_call_id") is not None:
+        _check_id(f"{path}.tool_call_id", message["tool_call_id"])
+    for number, call in enumerate(message.get("tool_calls") or []):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not all(
             isinstance(function.get(k), str) for k in ("name", "arguments")
         ):
             raise ValueError(f"{path}.tool_calls holds a call without a function's name and arguments")
+        if call.get("id") is not None:
+            _check_id(f"{path}.tool_calls[{number}].id", call["id"])

@@ -81,7 +81,26 @@ async def judge_response(engine: GuardEngine, body: Mapping[str, Any], context: 
 
 
 async def _judge(engine: GuardEngine, slots: Sequence[Slot], context: GuardContext) -> list[Verdict]:
-    return list(await asyncio.gather(*(engine.judge(slot.segment, context) for slot in slots)))
+    verdicts = await asyncio.gather(*(engine.judge(slot.segment, context) for slot in slots))
+    return [_as_kind(slot, verdict) for slot, verdict in zip(slots, verdicts, strict=True)]
+
+
+def _as_kind(slot: Slot, verdict: Verdict) -> Verdict:
+    """What follows for a key, which cannot be redacted in place, and for a seam, which has no place."""
+    if slot.kind == "text":
+        return verdict
+    if slot.kind == "key":
+        findings = [
+            item.model_copy(update={"action": Action.BLOCK}) if item.action is Action.REDACT else item
+            for item in verdict.findings
+        ]
+    else:
+        findings = [
+            item
+            for item in verdict.findings
+            if item.action is Action.BLOCK and any(item.start <= at < item.end for at in slot.joints)
+        ]
+    return Verdict(action=severest(findings), text=slot.segment.text, findings=findings)
 
 
 def _changed(slots: Sequence[Slot], verdicts: Sequence[Verdict]) -> dict[Keys, str]:

@@ -1,25 +1,45 @@
 """Every text of an OpenAI request or answer, and the way to write redacted ones back.
 
 The walk is generous: any string that a chat template might render is a text to be judged, whatever key it
-stands under; only identifiers and settings are left out. What cannot be judged (token ids, embeddings,
-images, audio) is refused, never let through.
+stands under, and under tools and schemas every key too. Only identifiers are left out, at the exact places
+of a message where they belong. Templates join what is sent in parts, so parts are judged joined as well.
+What cannot be judged (token ids, embeddings, images, audio) is refused, never let through.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate, groupby
+from typing import Any, Literal
 
 from cluster.contracts import Direction, Segment
 from cluster.errors import UsageError
 
 Keys = tuple[str | int, ...]
 
-#: Strings that name or link things. Redacting them would break the request; they carry no prose.
-_IDENTIFIERS = frozenset(
-    {"id", "tool_call_id", "role", "type", "object", "finish_reason", "stop_reason", "$ref"}
+#: Places of a message whose strings name or link things (None: any index). Redacting them would break the
+#: request; they are left out only if they look like identifiers.
+_IDENTIFIER_PLACES: frozenset[tuple[str | None, ...]] = frozenset(
+    {
+        ("role",),
+        ("tool_call_id",),
+        ("tool_calls", None, "id"),
+        ("tool_calls", None, "type"),
+        ("content", None, "type"),
+    }
+)
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+#: Words of JSON schema and of tool definitions: keys and types that are these very words say nothing.
+_SCHEMA_WORDS = frozenset(
+    {
+        *("type", "function", "name", "description", "parameters", "properties", "required", "items", "enum"),
+        *("additionalProperties", "strict", "json_schema", "json_object", "schema", "text", "default"),
+        *("string", "object", "number", "integer", "boolean", "array", "null", "anyOf", "title", "format"),
+        *("auto", "none", "required", "minimum", "maximum", "minLength", "maxLength", "pattern", "$ref"),
+    }
 )
 _ROLES_BY_KEY = {
     "arguments": "tool_call",
@@ -36,6 +56,9 @@ _REQUEST_KEYS = {
     "tools": "tool_definition",
     "functions": "tool_definition",
     "response_format": "tool_definition",
+    "structured_outputs": "tool_definition",
+    "tool_choice": "tool_definition",
+    "reasoning_effort": "system",
     "chat_template": "system",
     "chat_template_kwargs": "system",
 }
@@ -44,10 +67,16 @@ _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "thinki
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A text and the keys that lead to it in its body."""
+    """A text and the keys that lead to it in its body.
+
+    A ``key`` is itself a mapping's key, which cannot be redacted in place. A ``seam`` is several texts
+    joined at ``joints``: only what is blocked across a joint counts, the texts have slots of their own.
+    """
 
     keys: Keys
     segment: Segment
+    kind: Literal["text", "key", "seam"] = "text"
+    joints: tuple[int, ...] = ()
 
 
 def request_slots(body: Mapping[str, Any]) -> list[Slot]:
@@ -67,10 +96,14 @@ def request_slots(body: Mapping[str, Any]) -> list[Slot]:
         _refuse_media(message.get("content"), f"messages[{index}].content")
         role = str(message.get("role", "user"))
         slots.extend(_slots(message, ("messages", index), role, Direction.INPUT))
+    slots.extend(_seams(messages or ()))
     for key, role in _REQUEST_KEYS.items():
         if key in ("prompt", "input"):
             _refuse_tokens(body.get(key), key)
         slots.extend(_slots(body.get(key), (key,), role, Direction.INPUT))
+        for place, name in _names(body.get(key), (key,)):
+            segment = Segment(text=name, direction=Direction.INPUT, role=role, path=f"{path_of(place)}.<key>")
+            slots.append(Slot(place, segment, kind="key"))
     return slots
 
 
@@ -95,8 +128,15 @@ def write_back(body: Mapping[str, Any], texts: Mapping[Keys, str]) -> dict[str, 
 
 
 def path_of(keys: Iterable[str | int]) -> str:
-    """``messages[0].content`` of ``("messages", 0, "content")``."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+    """``messages[0].content`` of ``("messages", 0, "content")``.
+
+    Paths stand in logs, so a key that is no plain name is not spelled out.
+    """
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{_plain(key)}" for key in keys).lstrip(".")
+
+
+def _plain(key: str) -> str:
+    return key if _IDENTIFIER.fullmatch(key) else "<key>"
 
 
 def _slots(value: Any, keys: Keys, role: str, direction: Direction) -> Iterator[Slot]:
@@ -106,15 +146,57 @@ def _slots(value: Any, keys: Keys, role: str, direction: Direction) -> Iterator[
 
 def _strings(value: Any, keys: Keys, role: str) -> Iterator[tuple[Keys, str, str]]:
     if isinstance(value, str):
-        if value:
+        if value and not _is_identifier(keys, value):
             yield keys, value, role
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            if key not in _IDENTIFIERS:
-                yield from _strings(item, (*keys, key), _ROLES_BY_KEY.get(key, role))
+            yield from _strings(item, (*keys, key), _ROLES_BY_KEY.get(key, role))
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _strings(item, (*keys, index), role)
+
+
+def _is_identifier(keys: Keys, value: str) -> bool:
+    if keys[0] == "messages":
+        within = keys[2:]
+    elif keys[0] == "choices":  # ("choices", 0, "message", ...)
+        within = keys[3:]
+    else:
+        return keys[-1] == "type" and value in _SCHEMA_WORDS
+    place = tuple(None if isinstance(key, int) else key for key in within)
+    return place in _IDENTIFIER_PLACES and _IDENTIFIER.fullmatch(value) is not None
+
+
+def _names(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
+    """The keys of every mapping in ``value``, each with the place of its mapping."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key and key not in _SCHEMA_WORDS:
+                yield keys, key
+            yield from _names(item, (*keys, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _names(item, (*keys, index))
+
+
+def _seams(messages: Iterable[Mapping[str, Any]]) -> Iterator[Slot]:
+    """The text parts of consecutive messages of one role, joined."""
+    for role, run in groupby(enumerate(messages), key=lambda item: str(item[1].get("role", "user"))):
+        placed = [(index, text) for index, message in run for text in _parts(message.get("content"))]
+        if len(placed) > 1:
+            texts = [text for _, text in placed]
+            joints = tuple(end + at for at, end in enumerate(accumulate(map(len, texts))))[:-1]
+            keys: Keys = ("messages", placed[0][0], "content")
+            text = "\n".join(texts)
+            segment = Segment(text=text, direction=Direction.INPUT, role=role, path=path_of(keys))
+            yield Slot(keys, segment, "seam", joints)
+
+
+def _parts(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    parts = [part.get("text") if isinstance(part, Mapping) else part for part in content or ()]
+    return [part for part in parts if isinstance(part, str)]
 
 
 def _refuse_media(content: Any, path: str) -> None:
