@@ -17,7 +17,7 @@ from deployments.plan import Say
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--wait/--no-wait", default=True, help="Wait until every application runs (the default).")
 @click.option("--timeout-s", type=float, default=1200.0, show_default=True, help="Longest wait in seconds.")
-@click.option("--dry-run", is_flag=True, help="Print what would be deployed, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be deployed or removed, and change nothing.")
 @click.option("--delete", "delete", metavar="NAME", help="Remove the application of that name instead.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
 def deploy(
@@ -28,7 +28,7 @@ def deploy(
     FILE has Serve's own schema (applications: name, route_prefix, import_path, args). Names of models are
     resolved to addresses once, here. Applications that the file does not name stay as they are.
     """
-    from deployments.rollout import Serve, take_down
+    from deployments.rollout import Serve, take_down, would_take_down
 
     started = time.monotonic()
 
@@ -38,9 +38,12 @@ def deploy(
 
     if (file is None) == (delete is None):
         raise click.UsageError("name a FILE to deploy, or an application with --delete")
-    if delete is not None:
+    result: dict[str, object]
+    if delete is not None and dry_run:
+        result = {"would_delete": would_take_down(Serve.connect(), delete)}
+    elif delete is not None:
         snapshot = take_down(Serve.connect(), delete, say)
-        result: dict[str, object] = {"deleted": delete, "snapshot": snapshot.number}
+        result = {"deleted": delete, "snapshot": snapshot.number}
     else:
         assert file is not None
         result = _deploy(file, timeout_s if wait else None, dry_run, say)
@@ -63,7 +66,7 @@ def _deploy(file: Path, wait_s: float | None, dry_run: bool, say: Say) -> dict[s
     root = find_working_dir()
     environment = read_runtime_env(root)
     code = None if dry_run else upload_code(root, environment.get("excludes") or [], object_store())
-    plan = make_plan(content, code, environment.get("env_vars") or {}, say)
+    plan = make_plan(content, code, environment.get("env_vars") or {}, say, dry_run=dry_run)
     if load_settings().profile == "local":  # A real cluster may scale up to what is asked for.
         others = [config for config in serve.configurations() if config["name"] not in plan.names]
         preflight(

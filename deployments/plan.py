@@ -20,10 +20,26 @@ from deployments.model import DEPLOYMENT, ModelApplicationArgs
 
 if TYPE_CHECKING:
     from cluster.registry import RegisteredModel
+    from validation.guards import GuardPolicy
 
 MODEL = "deployments.model:build"
 GATEWAY = "deployments.gateway:build"
 GUARDS = "deployments.guards:build"
+#: Mappings in llm_config that are read here, each after the one that it is in.
+_MAPPINGS = (
+    "model_loading_config",
+    "engine_kwargs",
+    "accelerator_config",
+    "lora_config",
+    "experimental_configs",
+    "runtime_env",
+    "runtime_env.env_vars",
+    "placement_group_config",
+    "placement_group_config.bundle_per_worker",
+    "deployment_config",
+    "deployment_config.autoscaling_config",
+    "deployment_config.ray_actor_options",
+)
 Say = Callable[[str], None]
 
 
@@ -83,23 +99,34 @@ def read_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def make_plan(content: Mapping[str, Any], code: str | None, env_vars: Mapping[str, str], say: Say) -> Plan:
+def make_plan(
+    content: Mapping[str, Any],
+    code: str | None,
+    env_vars: Mapping[str, str],
+    say: Say,
+    *,
+    dry_run: bool = False,
+) -> Plan:
     """Resolve everything that ``content`` names.
 
     :param code: address of the code package that applications get which name none.
     :param env_vars: environment of every application; its own variables win.
+    :param dry_run: only look up where weights are, or would be; import none.
 
     Raises UsageError, NotFoundError and what the model's source raises.
     """
     plan = Plan(copy.deepcopy(dict(content)))
     _serve_options(plan.serve)
     for application in plan.applications:
-        environment = application.setdefault("runtime_env", {})
+        application["import_path"] = _import_path(application["import_path"])
+        if application["import_path"] != GATEWAY:
+            _close_door(application)
+        environment = application["runtime_env"] = application.get("runtime_env") or {}
         if code is not None:
             environment.setdefault("working_dir", code)
         environment["env_vars"] = {**env_vars, **(environment.get("env_vars") or {})}
         if application["import_path"] == MODEL:
-            _resolve_model(application, plan, say)
+            _resolve_model(application, plan, say, dry_run)
         elif application["import_path"] == GATEWAY:
             application["args"] = _args(GatewayArgs, application).model_dump(exclude_unset=True)
     twice = {route.model for route in plan.routes if sum(r.model == route.model for r in plan.routes) > 1}
@@ -107,6 +134,21 @@ def make_plan(content: Mapping[str, Any], code: str | None, env_vars: Mapping[st
         raise UsageError(f"Two applications serve a model named {min(twice)}: rename one.")
     _add_guards(plan, code, env_vars)
     return plan
+
+
+def _import_path(path: str) -> str:
+    """One spelling: Ray also takes ``module.attribute``."""
+    return path if ":" in path else ":".join(path.rsplit(".", 1))
+
+
+def _close_door(application: dict[str, Any]) -> None:
+    """Serve's own default is a route at /."""
+    if application.get("route_prefix") is not None:
+        raise UsageError(
+            f"application {application['name']}: route_prefix must be null, "
+            "for the gateway is the only door to models."
+        )
+    application["route_prefix"] = None
 
 
 def _serve_options(serve: dict[str, Any]) -> None:
@@ -126,22 +168,18 @@ def _args(kind: type[BaseModel], application: Mapping[str, Any]) -> Any:
         ) from None
 
 
-def _resolve_model(application: dict[str, Any], plan: Plan, say: Say) -> None:
-    from cluster.models import ensure_model
+def _resolve_model(application: dict[str, Any], plan: Plan, say: Say, dry_run: bool) -> None:
     from cluster.registry import Registry
-    from validation.guards import load_policy
 
     args: DeployedModelArgs = _args(DeployedModelArgs, application)
     name = application["name"]
+    _check_llm_config(f"application {name}", args.llm_config)
     model_id = (args.llm_config.get("model_loading_config") or {}).get("model_id")
     if not isinstance(model_id, str) or ":" in model_id:
         raise UsageError(
             f"application {name}: llm_config.model_loading_config.model_id must name the model, without ':'."
         )
-    if application.get("route_prefix") is not None:
-        raise UsageError(
-            f"application {name}: route_prefix must be null, for the gateway is the only door to models."
-        )
+    policy = _policy(name, args.policy)
     registry = Registry(load_settings()) if args.adapters or args.model.startswith("models:/") else None
     adapters = [registry.resolve(uri) for uri in args.adapters] if registry else []
     source = args.model
@@ -152,9 +190,7 @@ def _resolve_model(application: dict[str, Any], plan: Plan, say: Say) -> None:
             source = registered.base
             adapters.append(registered)
     say(f"{name}: looking up {args.model}")
-    weights = ensure_model(source, progress=lambda text: say(f"{name}: {text}"))
-    address = str(weights.ref)
-    policy = load_policy(args.policy)
+    address, digest = _weights(source, lambda text: say(f"{name}: {text}"), dry_run)
     same = [document for document in plan.policies if document.name == policy.name]
     if any(document.digest != policy.digest for document in same):
         raise UsageError(
@@ -162,7 +198,7 @@ def _resolve_model(application: dict[str, Any], plan: Plan, say: Say) -> None:
         )
     plan.policies += [] if same else [policy.document()]
 
-    def route(public: str, engine: str, version: str | None, digest: str) -> Route:
+    def route(public: str, engine: str, version: str | None, digest: str | None) -> Route:
         target = Target(
             application=name, deployment=DEPLOYMENT, model=engine, model_version=version, digest=digest
         )
@@ -174,14 +210,63 @@ def _resolve_model(application: dict[str, Any], plan: Plan, say: Say) -> None:
             owned_by=load_settings().team,
         )
 
-    plan.routes.append(route(model_id, engine_model_id(model_id), None, weights.data_digest))
+    plan.routes.append(route(model_id, engine_model_id(model_id), None, digest))
     for adapter in adapters:
         _check_adapter(name, adapter, address, args.llm_config)
         engine = engine_model_id(model_id, adapter.ref)
         plan.routes.append(route(adapter.ref.name, engine, str(adapter.ref), adapter.digest))
     # Adapters and policies are the gateway's: left in, a new one would restart the engine.
     application["args"] = {"model": address, "llm_config": args.llm_config, "gather_ms": args.gather_ms}
-    application["route_prefix"] = None
+
+
+def _weights(source: str, say: Say, dry_run: bool) -> tuple[str, str | None]:
+    """Address and data digest of a model artifact, made if need be and this is no dry run."""
+    from cluster.models import ensure_model, find_model
+
+    if not dry_run:
+        made = ensure_model(source, progress=say)
+        return str(made.ref), made.data_digest
+    ref, found = find_model(source)
+    if found is None:
+        say(f"{source} would be imported as {ref}")
+    return str(ref), found.data_digest if found else None
+
+
+def _policy(application: str, name_or_path: str) -> GuardPolicy:
+    from validation.guards import default_policy, load_policy
+
+    policy, shipped = load_policy(name_or_path), default_policy()
+    if policy.name == shipped.name and policy.digest != shipped.digest:
+        raise UsageError(
+            f"application {application}: guard policy {name_or_path} is named {policy.name}, "
+            "which is the shipped one's name: rename it."
+        )
+    return policy
+
+
+def _check_llm_config(where: str, config: Mapping[str, Any]) -> None:
+    """What is read here before Ray validates all of it. Raises UsageError."""
+
+    def value(path: str) -> Any:
+        found: Any = config
+        for key in path.split("."):
+            found = found.get(key) or {}
+        return found
+
+    for path in _MAPPINGS:
+        if not isinstance(value(path), Mapping):
+            raise UsageError(f"{where}: llm_config.{path} must be a mapping.")
+    bundles = value("placement_group_config.bundles")
+    if bundles and not (isinstance(bundles, list) and all(isinstance(b, Mapping) for b in bundles)):
+        raise UsageError(f"{where}: llm_config.placement_group_config.bundles must be a list of mappings.")
+    for key in ("tensor_parallel_size", "pipeline_parallel_size"):
+        size = value("engine_kwargs").get(key, 1)
+        if not isinstance(size, int) or size < 1:
+            raise UsageError(f"{where}: llm_config.engine_kwargs.{key} must be a whole number from 1 on.")
+    if not isinstance(value("deployment_config.ray_actor_options").get("num_cpus", 1), int | float):
+        raise UsageError(
+            f"{where}: llm_config.deployment_config.ray_actor_options.num_cpus must be a number."
+        )
 
 
 def _check_adapter(name: str, model: RegisteredModel, base: str, llm_config: Mapping[str, Any]) -> None:
@@ -263,12 +348,16 @@ def _replica(config: Mapping[str, Any]) -> list[dict[str, float]]:
 
 
 def with_routes(snapshot: Snapshot, plan: Plan, removed: Iterable[str] = ()) -> Snapshot:
-    """The next snapshot: the plan's routes and policies in, those of its applications' former ones out."""
+    """The next snapshot: the plan's routes and policies in, those of its applications' former ones out.
+
+    Raises RefusedError when a name, of a model or of a guard policy, is another application's.
+    """
     gone = {*plan.names, *removed}
     old = {route.model: route for route in snapshot.routes}
     routes = {
         model: route for model, route in old.items() if not any(t.application in gone for t in route.targets)
     }
+    _check_policies(snapshot, plan, routes.values())
     for route in plan.routes:
         if route.model in routes:
             owner = routes[route.model].targets[0].application or routes[route.model].targets[0].base_url
@@ -281,3 +370,21 @@ def with_routes(snapshot: Snapshot, plan: Plan, removed: Iterable[str] = ()) -> 
     used = {route.policy for route in routes.values()} | {key.policy for key in snapshot.keys}
     policies = [p for p in snapshot.policies if p.name in used - names] + plan.policies
     return snapshot.model_copy(update={"routes": list(routes.values()), "policies": policies})
+
+
+def _check_policies(snapshot: Snapshot, plan: Plan, others: Iterable[Route]) -> None:
+    """Nobody's policy changes because somebody else deploys. Raises RefusedError."""
+    from validation.guards import default_policy
+
+    published = {document.name: document.digest for document in snapshot.policies}
+    users = {key.policy: f"key {key.id}" for key in snapshot.keys if key.policy and not key.revoked}
+    users |= {route.policy: f"model {route.model}" for route in others}
+    for document in plan.policies:
+        # The shipped one is the same for all: a newer Manta's takes its predecessor's place.
+        if document.digest in (published.get(document.name, document.digest), default_policy().digest):
+            continue
+        if document.name in users:
+            raise RefusedError(
+                f"Another guard policy named {document.name} is published, and {users[document.name]} "
+                "uses it: rename yours, or deploy all that use it from one file."
+            )

@@ -138,10 +138,7 @@ def take_down(serve: Serve, name: str, say: Say) -> Snapshot:
     """Remove an application and its routes. Raises NotFoundError if there is none of that name."""
     from cluster import snapshots
 
-    configurations = serve.configurations()
-    if all(config["name"] != name for config in configurations):
-        known = ", ".join(sorted(config["name"] for config in configurations)) or "none"
-        raise NotFoundError(f"There is no application {name}; deployed are: {known}.")
+    configurations = _with(serve, name)
     nothing = Plan({"applications": []})
     # First nobody is sent there any more, then it goes; Serve lets it finish what it has begun.
     snapshot = snapshots.publish(lambda current: with_routes(current, nothing, [name]), by="manta deploy")
@@ -152,11 +149,34 @@ def take_down(serve: Serve, name: str, say: Say) -> Snapshot:
     return snapshot
 
 
+def would_take_down(serve: Serve, name: str) -> dict[str, list[str]]:
+    """What :func:`take_down` would remove, by kind. Changes nothing, and raises what it raises."""
+    from cluster import snapshots
+
+    _with(serve, name)
+    gone: dict[str, list[str]] = {"applications": [name], "routes": [], "policies": []}
+    if (now := snapshots.newest()) is not None:
+        then = with_routes(now, Plan({"applications": []}), [name])
+        gone["routes"] = sorted({r.model for r in now.routes} - {r.model for r in then.routes})
+        gone["policies"] = sorted({p.name for p in now.policies} - {p.name for p in then.policies})
+    return gone
+
+
+def _with(serve: Serve, name: str) -> list[dict[str, Any]]:
+    """All configurations, of which one has that name. Raises NotFoundError."""
+    configurations = serve.configurations()
+    if all(config["name"] != name for config in configurations):
+        known = ", ".join(sorted(config["name"] for config in configurations)) or "none"
+        raise NotFoundError(f"There is no application {name}; deployed are: {known}.")
+    return configurations
+
+
 def _gateway_interval(configurations: Iterable[Mapping[str, Any]]) -> float:
     from deployments.gateway.args import GatewayArgs
 
-    intervals = [
-        GatewayArgs.model_validate(config.get("args") or {}).snapshot_interval_s
+    usual = GatewayArgs().snapshot_interval_s
+    intervals = [  # As it runs: it may have been deployed when other bounds held.
+        float((config.get("args") or {}).get("snapshot_interval_s", usual))
         for config in configurations
         if config["import_path"] == GATEWAY
     ]

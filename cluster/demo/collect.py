@@ -151,8 +151,11 @@ def _lineage(artifacts: ArtifactStore, batch: Manifest, rows: list[dict[str, Any
             except (MantaError, ValueError):
                 parent = None
             if parent is None:
-                kind = "policy" if item.address.startswith("policy:") else "source"
-                yield LineageStep(kind, item.address, item.digest, "", depth + 1)
+                kind, _, name = item.address.partition(":")
+                named = kind in ("policy", "suite")
+                yield LineageStep(
+                    kind if named else "source", name if named else item.address, item.digest, "", depth + 1
+                )
             elif str(parent.ref) in seen:
                 yield LineageStep(
                     parent.ref.kind, str(parent.ref), parent.data_digest, "see above", depth + 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def render(data: ReportData, next_steps: Mapping[str, str]) -> str:
         score_chart=_score_chart(data),
         scores=_scores(data),
         examples=_examples(data.scorecard),
+        batch_rows=_batch_rows(data.batch_rows),
         expectations=_expectations(data.dataset),
         quarantine=data.quarantine,
         next_steps=next_steps,
@@ -135,20 +136,31 @@ def _score_chart(data: ReportData) -> Markup:
 def _examples(scorecard: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows side by side, without the instruction that all of them begin with."""
     examples = scorecard.get("examples", [])[:EXAMPLES]
-    prompts = [example["prompt"].splitlines() for example in examples]
-    while len(prompts) > 1 and all(len(lines) > 1 and lines[0] == prompts[0][0] for lines in prompts):
-        prompts = [lines[1:] for lines in prompts]
     return [
         {
-            "prompt": "\n".join(lines),
+            "prompt": prompt,
             "expected": example["expected"],
             "answers": [
                 (example[name], _first_word(example[name]) == example["expected"])
                 for name in ("base", "tuned")
             ],
         }
-        for example, lines in zip(examples, prompts, strict=True)
+        for example, prompt in zip(examples, _without_shared(e["prompt"] for e in examples), strict=True)
     ]
+
+
+def _without_shared(texts: Iterable[str]) -> list[str]:
+    """The texts without the lines that all of them begin with."""
+    lines = [text.splitlines() for text in texts]
+    while len(lines) > 1 and all(len(own) > 1 and own[0] == lines[0][0] for own in lines):
+        lines = [own[1:] for own in lines]
+    return ["\n".join(own).strip() for own in lines]
+
+
+def _batch_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows to look at, their prompts without what all of them begin with; a blocked one has none."""
+    kept = iter(_without_shared(row["prompt"] for row in rows if row["prompt"]))
+    return [{**row, "prompt": next(kept) if row["prompt"] else ""} for row in rows]
 
 
 def _first_word(answer: str) -> str:
@@ -162,8 +174,8 @@ def _expectations(checks: Mapping[str, Any]) -> list[dict[str, Any]]:
     for split, report in _reports(checks):
         for item in report.get("expectations", []):
             seen = item.get("error") or item.get("observed_value")
-            if seen is None and item.get("unexpected_count") is not None:
-                seen = f"{item['unexpected_count']:,} of {item.get('element_count') or 0:,} rows break it"
+            if seen is None and item.get("element_count"):
+                seen = f"{item.get('unexpected_count') or 0:,} of {item['element_count']:,} rows break it"
             found.append(
                 {
                     "split": split,

@@ -26,6 +26,15 @@ INPUTS = {
     "batch_inference": ("source.dataset", "preprocess"),
 }
 
+#: What a verb's summary says to a reader.
+OUTCOMES = {
+    "preprocess": "{train:,} rows to train on, {test:,} to test with, {quarantined:,} in quarantine",
+    "finetune": "{steps} steps, loss {first_loss:.3g} to {last_loss:.3g}",
+    "evaluate": "accuracy {base_accuracy:.1%} (base), {tuned_accuracy:.1%} (tuned) on {rows} held-out rows",
+    "promote": "{model} is {alias}",
+    "batch_inference": "{rows} rows, {rows_per_s:.3g} rows/s, {tokens_per_s:.3g} tokens/s, {blocked} blocked",
+}
+
 
 class Demo:
     """One run: its record, its logs, and the commands that its steps use."""
@@ -96,7 +105,7 @@ class Demo:
             title="",
             seconds=0,
             state="found" if result.get("reused") else "done",
-            outcome=_figures(summary),
+            outcome=_outcome(verb, summary),
             artifact=result["artifact"],
             summary=summary,
         )
@@ -218,7 +227,10 @@ def _shown(words: list[str]) -> str:
     return " ".join([first, *words[1:]])
 
 
-def _figures(summary: dict[str, Any]) -> str:
-    """The plain figures among a job's own."""
-    shown = {k: v for k, v in summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return ", ".join(f"{key.replace('_', ' ')} {value:,.6g}" for key, value in list(shown.items())[:6])
+def _outcome(verb: str, summary: dict[str, Any]) -> str:
+    """A job's own figures in a few words; as they are if it has others than we know of."""
+    try:
+        return OUTCOMES[verb].format_map(summary)
+    except (KeyError, ValueError):
+        figures = {k: v for k, v in summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        return ", ".join(f"{k.replace('_', ' ')} {v:,.6g}" for k, v in list(figures.items())[:6])

@@ -75,18 +75,42 @@ def ensure_model(source: str, name: str | None = None, progress: Progress | None
         if known is None:
             raise
         return known
-    ref = ArtifactRef(
-        team=load_settings().team,
-        kind=KIND,
-        name=name or located.name,
-        fingerprint=fingerprint(KIND, {}, [located.digest], CODE_EPOCH),
-    )
+    ref = _ref(located, name)
     found = artifacts.find(ref)
     if found is not None:
         return found
     # One process of this machine imports; another machine's is told from ours by the conditional put.
     with file_lock(models_cache() / f"import-{ref.fingerprint}.lock"):
         return artifacts.find(ref) or _import(artifacts, ref, source, located, progress or _silent)
+
+
+def find_model(source: str, name: str | None = None) -> tuple[ArtifactRef, Manifest | None]:
+    """Where :func:`ensure_model` would have the model, and its manifest if it is there. Imports nothing.
+
+    Raises what :func:`ensure_model` raises when the source is not there.
+    """
+    store = object_store()
+    artifacts = ArtifactStore(store)
+    if _is_address(source):
+        opened = _open(artifacts, source)
+        return opened.ref, opened
+    try:
+        ref = _ref(_locate(source, store), name)
+    except UnavailableError:
+        known = _imported_before(artifacts, source, name)
+        if known is None:
+            raise
+        return known.ref, known
+    return ref, artifacts.find(ref)
+
+
+def _ref(located: Located, name: str | None) -> ArtifactRef:
+    return ArtifactRef(
+        team=load_settings().team,
+        kind=KIND,
+        name=name or located.name,
+        fingerprint=fingerprint(KIND, {}, [located.digest], CODE_EPOCH),
+    )
 
 
 def _import(
