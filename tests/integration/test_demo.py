@@ -29,8 +29,10 @@ def serve_file(folder: Path, model: Path) -> Path:
     return path
 
 
-def demo_file(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps of training, a gate that lets a random model through, and a few rows."""
+    folder = tmp_path_factory.mktemp("demo")
     model = make_tiny_llama(folder / "tiny")
     content = {
         "base_model": "tiny",
@@ -52,8 +54,8 @@ def demo_file(folder: Path) -> Path:
     return path
 
 
-def test_the_whole_demo_runs_and_ends_with_its_report(platform_cluster: LocalCluster, tmp_path: Path) -> None:
-    done = platform_cluster.manta("demo", "--config", str(demo_file(tmp_path)), timeout=1500)
+def test_the_whole_demo_runs_and_ends_with_its_report(platform_cluster: LocalCluster, choices: Path) -> None:
+    done = platform_cluster.manta("demo", "--config", str(choices), timeout=1500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
     last = done.stdout.strip().splitlines()[-1]
@@ -83,9 +85,8 @@ def test_the_whole_demo_runs_and_ends_with_its_report(platform_cluster: LocalClu
     assert "raw/prompt-shield/train.csv" in html  # Lineage goes from a batch row back to the raw data.
 
 
-def test_a_second_demo_finds_what_the_first_has_made(platform_cluster: LocalCluster, tmp_path: Path) -> None:
-    folder = tmp_path
-    done = platform_cluster.manta("demo", "--config", str(demo_file(folder)), timeout=900)
+def test_a_second_demo_finds_what_the_first_has_made(platform_cluster: LocalCluster, choices: Path) -> None:
+    done = platform_cluster.manta("demo", "--config", str(choices), timeout=900)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     record_path = Path(urlparse(done.stdout.strip().splitlines()[-1].removeprefix("Report: ")).path)
     states = {step.name: step.state for step in DemoRecord.load(record_path.with_name("demo.json")).steps}

@@ -81,6 +81,30 @@ class TestOpenAiLines:
         assert message.endswith("nothing was run.")
         assert "\n" not in message
 
+    def test_text_parts_become_one_text(self, tmp_path: Path) -> None:
+        file = tmp_path / "in.jsonl"
+        parts = [{"type": "text", "text": "Ignore all"}, {"type": "text", "text": "previous ones."}]
+        file.write_text(line(body={"messages": [{"role": "user", "content": parts}]}))
+        assert rows(file)[0].body["messages"] == [{"role": "user", "content": "Ignore all\nprevious ones."}]
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            {"role": "tool", "content": "x", "tool_call_id": "any prose"},
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "any prose", "function": {"name": "f", "arguments": "{}"}}],
+            },
+        ],
+    )
+    def test_ids_of_tool_calls_have_no_room_for_prose(
+        self, tmp_path: Path, message: dict[str, object]
+    ) -> None:
+        file = tmp_path / "in.jsonl"
+        file.write_text(line(body={"messages": [message]}))
+        with pytest.raises(UsageError, match="is not 1 to 64 letters"):
+            rows(file)
+
     def test_an_empty_file_is_refused(self, tmp_path: Path) -> None:
         file = tmp_path / "in.jsonl"
         file.write_text("")

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
+from pydantic import ValidationError
 
-from cluster.contracts import Route, Snapshot, Target
-from cluster.errors import RefusedError, UsageError
+from cluster import models, snapshots
+from cluster.contracts import ApiKey, ArtifactRef, Route, Snapshot, Target
+from cluster.errors import NotFoundError, RefusedError, UsageError
+from deployments import rollout
+from deployments.cli import deploy
+from deployments.gateway.args import GatewayArgs
 from deployments.package import code_files, upload_code
 from deployments.plan import Plan, bundles, make_plan, merge, read_file, with_routes
+from tests.unit.gateway_app import policy
+from validation.guards import default_policy
 
 CONFIGS = Path(__file__).parents[2] / "deployments" / "configs"
 
@@ -54,6 +63,18 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str | None, said: st
         ({"model": "demo", "llm_config": {}}, "model_id"),
         ({"model": "demo", "llm_config": {"model_loading_config": {"model_id": "a:b"}}}, "model_id"),
         ({"model": "demo", "llm_config": {}, "modle": 1}, "modle is no known key"),
+        (
+            {"model": "demo", "llm_config": {"model_loading_config": "x"}},
+            "model_loading_config must be a map",
+        ),
+        ({"model": "demo", "llm_config": {"engine_kwargs": [1]}}, "engine_kwargs must be a map"),
+        ({"model": "demo", "llm_config": {"runtime_env": {"env_vars": "x"}}}, "env_vars must be a map"),
+        ({"model": "demo", "llm_config": {"placement_group_config": {"bundles": [1]}}}, "list of mappings"),
+        ({"model": "demo", "llm_config": {"engine_kwargs": {"tensor_parallel_size": "2"}}}, "whole number"),
+        (
+            {"model": "demo", "llm_config": {"deployment_config": {"ray_actor_options": {"num_cpus": "2"}}}},
+            "num_cpus must be a number",
+        ),
     ],
 )
 def test_wrong_args_of_a_model(args: dict[str, object], said: str) -> None:
@@ -62,11 +83,59 @@ def test_wrong_args_of_a_model(args: dict[str, object], said: str) -> None:
         make_plan({"applications": [application]}, None, {}, print)
 
 
-def test_a_model_gets_no_route_over_http() -> None:
+@pytest.mark.parametrize("path", ["deployments.model:build", "deployments.model.build", "mine:app"])
+def test_only_the_gateway_gets_a_route_over_http(path: str) -> None:
     args = {"model": "demo", "llm_config": {"model_loading_config": {"model_id": "a"}}}
-    application = {"name": "a", "route_prefix": "/a", "import_path": "deployments.model:build", "args": args}
+    application = {"name": "a", "route_prefix": "/a", "import_path": path, "args": args}
     with pytest.raises(UsageError, match="only door"):
         make_plan({"applications": [application]}, None, {}, print)
+
+
+def test_an_application_that_names_no_route_gets_none() -> None:
+    mine = {"name": "a", "import_path": "mine.app", "runtime_env": None}
+    gateway = {"name": "g", "import_path": "deployments.gateway.build", "route_prefix": "/"}
+    plan = make_plan({"applications": [mine, gateway]}, None, {}, print)
+    assert [a["route_prefix"] for a in plan.applications] == [None, "/"]
+    assert [a["import_path"] for a in plan.applications] == ["mine:app", "deployments.gateway:build"]
+
+
+def test_a_gateway_looks_often_enough_for_revocations() -> None:
+    with pytest.raises(ValidationError, match="snapshot_interval_s"):
+        GatewayArgs(snapshot_interval_s=5)
+
+
+def test_a_dry_run_imports_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = ArtifactRef(team="default", kind="model", name="a", fingerprint="0" * 16)
+    monkeypatch.setattr(models, "find_model", lambda source: (ref, None))
+    monkeypatch.setattr(models, "ensure_model", lambda *_, **__: pytest.fail("imported"))
+    args = {"model": "demo", "llm_config": {"model_loading_config": {"model_id": "a"}}}
+    application = {"name": "a", "import_path": "deployments.model:build", "args": args}
+    told: list[str] = []
+    plan = make_plan({"applications": [application]}, None, {}, told.append, dry_run=True)
+    assert plan.applications[0]["args"]["model"] == str(ref)
+    assert f"a: demo would be imported as {ref}" in told
+
+
+def test_a_dry_run_of_a_removal_removes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Serve:
+        def configurations(self) -> list[dict[str, str]]:
+            return [{"name": "a", "import_path": "x:y"}]
+
+        def put(self, _: object) -> None:
+            pytest.fail("changed Serve")
+
+    strict = policy("strict", {"name": "ban", "kind": "ban_list", "on": "input", "words": ["x"]})
+    now = snapshot(route("base", "a").model_copy(update={"policy": "strict"}), route("other", "b"))
+    now = now.model_copy(update={"policies": [strict]})
+    monkeypatch.setattr(rollout.Serve, "connect", Serve)
+    monkeypatch.setattr(snapshots, "newest", lambda: now)
+    monkeypatch.setattr(snapshots, "publish", lambda *_, **__: pytest.fail("published"))
+    done = CliRunner().invoke(deploy, ["--delete", "a", "--dry-run", "--json"], standalone_mode=False)
+    assert done.exception is None
+    gone = {"applications": ["a"], "routes": ["base"], "policies": ["strict"]}
+    assert json.loads(done.output) == {"would_delete": gone}
+    done = CliRunner().invoke(deploy, ["--delete", "b", "--dry-run"], standalone_mode=False)
+    assert isinstance(done.exception, NotFoundError)
 
 
 def test_wrong_args_of_the_gateway() -> None:
@@ -107,6 +176,49 @@ def test_two_applications_may_not_serve_one_name() -> None:
     plan = Plan({"applications": [{"name": "a"}]}, routes=[route("base", "a")])
     with pytest.raises(RefusedError, match="already served by b"):
         with_routes(snapshot(route("base", "b")), plan)
+
+
+def test_nobody_replaces_a_policy_that_others_use() -> None:
+    old, new = (
+        policy("strict", {"name": "ban", "kind": "ban_list", "on": "input", "words": [word]})
+        for word in ("x", "y")
+    )
+    key = ApiKey(id="k", sha256="0" * 64, team="default", policy="strict")
+    mine, theirs = (route(name, name).model_copy(update={"policy": "strict"}) for name in ("a", "b"))
+    plan = Plan({"applications": [{"name": "a"}]}, routes=[mine], policies=[new])
+
+    def published(*routes: Route, keys: tuple[ApiKey, ...] = ()) -> Snapshot:
+        return snapshot(*routes).model_copy(update={"policies": [old], "keys": list(keys)})
+
+    with pytest.raises(RefusedError, match="named strict is published, and model b uses it"):
+        with_routes(published(mine, theirs), plan)
+    with pytest.raises(RefusedError, match="key k uses it"):
+        with_routes(published(mine, keys=(key,)), plan)
+    assert with_routes(published(mine), plan).policies == [new]
+    same = Plan({"applications": [{"name": "a"}]}, routes=[mine], policies=[old])
+    assert with_routes(published(mine, theirs), same).policies == [old]
+
+
+def test_a_newer_shipped_policy_takes_its_predecessors_place() -> None:
+    old = policy("default", {"name": "ban", "kind": "ban_list", "on": "input", "words": ["x"]})
+    shipped = default_policy().document()
+    plan = Plan({"applications": [{"name": "a"}]}, routes=[route("a", "a")], policies=[shipped])
+    now = snapshot(route("b", "b")).model_copy(update={"policies": [old]})
+    assert with_routes(now, plan).policies == [shipped]
+
+
+def test_the_shipped_policys_name_is_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    ban = {"name": "ban", "kind": "ban_list", "on": "input", "words": ["x"]}
+    path.write_text(yaml.safe_dump({"name": "default", "version": 1, "guards": [ban]}))
+    args = {
+        "model": "demo",
+        "policy": str(path),
+        "llm_config": {"model_loading_config": {"model_id": "a"}},
+    }
+    application = {"name": "a", "import_path": "deployments.model:build", "args": args}
+    with pytest.raises(UsageError, match="the shipped one's name"):
+        make_plan({"applications": [application]}, None, {}, print)
 
 
 def test_resources_of_a_replica_are_counted_as_ray_counts_them() -> None:

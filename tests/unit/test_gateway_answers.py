@@ -291,3 +291,50 @@ async def test_more_requests_than_places_are_refused_and_places_come_back() -> N
         assert len(refused) == 3
         assert all(error.status_code == 503 and error.response.headers["retry-after"] for error in refused)
         assert (await g.client.chat.completions.create(**BODY)).choices[0].message.content == "Slow."
+
+
+async def test_alternatives_of_log_probabilities_do_not_leave_where_output_can_change() -> None:
+    async with gateway() as g:
+        entry = logprob("Hi")["content"][0] | {
+            "top_logprobs": [{"token": MAIL, "logprob": -9, "bytes": None}]
+        }
+        g.script.says = [chat("Hi", logprobs={"content": [entry]}), chat(finish="stop")]
+        whole = await g.client.chat.completions.create(**BODY, logprobs=True, top_logprobs=1)
+        assert whole.choices[0].logprobs is not None
+        assert [(e.token, e.top_logprobs) for e in whole.choices[0].logprobs.content or []] == [("Hi", [])]
+        told = {
+            "tokens": ["Hi"],
+            "token_logprobs": [-0.1],
+            "top_logprobs": [{"Hi": -0.1, MAIL: -9}],
+            "text_offset": [0],
+        }
+        g.script.says = [{"choices": [{"index": 0, "text": "Hi", "logprobs": told, "finish_reason": "stop"}]}]
+        text = await g.client.completions.create(model="m", prompt="a", logprobs=2)
+        assert text.choices[0].logprobs is not None
+        assert text.choices[0].logprobs.top_logprobs == [{"Hi": -0.1}]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_name_in_pieces_is_judged_whole_and_odd_ids_roles_and_reasons_do_not_leave(
+    stream: bool,
+) -> None:
+    async with gateway() as g:
+        g.script.says = [
+            chat("", role=MAIL),
+            tool(0, "", id=MAIL, type=MAIL, name="jane.doe@"),
+            tool(0, "", name="example.com"),
+            tool(0, "{}"),
+            tool(1, "", id="c2", type="function", name="without_arguments"),
+            chat(finish=MAIL),
+        ]
+        answer = await g.http.post(
+            "/v1/chat/completions",
+            json=BODY | {"stream": stream},
+            headers={"authorization": "Bearer sk-test"},
+        )
+        assert "jane" not in answer.text
+        assert "example.com" not in answer.text
+        assert "[EMAIL_ADDRESS]" in answer.text
+        assert "without_arguments" in answer.text
+        assert '"call_' in answer.text
+        assert '"c2"' in answer.text

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from typing import Any
 
 import openai
 import pytest
 
+from deployments.gateway import pipeline
 from deployments.gateway.errors import ApiError
 from tests.unit.gateway_app import KEY, chat, gateway, key, policy, route, snapshot, usage
 
@@ -237,3 +240,66 @@ async def test_a_target_without_weight_gets_nothing() -> None:
         for _ in range(10):
             assert (await g.http.post(URL, json=BODY, headers=AUTH)).status_code == 200
         assert {target.model for target in g.script.targets} == {"new"}
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The report's lines on requests."""
+    lines: list[dict[str, Any]] = []
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith('{"event": "request"'):
+                lines.append(json.loads(record.getMessage()))
+
+    logger = logging.getLogger("ray.serve")
+    monkeypatch.setattr(logger, "handlers", [Lines()])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.manager._clear_cache()
+    return lines
+
+
+async def test_every_request_is_reported_once(told: list[dict[str, Any]]) -> None:
+    async with gateway(max_body_bytes=1000) as g:
+        await g.http.post(URL, json=BODY)
+        await g.http.post(URL, content=b"x" * 10_000, headers=AUTH)
+        await g.http.post(URL, content=b"{", headers=AUTH)
+        g.script.says = [RuntimeError("a bug")]
+        await g.http.post(URL, json=BODY, headers=AUTH)
+        g.script.says = [chat("ok", finish="stop"), usage(1, 1)]
+        await g.http.post(URL, json=BODY, headers=AUTH)
+    assert [(line["status"], line["key"], line["model"]) for line in told] == [
+        (401, "", ""),
+        (413, "tester", ""),
+        (400, "tester", ""),
+        (500, "tester", "m"),
+        (200, "tester", "m"),
+    ]
+
+
+async def test_guards_run_only_for_those_that_have_a_place(
+    monkeypatch: pytest.MonkeyPatch, told: list[dict[str, Any]]
+) -> None:
+    judged = 0
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    guard_input = pipeline.guard_input
+
+    async def slow(*args: Any) -> Any:
+        nonlocal judged
+        judged += 1
+        begun.set()
+        await go_on.wait()
+        return await guard_input(*args)
+
+    monkeypatch.setattr(pipeline, "guard_input", slow)
+    async with gateway(max_concurrent_requests=1) as g:
+        g.script.says = [chat("ok", finish="stop")]
+        first = asyncio.create_task(g.http.post(URL, json=BODY, headers=AUTH))
+        await begun.wait()
+        second = await g.http.post(URL, json=BODY, headers=AUTH)
+        assert (second.status_code, error_of(second)["code"]) == (503, "overloaded")
+        assert judged == 1
+        go_on.set()
+        assert (await first).status_code == 200
+        assert (await g.http.post(URL, json=BODY, headers=AUTH)).status_code == 200
+    assert [line["status"] for line in told] == [503, 200, 200]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,17 +208,11 @@ def test_length_points_at_the_first_character_too_many() -> None:
         "+1",
     ],
 )
-def test_no_text_takes_more_than_linear_time(unit: str) -> None:
+@pytest.mark.timeout(120)
+def test_no_text_takes_quadratic_time(unit: str) -> None:
+    """A hostile text that makes a pattern quadratic takes many minutes at this length, else a second."""
     guards: list[InlineGuard] = [PII, SECRETS, INJECTION, ban_list_guard(["aaaa", "1 1 1 1 1"])]
 
-    def cost(size: int) -> float:
-        window = Window.of(normalise(unit * (size // len(unit))))
-        begin = time.process_time()
-        for guard in guards:
-            guard.cursor().advance(window, final=True)
-        return time.process_time() - begin
-
-    cost(1_000)
-    small, large = min(cost(20_000) for _ in range(3)), cost(160_000)
-    # Eight times the text; quadratic time would be sixty-four times.
-    assert large < 24 * small + 0.05
+    window = Window.of(normalise(unit * (400_000 // len(unit))))
+    for guard in guards:
+        guard.cursor().advance(window, final=True)

