@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import yaml
 
 from cluster.contracts import ArtifactInput, ArtifactRef, CodeRevision, Manifest
 from cluster.settings import Settings
-from tests.integration.conftest import LocalCluster
+from tests.integration.conftest import ROOT, LocalCluster
 from tests.tiny_model import make_tiny_adapter, make_tiny_llama
 
 BASE = "tiny"
@@ -37,8 +39,20 @@ class Served:
     adapter_dir: Path
     base_url: str
     api_key: str
+    #: A copy of the code: an edit in the checkout while tests run must not deploy anew.
+    code: Path
     #: What `manta deploy --json` said.
     result: dict[str, Any]
+
+    def deploy(self, *words: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        """Run `manta deploy`."""
+        return self.cluster.manta("deploy", *words, cwd=self.code, timeout=timeout)
+
+    def must_deploy(self, *words: str, timeout: float = 600) -> str:
+        """Run `manta deploy`; it must succeed. Returns its standard output."""
+        done = self.deploy(*words, timeout=timeout)
+        assert done.returncode == 0, f"manta deploy {' '.join(words)}: {done.stdout}{done.stderr}"
+        return done.stdout
 
     def client(self, **options: Any) -> openai.OpenAI:
         """The official client, without retries."""
@@ -103,15 +117,22 @@ def deploy_tiny_models(platform: Settings, cluster: LocalCluster, work: Path) ->
     uri = register_adapter(platform, adapter, ensure_model(str(model)), TUNED)
     file = work / "serve.yaml"
     file.write_text(yaml.safe_dump(tiny_configuration(model, [uri])))
-    result = json.loads(cluster.must("deploy", str(file), "--json", timeout=900).splitlines()[-1])
+    code = work / "code"
+    for room in ("cluster", "validation", "deployments"):
+        shutil.copytree(ROOT / room, code / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "runtime_env.yaml", code)
     credentials = Credentials.load(Home(platform.state_dir))
     assert credentials is not None
-    return Served(
+    served = Served(
         cluster=cluster,
         file=file,
         model_dir=model,
         adapter_dir=adapter,
         base_url=f"http://127.0.0.1:{platform.ports.serve_http}/v1",
         api_key=credentials.openai_key,
-        result=result,
+        code=code,
+        result={},
+    )
+    return replace(
+        served, result=json.loads(served.must_deploy(str(file), "--json", timeout=900).splitlines()[-1])
     )

@@ -1,14 +1,18 @@
 """The whole demo with a tiny model, as a user runs it: every step real, and a report at the end."""
 
+import io
 import json
 import re
 from pathlib import Path
 from urllib.parse import urlparse
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cluster.demo.record import DemoRecord
+from cluster.demo.record import DemoRecord, StepRecord
+from cluster.settings import Settings
+from cluster.storage import ArtifactStore, object_store
 from tests.integration.conftest import LocalCluster
 from tests.tiny_model import make_tiny_llama
 
@@ -54,7 +58,9 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_whole_demo_runs_and_ends_with_its_report(platform_cluster: LocalCluster, choices: Path) -> None:
+def test_the_whole_demo_runs_and_ends_with_its_report(
+    platform: Settings, platform_cluster: LocalCluster, choices: Path
+) -> None:
     done = platform_cluster.manta("demo", "--config", str(choices), timeout=1500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
@@ -83,6 +89,23 @@ def test_the_whole_demo_runs_and_ends_with_its_report(platform_cluster: LocalClu
         if step.artifact is not None:
             assert step.artifact in html, step.name
     assert "raw/prompt-shield/train.csv" in html  # Lineage goes from a batch row back to the raw data.
+    check_evaluation(next(step for step in record.steps if step.name == "evaluate"))
+
+
+def check_evaluation(step: StepRecord) -> None:
+    """Base and tuned model answered the same rows, through one engine."""
+    assert step.artifact is not None
+    assert step.log is not None
+    assert Path(step.log).read_text().count("engine ready") == 1
+    artifacts = ArtifactStore(object_store())
+    manifest = artifacts.open(step.artifact)
+    assert manifest.counts["rows"] == 24
+    card = json.loads(artifacts.read(manifest, "scorecard.json"))
+    assert set(card["models"]) == {"base", "tuned"}
+    table = pq.read_table(io.BytesIO(artifacts.read(manifest, "predictions.parquet"))).to_pylist()
+    assert len({row["row_id"] for row in table}) == 24
+    assert all(row["expected"] in ("safe", "attack") for row in table)
+    assert sum(row["tuned_correct"] for row in table) == card["models"]["tuned"]["correct"]
 
 
 def test_a_second_demo_finds_what_the_first_has_made(platform_cluster: LocalCluster, choices: Path) -> None:

@@ -262,7 +262,7 @@ def test_the_gateways_process_holds_no_engine(served: Served) -> None:
 
 def test_deploying_again_restarts_nothing(served: Served) -> None:
     before = _replicas(served)
-    done = json.loads(served.cluster.must("deploy", str(served.file), "--json", timeout=300).splitlines()[-1])
+    done = json.loads(served.must_deploy(str(served.file), "--json", timeout=300).splitlines()[-1])
     assert done["applications"] == {"gateway": "RUNNING", BASE: "RUNNING"}
     assert done["code"] == served.result["code"]
     assert _replicas(served) == before
@@ -275,12 +275,12 @@ def test_an_application_comes_and_goes_without_the_others(served: Served, tmp_pa
     file.write_text(
         yaml.safe_dump({"applications": [gateway | {"name": "second", "route_prefix": "/second"}]})
     )
-    served.cluster.must("deploy", str(file), timeout=300)
+    served.must_deploy(str(file), timeout=300)
     after = _replicas(served)
     assert before.items() <= after.items()
     assert "second" in after
-    served.cluster.must("deploy", "--delete", "second", timeout=300)
-    done = served.cluster.manta("deploy", "--delete", "second")
+    served.must_deploy("--delete", "second", timeout=300)
+    done = served.deploy("--delete", "second")
     assert done.returncode == 1
     assert "no application second" in done.stderr
     assert _replicas(served) == before
@@ -301,7 +301,7 @@ def test_a_packaged_guard_runs_in_an_application_of_its_own(served: Served, tmp_
     file = tmp_path / "polite-serve.yaml"
     file.write_text(yaml.safe_dump(content))
     try:
-        served.cluster.must("deploy", str(file), timeout=600)
+        served.must_deploy(str(file), timeout=600)
         after = _replicas(served)
         (added,) = after.keys() - before.keys()
         assert added.startswith("guards-")
@@ -315,7 +315,7 @@ def test_a_packaged_guard_runs_in_an_application_of_its_own(served: Served, tmp_
             )
         assert "polite" in told.value.message
     finally:
-        served.cluster.must("deploy", str(served.file), timeout=600)
+        served.must_deploy(str(served.file), timeout=600)
     assert client.chat.completions.create(**greedy(max_tokens=1)).choices
 
 
@@ -335,7 +335,7 @@ def test_a_deployment_that_cannot_be_is_one_sentence(
     content["applications"][1]["args"] |= change
     file = tmp_path / "wrong.yaml"
     file.write_text(yaml.safe_dump(content))
-    done = served.cluster.manta("deploy", str(file))
+    done = served.deploy(str(file))
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert said in line
@@ -349,7 +349,7 @@ def test_more_replicas_than_cpus_is_refused_before_anything_changes(served: Serv
     }
     file = tmp_path / "large.yaml"
     file.write_text(yaml.safe_dump(content))
-    done = served.cluster.manta("deploy", str(file))
+    done = served.deploy(str(file))
     assert done.returncode == 1
     assert "500" in done.stderr
     assert "CPUs" in done.stderr

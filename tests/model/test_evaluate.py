@@ -1,12 +1,10 @@
-"""Evaluation with a real vLLM engine on a tiny model (one start), and what is refused before it starts."""
+"""What evaluation refuses before an engine starts; the demo's test runs it with one."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from cluster.contracts import ArtifactInput, Manifest
@@ -17,7 +15,6 @@ from cluster.storage import ArtifactStore, object_store
 from jobs.evaluate import EvaluateConfig, run
 from tests.model.conftest import make_dataset, rows
 from tests.model.test_promote import make
-from validation.models import Scorecard
 
 pytestmark = pytest.mark.integration
 
@@ -50,34 +47,6 @@ def checkpoint(tiny_model: Path, dataset: Manifest, tmp_path_factory: pytest.Tem
 def config(checkpoint: Manifest, **changes) -> EvaluateConfig:
     fields = {"name": "judged", "checkpoint": str(checkpoint.ref), "labels": ["safe", "attack"]}
     return EvaluateConfig(**fields | {"max_rows": 20, "engine_kwargs": ENGINE} | changes)
-
-
-@pytest.mark.slow
-def test_base_and_tuned_answer_the_same_rows_through_one_engine(
-    ray_session, artifacts: ArtifactStore, dataset: Manifest, checkpoint: Manifest, capfd
-) -> None:
-    done = run(config(checkpoint))
-    said = capfd.readouterr().out
-    assert said.count("engine ready") == 1
-    assert "tuned: 20/20 rows answered" in said
-    manifest = artifacts.open(done.artifact)
-    assert manifest.counts == {"rows": 20, "available": 40}
-    assert manifest.inputs[0].address == str(checkpoint.ref)
-
-    card = Scorecard.model_validate_json(artifacts.read(manifest, "scorecard.json"))
-    assert (card.task, card.rows) == ("tiny-shield", 20)
-    assert set(card.models) == {"base", "tuned"}
-    assert len(card.examples) == 12
-    table = pq.read_table(io.BytesIO(artifacts.read(manifest, "predictions.parquet"))).to_pylist()
-    assert len({row["row_id"] for row in table}) == 20
-    assert all(row["expected"] in ("safe", "attack") for row in table)
-    assert sum(row["tuned_correct"] for row in table) == card.models["tuned"].correct
-    # The adapter was really used.
-    assert any(row["base"] != row["tuned"] for row in table)
-
-    again = run(config(checkpoint, num_cpus=2))
-    assert again.reused
-    assert again.artifact == done.artifact
 
 
 def test_rows_that_were_trained_on_are_refused(s3, checkpoint: Manifest, dataset: Manifest) -> None:
