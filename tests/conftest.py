@@ -1,6 +1,6 @@
 """What tests of every kind share: the real S3 server, and settings that touch nobody's own state.
 
-Free of Ray; the whole cluster is in tests/integration/conftest.py.
+The whole cluster is in tests/integration/conftest.py.
 """
 
 from __future__ import annotations
@@ -75,6 +75,35 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         finally:
             s3server.stop(server.pid)
     forget_settings()
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3: S3) -> Iterator[None]:
+    """One small Ray in this process, started after the S3 server so that its workers know the keys."""
+    import ray
+
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+            break
+        except Exception:  # Ray waits 30 s for its node and not longer, which a busy machine may need.
+            ray.shutdown()
+            if not tries_left:
+                raise
+    yield
+    ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests without real parts come first; those of the whole cluster, whose environment stays, last."""
+
+    def place(item: pytest.Item) -> int:
+        names = getattr(item, "fixturenames", ())
+        if "platform_cluster" in names:
+            return 2
+        return int("s3" in names)
+
+    items.sort(key=place)
 
 
 @pytest.fixture

@@ -105,6 +105,8 @@ def local_cluster() -> LocalCluster:
 @pytest.fixture(scope="session")
 def platform_cluster() -> Iterator[LocalCluster]:
     """The session's cluster, up."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()  # The small one of the tests before: two are much for two cores.
     cluster = local_cluster()
     try:
         cluster.must("up", timeout=600)

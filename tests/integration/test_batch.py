@@ -22,18 +22,15 @@ CARD = "4111 1111 1111 1111"
 
 
 @pytest.fixture(scope="module")
-def echo(s3: Any) -> Iterator[Any]:
-    """A Ray of our own with the echoing model deployed; its handle."""
-    import ray
+def echo(local_ray: None) -> Iterator[Any]:
+    """The echoing model, deployed on the session's Ray; its handle."""
     from ray import serve
 
     from tests.integration.echo_model import app
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.run(app, name="echo", route_prefix=None)
     yield serve.get_deployment_handle("model", app_name="echo")
     serve.shutdown()
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
-"""A tiny model, a small dataset, and a Ray of this session: what fine-tuning and evaluation need."""
+"""A tiny model and a small dataset: what fine-tuning and evaluation need."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -86,21 +85,3 @@ def tiny_model(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset(s3: S3) -> Manifest:
     return make_dataset("tiny-shield", rows(64), rows(40, first=1000))
-
-
-@pytest.fixture(scope="session")
-def ray_session(s3: S3) -> Iterator[None]:
-    """Ray with 4 logical CPUs, started after AWS_* are set: its workers inherit them."""
-    import ray
-
-    for tries_left in (2, 1, 0):
-        if ray.is_initialized():  # The tests of data share it.
-            break
-        try:
-            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-        except Exception:  # Ray waits 30 s for its node and not longer, which a busy machine may need.
-            ray.shutdown()
-            if not tries_left:
-                raise
-    yield
-    ray.shutdown()

@@ -61,7 +61,7 @@ def test_rows_that_were_trained_on_are_refused(s3, checkpoint: Manifest, dataset
         run(config(trained, split="train"))
 
 
-def test_an_answer_that_is_no_label_is_refused(ray_session, checkpoint: Manifest) -> None:
+def test_an_answer_that_is_no_label_is_refused(local_ray, checkpoint: Manifest) -> None:
     odd = rows(4, first=2000)
     odd[2]["messages"][-1]["content"] = "perhaps"
     questions = make_dataset("odd", rows(2), odd)
@@ -70,7 +70,7 @@ def test_an_answer_that_is_no_label_is_refused(ray_session, checkpoint: Manifest
     assert list(ArtifactStore(object_store()).list(kind="evaluation", name="odd")) == []
 
 
-def test_more_cpus_than_there_are_is_refused(ray_session, checkpoint: Manifest) -> None:
+def test_more_cpus_than_there_are_is_refused(local_ray, checkpoint: Manifest) -> None:
     with pytest.raises(RefusedError, match="Evaluation asks for 64 CPUs but the cluster has 4"):
         run(config(checkpoint, num_cpus=64, seed=8))
 

@@ -45,7 +45,7 @@ def curve(artifacts: ArtifactStore, manifest: Manifest) -> list[dict]:
 
 
 def test_two_workers_learn_and_a_second_run_finds_it(
-    ray_session, artifacts: ArtifactStore, dataset: Manifest, tiny_model: Path, capfd
+    local_ray, artifacts: ArtifactStore, dataset: Manifest, tiny_model: Path, capfd
 ) -> None:
     wanted = config(dataset, tiny_model, "tuned", training={"max_steps": 16, "save_steps": 8})
     done = run(wanted)
@@ -81,7 +81,7 @@ _LONG = {"max_steps": 200, "save_steps": 5, "logging_steps": 5, "learning_rate":
 
 
 def test_a_killed_job_leaves_nothing_visible_and_resumes_over_a_killed_worker(
-    ray_session, artifacts: ArtifactStore, dataset: Manifest, tiny_model: Path, tmp_path: Path, capfd
+    local_ray, artifacts: ArtifactStore, dataset: Manifest, tiny_model: Path, tmp_path: Path, capfd
 ) -> None:
     wanted = config(dataset, tiny_model, "killed", training=_LONG)
     kill_driver_at(wanted, "step 20/200", tmp_path)
@@ -151,14 +151,14 @@ def kill_one_worker() -> Iterator[list[int]]:
     killer.join(timeout=10)
 
 
-def test_more_cpus_than_there_are_is_refused(ray_session, dataset: Manifest, tiny_model: Path) -> None:
+def test_more_cpus_than_there_are_is_refused(local_ray, dataset: Manifest, tiny_model: Path) -> None:
     wanted = config(dataset, tiny_model, "greedy", num_workers=99)
     with pytest.raises(RefusedError, match=r"49\.5 CPUs but the cluster has 4: lower num_workers"):
         run(wanted)
 
 
 def test_rows_without_an_answer_are_refused_in_one_sentence(
-    ray_session, artifacts: ArtifactStore, tiny_model: Path
+    local_ray, artifacts: ArtifactStore, tiny_model: Path
 ) -> None:
     bad = rows(8)
     bad[3]["messages"] = bad[3]["messages"][:1]

@@ -167,9 +167,10 @@ async def test_input_is_redacted_everywhere_before_the_model_sees_it() -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": f"sent to {mail}"},
     ]
+    shape = {"structured_outputs": {"choice": [mail]}}
     async with gateway() as g:
         g.script.says = [chat("ok", finish="stop"), usage(1, 1)]
-        await g.client.chat.completions.create(model="m", messages=messages, tools=[tool])
+        await g.client.chat.completions.create(model="m", messages=messages, tools=[tool], extra_body=shape)
         sent = g.script.requests[0].body
         assert mail not in json.dumps(sent)
         assert json.loads(sent["messages"][2]["tool_calls"][0]["function"]["arguments"])
