@@ -202,7 +202,7 @@ def _mean_of_last(history: list[dict[str, float]], steps: int = 5) -> float:
 
 
 def _discard(job: JobRun) -> None:
-    """A failed clean-up is no failed job: dead attempts are collected later."""
+    """A failed clean-up is no failed job."""
     from jobs.training.storage import discard
 
     try:

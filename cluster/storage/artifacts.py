@@ -6,7 +6,7 @@
     <team>/<kind>/<name>/<fingerprint>/manifest.json           one conditional put decides the winner
 
 Readers take the files that the manifest names and no others, so that a late writer of a won attempt
-changes nothing. Files of lost and killed attempts stay until they are collected.
+changes nothing. Files of lost and killed attempts stay; nothing deletes them yet.
 """
 
 from __future__ import annotations
