@@ -80,6 +80,8 @@ def test_two_workers_learn_and_a_second_run_finds_it(
 _LONG = {"max_steps": 200, "save_steps": 5, "logging_steps": 5, "learning_rate": 1e-3}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_killed_job_leaves_nothing_visible_and_resumes_over_a_killed_worker(
     local_ray, artifacts: ArtifactStore, dataset: Manifest, tiny_model: Path, tmp_path: Path, capfd
 ) -> None:
