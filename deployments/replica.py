@@ -71,7 +71,7 @@ class ModelServer(LLMServer):
 class Engine(VLLMEngine):
     """``VLLMEngine`` that on a CPU has its one worker in its own process.
 
-    A second process costs 15 s of start-up and 1.1 GB, and passes every step's data between the two. vLLM
+    A second process costs another import of everything and passes every step's data between the two. vLLM
     insists on it because threads are bound by variables that must be set before a process starts; here they
     are set before the engine's process starts.
     """
