@@ -8,6 +8,7 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from cluster.contracts import CodeRevision
 
@@ -63,11 +64,21 @@ def _git_revision() -> str | None:
     return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
 
 
+def submission_id() -> str | None:
+    """Ray's id of this job, under which ``manta logs`` finds its log; none for a job run by hand."""
+    found = (_submitted_job().get("metadata") or {}).get("job_submission_id")
+    return str(found) if found else None
+
+
 def _working_dir_package() -> str | None:
-    # Ray gives a submitted job its runtime environment in this variable.
+    working_dir = (_submitted_job().get("runtime_env") or {}).get("working_dir")
+    return str(working_dir) if working_dir else None
+
+
+def _submitted_job() -> dict[str, Any]:
+    # Ray tells a submitted job its runtime environment and metadata in this variable.
     try:
         job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     except ValueError:
-        return None
-    working_dir = (job.get("runtime_env") or {}).get("working_dir")
-    return str(working_dir) if working_dir else None
+        return {}
+    return job if isinstance(job, dict) else {}

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.contracts import ArtifactInput, ArtifactRef, CodeRevision, Manifest, RunRecord, RunState
 from cluster.errors import MantaError
 from cluster.job.config import JobConfig
-from cluster.job.provenance import code_revision, package_versions
+from cluster.job.provenance import code_revision, package_versions, submission_id
 from cluster.job.tracking import Tracking
 from cluster.runs import RunRepository
 from cluster.settings import Settings, load_settings
@@ -136,7 +136,9 @@ def start_run(
         return
     repository = RunRepository(settings.database_url)
     holder = f"{socket.gethostname()}:{os.getpid()}"
-    record = repository.start(verb, ref.fingerprint, settings.principal, holder, LEASE_S)
+    record = repository.start(
+        verb, ref.fingerprint, settings.principal, holder, LEASE_S, log_address=submission_id()
+    )
     job._record = record
     job._attempt = job.artifacts.attempt(ref, record.id)
     job.progress(f"run {record.id} makes {ref}")
@@ -168,9 +170,13 @@ def _recorded(repository: RunRepository, record: RunRecord, job: JobRun) -> Iter
         stop.set()
         beat.join(timeout=5)
         artifact = str(job._manifest.ref) if job._manifest else None
-        repository.finish(
-            record.id, token, state, artifact=artifact, message=message, cost=time.process_time()
-        )
+        try:
+            repository.finish(
+                record.id, token, state, artifact=artifact, message=message, cost=time.process_time()
+            )
+        except MantaError as error:
+            # What was committed stands, and what failed keeps its own error.
+            print(f"warning: how run {record.id} ended is not recorded: {error}", file=sys.stderr, flush=True)
         job._tracking.end(succeeded=state is RunState.SUCCEEDED, artifact=artifact)
 
 

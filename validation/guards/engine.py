@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
@@ -144,12 +144,6 @@ class GuardEngine:
         from validation.guards.stream import GuardStream
 
         return GuardStream(self, context, role=role, path=path)
-
-    def coverage(self) -> list[dict[str, Any]]:
-        """The coverage matrix: one row per guard; :func:`validation.guards.explain` prints it."""
-        from validation.guards.coverage import coverage
-
-        return coverage(self)
 
     def finding(self, spec: GuardSpec, hit: Hit, path: str) -> Finding:
         """A hit as the policy sees it."""

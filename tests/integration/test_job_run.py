@@ -1,0 +1,78 @@
+"""One run of a job on the real S3 server: what is recorded, and what stands when recording fails."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from cluster.contracts import RunState
+from cluster.errors import RefusedError
+from cluster.job import JobConfig, JobResult, start_run
+from cluster.runs import RunRepository
+from cluster.settings import load_settings
+from cluster.storage import ArtifactStore
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def runs(s3) -> RunRepository:
+    return RunRepository(load_settings().database_url)
+
+
+@pytest.fixture
+def config() -> JobConfig:
+    return JobConfig(name=f"job-{uuid.uuid4().hex[:8]}")
+
+
+def make(config: JobConfig, meanwhile=lambda run_id: None) -> tuple[JobResult, str | None]:
+    with start_run("make", "thing", config, inputs=[], code_epoch=1) as job:
+        if job.done:
+            return job.result(job.done), None
+        job.attempt.write("thing.txt", b"made")
+        meanwhile(job.run_id)
+        return job.result(job.commit(counts={"things": 1}, summary={"things": 1})), job.run_id
+
+
+def test_a_run_is_recorded_with_its_log_and_found_the_second_time(runs, config, monkeypatch) -> None:
+    told = {
+        "runtime_env": {"working_dir": "gcs://_ray_pkg_0.zip"},
+        "metadata": {"job_submission_id": "job-7"},
+    }
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(told))
+    result, run_id = make(config)
+    record = runs.get(run_id)
+    assert (record.state, record.artifact, record.log_address) == (
+        RunState.SUCCEEDED,
+        result.artifact,
+        "job-7",
+    )
+    again, _ = make(config)
+    assert again.reused
+    assert again.artifact == result.artifact
+
+
+def test_a_failed_run_says_why_and_leaves_nothing_visible(runs, config, artifacts: ArtifactStore) -> None:
+    ids = []
+
+    def fail(run_id: str) -> None:
+        ids.append(run_id)
+        raise RefusedError("the gate said no.")
+
+    with pytest.raises(RefusedError, match="the gate said no"):
+        make(config, fail)
+    record = runs.get(ids[0])
+    assert (record.state, record.message) == (RunState.FAILED, "the gate said no.")
+    assert artifacts.latest("default", "thing", config.name) is None
+
+
+def test_what_is_committed_stands_though_the_run_was_taken_for_lost(
+    runs, config, artifacts: ArtifactStore, capsys
+) -> None:
+    result, run_id = make(config, lambda _: runs.reconcile(datetime.now(UTC) + timedelta(hours=1)))
+    assert "is not recorded" in capsys.readouterr().err
+    assert runs.get(run_id).state is RunState.LOST
+    assert str(artifacts.open(result.artifact).ref) == result.artifact
