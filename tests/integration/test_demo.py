@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -18,6 +19,8 @@ from tests.tiny_model import make_tiny_llama
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
+#: Not the name of the model that the other tests of this cluster serve.
+BASE = "tiny-demo"
 #: A random model keeps none of them.
 NO_LIMITS = ("min_accuracy", "min_valid", "min_recall", "min_gain", "max_p_value")
 
@@ -27,24 +30,27 @@ def serve_file(folder: Path, model: Path) -> Path:
     content = yaml.safe_load(Path("deployments/configs/demo.yaml").read_text())
     application = next(a for a in content["applications"] if a["import_path"] == "deployments.model:build")
     application["args"]["model"] = str(model)
-    application["args"]["llm_config"]["model_loading_config"]["model_id"] = "tiny"
+    application["args"]["llm_config"]["model_loading_config"]["model_id"] = BASE
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
 
 
 @pytest.fixture(scope="module")
-def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two steps of training, a gate that lets a random model through, and a few rows."""
+def choices(platform_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two steps of training, a gate that lets a random model through, and a few rows.
+
+    Afterwards the demo's model goes: its engine would stay beside that of the other tests.
+    """
     folder = tmp_path_factory.mktemp("demo")
     model = make_tiny_llama(folder / "tiny")
     content = {
-        "base_model": "tiny",
+        "base_model": BASE,
         "serve": str(serve_file(folder, model)),
         "overrides": {
             "finetune": {
                 "base_model": str(model),
-                "base_model_name": "tiny",
+                "base_model_name": BASE,
                 "training.max_steps": 2,
                 "training.logging_steps": 1,
             },
@@ -55,7 +61,8 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     path = folder / "demo.yaml"
     path.write_text(yaml.safe_dump(content))
-    return path
+    yield path
+    platform_cluster.must("deploy", "--delete", "gemma")
 
 
 def test_the_whole_demo_runs_and_ends_with_its_report(
