@@ -43,7 +43,7 @@ def choices(platform_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFac
     Afterwards the demo's model goes: its engine would stay beside that of the other tests.
     """
     folder = tmp_path_factory.mktemp("demo")
-    model = make_tiny_llama(folder / "tiny")
+    model = make_tiny_llama(folder / BASE)
     content = {
         "base_model": BASE,
         "serve": str(serve_file(folder, model)),
