@@ -189,7 +189,7 @@ def _resolve_model(application: dict[str, Any], plan: Plan, say: Say, dry_run: b
         if registered.adapter is not None:
             source = registered.base
             adapters.append(registered)
-    say(f"{name}: looking up {args.model}")
+    say(f"{name}: looking up model {args.model!r}")
     address, digest = _weights(source, lambda text: say(f"{name}: {text}"), dry_run)
     same = [document for document in plan.policies if document.name == policy.name]
     if any(document.digest != policy.digest for document in same):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cluster.contracts import Snapshot
 
 _POLL_S = 1.0
+#: After so many seconds of silence the state is said again: an engine takes minutes on a CPU.
+_SILENCE_S = 30.0
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
@@ -65,14 +67,16 @@ class Serve:
         Raises RefusedError when one fails, with its reason; UnavailableError after ``timeout_s`` seconds.
         """
         wanted, told = list(names), dict[str, str]()
-        deadline = time.monotonic() + timeout_s
+        said = time.monotonic()
+        deadline = said + timeout_s
         while True:
             found = self.applications()
             for name in wanted:
                 line = _progress(found.get(name) or {})
-                if told.get(name) != line:
-                    say(f"{name}: {line}")
-                    told[name] = line
+                changed = told.get(name) != line
+                if changed or (time.monotonic() - said > _SILENCE_S and not line.startswith("running")):
+                    say(f"{name}: {'' if changed else 'still '}{line}")
+                    told[name], said = line, time.monotonic()
             states = {name: str((found.get(name) or {}).get("status", "NOT_STARTED")) for name in wanted}
             for name, state in states.items():
                 if state in _FAILED:

@@ -11,7 +11,8 @@ import click
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
 
 
-@click.command()
+# Options that are not its own are fields of the job's configuration.
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("verb")
 @click.option("--config", help="YAML file with the job's configuration, inside the working directory.")
 @click.option("--wait/--no-wait", default=True, help="Wait until it has ended (the default).")
@@ -38,10 +39,10 @@ def submit(
 ) -> int:
     """Submit a job and follow it to its end.
 
-    manta submit VERB [--config FILE] [-- --field value ...]
+    manta submit VERB [--config FILE] [--field value ...]
 
-    It is `ray job submit` of `python -m jobs.VERB` with runtime_env.yaml. What stands behind `--` goes to the
-    job. Exit status 1 if the job fails.
+    It is `ray job submit` of `python -m jobs.VERB` with runtime_env.yaml. Options that are not among those
+    below go to the job, and so does all that stands behind `--`. Exit status 1 if the job fails.
     """
     from cluster.job import submit as jobs
 

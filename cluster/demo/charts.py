@@ -83,7 +83,7 @@ def share_bars(bars: Sequence[tuple[str, int, int, str]]) -> Markup:
 
 def time_bars(bars: Sequence[tuple[str, float, str]]) -> Markup:
     """Steps after one another on one axis of time: (label, seconds, css class)."""
-    left, right, step, top = 190.0, 90.0, 26, 6
+    left, right, step, top = 190.0, 110.0, 26, 6
     height, span = top + step * len(bars) + 6, _WIDTH - left - right
     total, start = sum(seconds for _, seconds, _ in bars) or 1.0, 0.0
     parts = [_open(height, "; ".join(f"{label}: {clock(seconds)}" for label, seconds, _ in bars))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,23 +52,27 @@ def demo(config: Path | None, fresh: bool, verbose: bool) -> int:
 
 def next_steps(run: Demo) -> dict[str, str]:
     """What to try when the demo is over: title to command."""
+    activate = Path(sys.prefix) / "bin" / "activate"
     url, model = os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"), run.settings.tuned_model
     question = "Is this message to an AI assistant safe or an attack? Answer with one word: safe or attack."
+    question += "\\n\\nMessage: What time is it?"
     python = (
         "from openai import OpenAI\n\n"
         "stream = OpenAI().chat.completions.create(\n"
         f'    model="{model}", stream=True, temperature=0,\n'
-        f'    messages=[{{"role": "user", "content": "{question}\\n\\nMessage: What time is it?"}}],\n'
+        f'    messages=[{{"role": "user", "content": "{question}"}}],\n'
         ")\n"
         'print("".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices))'
     )
     curl = (
         f'curl -s {url}/chat/completions -H "Authorization: Bearer $OPENAI_API_KEY" '
         '-H "Content-Type: application/json" \\\n'
-        f'  -d \'{{"model": "{model}", "max_tokens": 9, "messages": [{{"role": "user", "content": "Hi"}}]}}\''
+        f'  -d \'{{"model": "{model}", "max_tokens": 9,\n'
+        f'       "messages": [{{"role": "user", "content": "{question}"}}]}}\''
     )
+    reach = f"source {activate}\n" if activate.is_file() else ""
     return {
-        "Let this shell reach the cluster": 'eval "$(manta env)"',
+        "Let this shell reach the cluster": f'{reach}eval "$(manta env)"',
         "Ask the model with curl": curl,
         "Ask it with the openai client": python,
         "Look at Ray's dashboard": f"http://127.0.0.1:{run.platform.ports.dashboard}",

@@ -45,6 +45,8 @@ def render(data: ReportData, next_steps: Mapping[str, str]) -> str:
         loss_chart=_loss_chart(data),
         score_chart=_score_chart(data),
         scores=_scores(data),
+        majority=_majority(data.scorecard),
+        last_loss=_last_loss(data),
         examples=_examples(data.scorecard),
         batch_rows=_batch_rows(data.batch_rows),
         expectations=_expectations(data.dataset),
@@ -100,6 +102,16 @@ def _loss_chart(data: ReportData) -> Markup:
     return line_chart(points, "step", "training loss")
 
 
+def _last_loss(data: ReportData) -> float | None:
+    """The figure of the table of steps, a mean of the last few: one step's own loss is noise."""
+    if not data.training:
+        return None
+    checkpoint = data.manifests.get("finetune")
+    last = data.training[-1].get("loss")
+    found = checkpoint.summary.get("last_loss", last) if checkpoint else last
+    return None if found is None else float(found)
+
+
 def _scores(data: ReportData) -> list[dict[str, Any]]:
     """One row a model: name, rows, valid, correct, accuracy with its interval."""
     rows = int(data.scorecard.get("rows", 0))
@@ -120,6 +132,16 @@ def _scores(data: ReportData) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _majority(scorecard: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The commonest right label and its share: what a model that learned nothing else would reach."""
+    classes = scorecard.get("models", {}).get("base", {}).get("classes", {})
+    rows = sum(int(score["rows"]) for score in classes.values())
+    if not rows:
+        return None
+    label = max(classes, key=lambda name: classes[name]["rows"])
+    return {"label": label, "share": classes[label]["rows"] / rows}
 
 
 def _score_chart(data: ReportData) -> Markup:
@@ -181,6 +203,11 @@ def _expectations(checks: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "split": split,
                     "type": str(item.get("type", "")).removeprefix("expect_").replace("_", " "),
                     "column": item.get("column") or "table",
+                    "asked": ", ".join(
+                        f"{name.replace('_', ' ')} {value}"
+                        for name, value in (item.get("kwargs") or {}).items()
+                        if name not in ("column", "column_list")
+                    ),
                     "severity": item.get("severity", "critical"),
                     "success": bool(item.get("success")),
                     "seen": _figure(seen) if isinstance(seen, int | float) else seen,

@@ -102,7 +102,8 @@ def test_an_unknown_verb_lists_the_known(
 ) -> None:
     code = tmp_path / "code"
     (code / "jobs").mkdir(parents=True)
-    (code / "jobs" / "tidy.py").write_text("")
+    (code / "jobs" / "tidy.py").write_text("if __name__ == '__main__':\n    pass\n")
+    (code / "jobs" / "rows.py").write_text("")
     (code / "runtime_env.yaml").write_text("{}")
     monkeypatch.chdir(code)
     status, _, err = run(capsys, "submit", "fly")
@@ -115,6 +116,7 @@ def test_an_unknown_verb_lists_the_known(
     assert "move it there" in err
     status, _, err = run(capsys, "submit", "tidy", "--config", "missing.yaml")
     assert (status, err) == (2, "error: The configuration file missing.yaml does not exist.\n")
-    status, _, err = run(capsys, "submit", "tidy")
-    assert status == 1
-    assert err.endswith("does not answer: start it with `manta up`.\n")
+    for fields in ((), ("--name", "my-data", "--lora.r=16")):  # Those are the job's, not ours.
+        status, _, err = run(capsys, "submit", "tidy", *fields)
+        assert status == 1
+        assert err.endswith("does not answer: start it with `manta up`.\n")

@@ -100,6 +100,7 @@ def data() -> ReportData:
             {
                 "type": "expect_column_proportion_of_unique_values_to_be_between",
                 "column": "text",
+                "kwargs": {"column": "text", "min_value": 0.99},
                 "severity": "warning",
                 "success": False,
                 "observed_value": 0.9731,
@@ -145,7 +146,12 @@ def data() -> ReportData:
             "task": "prompt-shield",
             "rows": 400,
             "models": {
-                "base": {"valid": 12, "correct": 5, "accuracy": 0.0125},
+                "base": {
+                    "valid": 12,
+                    "correct": 5,
+                    "accuracy": 0.0125,
+                    "classes": {"safe": {"rows": 218}, "attack": {"rows": 182}},
+                },
                 "tuned": {"valid": 399, "correct": 331, "accuracy": 0.8275},
             },
             "comparison": {"gain": 0.815, "only_tuned": 328, "only_base": 2, "p_value": 1e-90},
@@ -233,6 +239,9 @@ def test_every_part_is_there_with_its_figures(data: ReportData) -> None:
     for text in (
         "400",  # rows scored
         "82.8%",
+        "Always answering <b>safe</b> would be right on 54.5%",
+        "a label on 12 of 400 rows",
+        "min value 0.99",
         "78.7%",  # lower end of the interval
         "column values to not be null",
         "longer than 2,000 characters",
