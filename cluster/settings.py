@@ -57,7 +57,7 @@ class StorageSettings(_Part):
     connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a connection.")
     read_timeout_s: float = Field(60.0, gt=0, description="Seconds to wait for the next bytes of an answer.")
     max_attempts: int = Field(
-        12, ge=1, description="Tries a request, with the standard back-off: 12 last over a minute."
+        16, ge=1, description="Tries a request when the server is away or busy: 16 last for about a minute."
     )
 
 

