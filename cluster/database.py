@@ -17,8 +17,10 @@ from sqlalchemy import (
     Dialect,
     Engine,
     MetaData,
+    Table,
     create_engine,
     event,
+    inspect,
     make_url,
     text,
 )
@@ -118,12 +120,25 @@ class Database:
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
 
     def create(self, metadata: MetaData) -> None:
-        """Create the tables that are missing; safe when several processes start at once."""
+        """Create the tables that are missing; safe when several processes start at once.
+
+        Raises UsageError if something else has a table of that name, as MLflow has one called runs.
+        """
         with self.exclusive("create tables"), self.write() as connection:
             for table in metadata.sorted_tables:
                 connection.execute(CreateTable(table, if_not_exists=True))
+                self._refuse_foreign(connection, table)
                 for index in table.indexes:
                     connection.execute(CreateIndex(index, if_not_exists=True))
+
+    def _refuse_foreign(self, connection: Connection, table: Table) -> None:
+        there = {str(column["name"]) for column in inspect(connection).get_columns(table.name)}
+        missing = sorted(set(table.columns.keys()) - there)
+        if missing:
+            raise UsageError(
+                f"Database {self} has a table {table.name!r} of something else (it has no {missing[0]}):"
+                " name a database of Manta's own in MANTA_DATABASE__URL."
+            )
 
     @property
     def path(self) -> Path:

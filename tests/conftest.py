@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,8 +112,18 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres_url(postgres: str) -> str:
+def postgres_url(new_postgres_url: Callable[[], str]) -> str:
     """A new database on that server."""
+    return new_postgres_url()
+
+
+@pytest.fixture(scope="session")
+def new_postgres_url(postgres: str) -> Callable[[], str]:
+    """Makes a new database on that server with each call."""
+    return lambda: _new_database(postgres)
+
+
+def _new_database(postgres: str) -> str:
     name = f"t{uuid.uuid4().hex[:12]}"
     engine = create_engine(postgres.format(database="postgres"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -128,6 +138,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'registry' / 'manta.db'}"
     return str(request.getfixturevalue("postgres_url"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of tests/model/test_kill_matrix.py."""
+    group = parser.getgroup("kills")
+    group.addoption("--kill-matrix", action="store_true", help="Run every verb at every point.")
+    group.addoption("--kill-seeds", default="1", help="Seeds of the points in mid-write: 1,2,...")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

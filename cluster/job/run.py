@@ -23,6 +23,7 @@ from cluster.reconcile import reconcile
 from cluster.runs import RunRepository
 from cluster.settings import Settings, load_settings
 from cluster.storage import ArtifactStore, Attempt, ObjectStore, fingerprint, object_store
+from cluster.storage.faults import explain_arrow
 
 LEASE_S = 60.0
 
@@ -199,7 +200,10 @@ def _recorded(repository: RunRepository, record: RunRecord, job: JobRun) -> Iter
         message = str(error)
         raise
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"[:500]
+        told = explain_arrow(error, job.store.endpoint)
+        message = str(told) if told else f"{type(error).__name__}: {error}"[:500]
+        if told is not None:
+            raise told from None
         raise
     finally:
         stop.set()

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text
 
 from cluster.database import Database, UtcDateTime
-from cluster.errors import UnavailableError
+from cluster.errors import UnavailableError, UsageError
 from tests.unit.test_runs import in_processes
 
 _METADATA = MetaData()
@@ -116,3 +116,10 @@ def cut_connections(postgres: str) -> None:
 
 def str_url(database: Database) -> str:
     return database.url.render_as_string(hide_password=False)
+
+
+def test_a_table_of_something_else_is_refused(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(text("CREATE TABLE times (id INTEGER PRIMARY KEY)"))
+    with pytest.raises(UsageError, match=r"a table 'times' of something else \(it has no at\)"):
+        database.create(_METADATA)
