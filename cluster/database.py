@@ -24,7 +24,7 @@ from sqlalchemy import (
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.types import TypeDecorator
 
@@ -165,9 +165,10 @@ class Database:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except DatabaseError as error:
+        except DBAPIError as error:
             # Its other subclasses tell of a wrong statement, not of a database that is away or broken.
-            if not isinstance(error, OperationalError) and type(error) is not DatabaseError:
+            away = isinstance(error, OperationalError) or type(error) is DatabaseError
+            if not (away or error.connection_invalidated):
                 raise
             raise UnavailableError(f"Database {self} does not answer: {_first_line(error)}.") from error
 
@@ -186,5 +187,5 @@ def _digits(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def _first_line(error: DatabaseError) -> str:
+def _first_line(error: DBAPIError) -> str:
     return str(error.orig).strip().splitlines()[0].rstrip(".") if error.orig else type(error).__name__

@@ -212,8 +212,11 @@ def checkpoint_digest(adapter: Path, history: list[dict[str, float]]) -> str:
         if file.name == ADAPTER_CONFIG:
             config = json.loads(file.read_text())
             config.pop("base_model_name_or_path", None)
-            # Its lists are sets (of modules' names).
-            content: Any = {key: sorted(v, key=str) if isinstance(v, list) else v for key, v in config.items()}
+            content: Any = {
+                # Its lists are sets (of modules' names).
+                key: sorted(value, key=str) if isinstance(value, list) else value
+                for key, value in config.items()
+            }
         else:
             content = hashlib.sha256(file.read_bytes()).hexdigest()
         rows.append({"row_id": file.name, "content": content})

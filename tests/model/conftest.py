@@ -94,7 +94,7 @@ def dataset(s3: S3) -> Manifest:
 
 @pytest.fixture(scope="module")
 def make_verb(
-    local_ray: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    s3: S3, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Callable[[str], Verb]:
     """A verb with its inputs; those are made once, and only if its cells run."""
     from tests.model.verbs import MAKERS

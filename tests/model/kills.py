@@ -90,6 +90,7 @@ def started(
     """
     import ray
 
+    ray_address = ray.get_runtime_context().gcs_address if ray.is_initialized() else ""
     file = folder / f"{verb.module}.yaml"
     file.write_text(yaml.safe_dump({"name": name, **verb.fields}))
     storage = {"AWS_ENDPOINT_URL": proxy.endpoint}
@@ -99,7 +100,7 @@ def started(
         **variables,
         "MANTA_TEAM": team,
         "PYTHONUNBUFFERED": "1",
-        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_ADDRESS": ray_address,
         # As `ray job submit` hands a runtime environment to the job and all its workers.
         "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": storage | variables}}),
     }

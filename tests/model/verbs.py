@@ -18,6 +18,7 @@ STEPS = 16
 
 
 def _preprocess(folder: Path, request: pytest.FixtureRequest) -> Verb:
+    request.getfixturevalue("local_ray")
     suite = {
         "name": "cells",
         "expectations": [
@@ -50,6 +51,7 @@ def _preprocess(folder: Path, request: pytest.FixtureRequest) -> Verb:
 
 
 def _finetune(folder: Path, request: pytest.FixtureRequest) -> Verb:
+    request.getfixturevalue("local_ray")
     training = {
         "learning_rate": 5e-3,
         "per_device_train_batch_size": 4,
@@ -68,6 +70,7 @@ def _finetune(folder: Path, request: pytest.FixtureRequest) -> Verb:
 
 
 def _evaluate(folder: Path, request: pytest.FixtureRequest) -> Verb:
+    request.getfixturevalue("local_ray")
     dataset, model = request.getfixturevalue("dataset"), request.getfixturevalue("tiny_model")
     checkpoint = make_checkpoint("killed-judge", model, dataset, folder)
     fields = {
