@@ -17,12 +17,14 @@ from sqlalchemy import (
     Dialect,
     Engine,
     MetaData,
+    Table,
     create_engine,
     event,
+    inspect,
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.types import TypeDecorator
 
@@ -118,12 +120,25 @@ class Database:
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
 
     def create(self, metadata: MetaData) -> None:
-        """Create the tables that are missing; safe when several processes start at once."""
+        """Create the tables that are missing; safe when several processes start at once.
+
+        Raises UsageError if something else has a table of that name, as MLflow has one called runs.
+        """
         with self.exclusive("create tables"), self.write() as connection:
             for table in metadata.sorted_tables:
                 connection.execute(CreateTable(table, if_not_exists=True))
+                self._refuse_foreign(connection, table)
                 for index in table.indexes:
                     connection.execute(CreateIndex(index, if_not_exists=True))
+
+    def _refuse_foreign(self, connection: Connection, table: Table) -> None:
+        there = {str(column["name"]) for column in inspect(connection).get_columns(table.name)}
+        missing = sorted(set(table.columns.keys()) - there)
+        if missing:
+            raise UsageError(
+                f"Database {self} has a table {table.name!r} of something else (it has no {missing[0]}):"
+                " name a database of Manta's own in MANTA_DATABASE__URL."
+            )
 
     @property
     def path(self) -> Path:
@@ -150,9 +165,10 @@ class Database:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except DatabaseError as error:
+        except DBAPIError as error:
             # Its other subclasses tell of a wrong statement, not of a database that is away or broken.
-            if not isinstance(error, OperationalError) and type(error) is not DatabaseError:
+            away = isinstance(error, OperationalError) or type(error) is DatabaseError
+            if not (away or error.connection_invalidated):
                 raise
             raise UnavailableError(f"Database {self} does not answer: {_first_line(error)}.") from error
 
@@ -171,5 +187,5 @@ def _digits(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def _first_line(error: DatabaseError) -> str:
+def _first_line(error: DBAPIError) -> str:
     return str(error.orig).strip().splitlines()[0].rstrip(".") if error.orig else type(error).__name__

@@ -26,9 +26,14 @@ _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 def mlflow_client(settings: Settings) -> Any:
     """An ``MlflowClient`` of ``settings.tracking_uri``; a new database gets its tables (4 to 9 s).
 
-    Raises UnavailableError if it does not answer.
+    Raises UnavailableError if it does not answer, UsageError for a database that is not MLflow's alone.
     """
     uri = settings.tracking_uri
+    if uri == settings.database_url:
+        raise UsageError(
+            "MLFLOW_TRACKING_URI and MANTA_DATABASE__URL name one database, and each keeps a table 'runs' in"
+            " it: give each a database of its own."
+        )
     with told(), Database(settings.database_url).exclusive("mlflow"):
         _check(uri)
         with _quiet():

@@ -8,9 +8,8 @@ Times are this process's clock in UTC: leases must be longer than the clocks of 
 from __future__ import annotations
 
 import builtins
-import random
-import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -30,11 +29,10 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import IntegrityError
 
 from cluster.contracts import Lease, Principal, RunRecord, RunState
 from cluster.database import Database, UtcDateTime
-from cluster.errors import NotFoundError, RefusedError, UnavailableError
+from cluster.errors import NotFoundError, RefusedError
 
 _METADATA = MetaData()
 
@@ -64,8 +62,8 @@ _RUNS = Table(
 Index("runs_by_state", _RUNS.c.state, _RUNS.c.lease_expires_at)
 Index("runs_by_start", _RUNS.c.started_at)
 
-#: Tries to get an attempt's number; each loss means that another process got one.
-_TRIES = 50
+#: Held while a run starts, and by whoever must be sure that none does.
+_STARTS = "starts of runs"
 
 
 class RunRepository:
@@ -89,19 +87,42 @@ class RunRepository:
         holder: str,
         lease_s: float,
         log_address: str | None = None,
+        artifact: str | None = None,
     ) -> RunRecord:
         """Record a new attempt as running, held by ``holder`` for ``lease_s`` seconds.
 
         Its number and its fencing token are one above those of the attempt before at this fingerprint.
+
+        :param artifact: address of what it shall make: by it a killed run's manifest is found.
         """
-        for _ in range(_TRIES):
-            try:
-                return self._start(verb, fingerprint, owner, holder, lease_s, log_address)
-            except IntegrityError:  # Another process took this number: take the next.
-                time.sleep(random.uniform(0, 0.05))  # noqa: S311
-        raise UnavailableError(
-            f"No attempt number for {verb}-{fingerprint} after {_TRIES} tries: too many start at once."
-        )
+        last = select(
+            func.coalesce(func.max(_RUNS.c.attempt), 0), func.coalesce(func.max(_RUNS.c.token), 0)
+        ).where(_RUNS.c.verb == verb, _RUNS.c.fingerprint == fingerprint)
+        with self.no_start(), self._database.write() as connection:
+            attempt, token = connection.execute(last).one()
+            now = datetime.now(UTC)
+            values = {
+                "id": f"{verb}-{fingerprint}-{attempt + 1}",
+                "verb": verb,
+                "fingerprint": fingerprint,
+                "attempt": attempt + 1,
+                **owner.model_dump(),
+                "state": RunState.RUNNING,
+                "holder": holder,
+                "token": token + 1,
+                "lease_s": lease_s,
+                "lease_expires_at": now + timedelta(seconds=lease_s),
+                "artifact": artifact,
+                "started_at": now,
+                "cost": 0.0,
+                "log_address": log_address,
+            }
+            row = connection.execute(insert(_RUNS).values(values).returning(_RUNS)).mappings().one()
+            return _record(row)
+
+    def no_start(self) -> AbstractContextManager[None]:
+        """While this is held no run starts, anywhere; those that want to wait. Hold it for seconds."""
+        return self._database.exclusive(_STARTS)
 
     def take_over(self, run_id: str, holder: str, lease_s: float) -> RunRecord:
         """Hold a running run whose lease has expired; its token rises, so that the old holder's is stale.
@@ -147,7 +168,7 @@ class RunRepository:
     ) -> RunRecord:
         """Record how the run ended. A second call with the same state changes nothing.
 
-        :param artifact: address of what it made.
+        :param artifact: address of what it made, if :meth:`start` did not know.
         :param message: one sentence, if it failed.
         :param cost: CPU-seconds of the driver in all.
 
@@ -155,13 +176,9 @@ class RunRepository:
         """
         if state is RunState.RUNNING:
             raise ValueError("a run cannot finish as running")
-        values = {
-            "state": state,
-            "artifact": artifact,
-            "message": message,
-            "cost": cost,
-            "ended_at": datetime.now(UTC),
-        }
+        values = {"state": state, "message": message, "cost": cost, "ended_at": datetime.now(UTC)}
+        if artifact is not None:
+            values["artifact"] = artifact
         record = self._change(run_id, self._held(token), values)
         if record is not None:
             return record
@@ -170,12 +187,48 @@ class RunRepository:
             return _record(row)
         return self._refuse(run_id, token)
 
+    def settle(self, run_id: str, artifact: str, ended_at: datetime) -> RunRecord | None:
+        """Record as succeeded a run whose manifest stands, though it was killed before it could say so.
+
+        :param artifact: address of the manifest.
+        :param ended_at: when it was committed.
+        :return: None if the run is neither running nor lost, so that nothing was to mend.
+        """
+        open_ = _RUNS.c.state.in_((RunState.RUNNING, RunState.LOST))
+        values = {
+            "state": RunState.SUCCEEDED,
+            "artifact": artifact,
+            "ended_at": ended_at,
+            "message": "Its manifest stands; another process has recorded that.",
+        }
+        return self._change(run_id, open_, values)
+
+    def collect(self, run_id: str) -> RunRecord | None:
+        """Record that a lost run's files are being deleted: from here on it cannot commit any more.
+
+        :return: None if the run is not lost.
+        """
+        return self._change(run_id, _RUNS.c.state == RunState.LOST, {"state": RunState.COLLECTED})
+
     def get(self, run_id: str) -> RunRecord:
         """One run. Raises NotFoundError."""
         return _record(self._row(run_id))
 
+    def find(self, run_id: str) -> RunRecord | None:
+        """One run, if there is a record of it."""
+        try:
+            return self.get(run_id)
+        except NotFoundError:
+            return None
+
     def list(
-        self, verb: str | None = None, state: RunState | None = None, limit: int = 50
+        self,
+        verb: str | None = None,
+        state: RunState | None = None,
+        limit: int | None = 50,
+        *,
+        fingerprint: str | None = None,
+        ended_since: datetime | None = None,
     ) -> builtins.list[RunRecord]:
         """Runs that fit, newest first."""
         query = select(_RUNS).order_by(_RUNS.c.started_at.desc(), _RUNS.c.attempt.desc()).limit(limit)
@@ -183,57 +236,31 @@ class RunRepository:
             query = query.where(_RUNS.c.verb == verb)
         if state is not None:
             query = query.where(_RUNS.c.state == state)
+        if fingerprint is not None:
+            query = query.where(_RUNS.c.fingerprint == fingerprint)
+        if ended_since is not None:
+            query = query.where(_RUNS.c.ended_at >= ended_since)
         with self._database.read() as connection:
             return [_record(row) for row in connection.execute(query).mappings()]
 
     def reconcile(self, now: datetime | None = None) -> builtins.list[RunRecord]:
-        """Mark every running run whose lease expired before ``now`` as lost; return those."""
+        """Mark every running run whose lease expired before ``now`` as lost; return those.
+
+        A lost run counts as ended when its lease did: until then it was known to be alive.
+        """
         now = now or datetime.now(UTC)
         query = (
             update(_RUNS)
             .where(_RUNS.c.state == RunState.RUNNING, _RUNS.c.lease_expires_at < now)
             .values(
                 state=RunState.LOST,
-                ended_at=now,
+                ended_at=_RUNS.c.lease_expires_at,
                 message="Lost: its process ended, or stopped renewing its lease, without saying how it went.",
             )
             .returning(_RUNS)
         )
         with self._database.write() as connection:
             return [_record(row) for row in connection.execute(query).mappings()]
-
-    def _start(
-        self,
-        verb: str,
-        fingerprint: str,
-        owner: Principal,
-        holder: str,
-        lease_s: float,
-        log_address: str | None,
-    ) -> RunRecord:
-        last = select(
-            func.coalesce(func.max(_RUNS.c.attempt), 0), func.coalesce(func.max(_RUNS.c.token), 0)
-        ).where(_RUNS.c.verb == verb, _RUNS.c.fingerprint == fingerprint)
-        with self._database.write() as connection:
-            attempt, token = connection.execute(last).one()
-            now = datetime.now(UTC)
-            values = {
-                "id": f"{verb}-{fingerprint}-{attempt + 1}",
-                "verb": verb,
-                "fingerprint": fingerprint,
-                "attempt": attempt + 1,
-                **owner.model_dump(),
-                "state": RunState.RUNNING,
-                "holder": holder,
-                "token": token + 1,
-                "lease_s": lease_s,
-                "lease_expires_at": now + timedelta(seconds=lease_s),
-                "started_at": now,
-                "cost": 0.0,
-                "log_address": log_address,
-            }
-            row = connection.execute(insert(_RUNS).values(values).returning(_RUNS)).mappings().one()
-            return _record(row)
 
     def _change(self, run_id: str, condition: Any, values: Mapping[str, Any]) -> RunRecord | None:
         """Change the run if the condition holds, in one statement; None if it does not."""

@@ -56,7 +56,9 @@ class StorageSettings(_Part):
     bucket: str = Field("manta", description="The bucket that holds every artifact.")
     connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a connection.")
     read_timeout_s: float = Field(60.0, gt=0, description="Seconds to wait for the next bytes of an answer.")
-    max_attempts: int = Field(5, ge=1, description="Tries a request, with boto3's standard back-off.")
+    max_attempts: int = Field(
+        16, ge=1, description="Tries a request when the server is away or busy: 16 last for about a minute."
+    )
 
 
 class DatabaseSettings(_Part):

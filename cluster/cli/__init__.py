@@ -27,6 +27,8 @@ _OWN = {
     "env": "cluster.cli.local:env",
     "submit": "cluster.cli.jobs:submit",
     "logs": "cluster.cli.jobs:logs",
+    "runs": "cluster.cli.runs:runs",
+    "gc": "cluster.cli.runs:gc",
 }
 
 

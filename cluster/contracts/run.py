@@ -18,6 +18,8 @@ class RunState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     LOST = "lost"
+    #: Lost, and its files have been deleted since.
+    COLLECTED = "collected"
 
 
 class Lease(Contract):
@@ -38,7 +40,9 @@ class RunRecord(Contract):
     owner: Principal = Field(description="Who submitted it.")
     state: RunState = Field(description="Where it stands.")
     lease: Lease | None = Field(None, description="Who may act for it; none once it has ended.")
-    artifact: str | None = Field(None, description="Address of what it made.")
+    artifact: str | None = Field(
+        None, description="Address of what it makes; there is something only once it has succeeded."
+    )
     message: str | None = Field(None, description="One sentence: why it failed or was lost.")
     started_at: datetime = Field(description="UTC start.")
     ended_at: datetime | None = Field(None, description="UTC end.")

@@ -15,13 +15,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.contracts import ArtifactInput, ArtifactRef, CodeRevision, Manifest, RunRecord, RunState
-from cluster.errors import MantaError
+from cluster.errors import MantaError, RefusedError, UnavailableError
 from cluster.job.config import JobConfig
 from cluster.job.provenance import code_revision, package_versions, submission_id
 from cluster.job.tracking import Tracking
+from cluster.reconcile import reconcile
 from cluster.runs import RunRepository
 from cluster.settings import Settings, load_settings
 from cluster.storage import ArtifactStore, Attempt, ObjectStore, fingerprint, object_store
+from cluster.storage.faults import explain_arrow
 
 LEASE_S = 60.0
 
@@ -57,6 +59,7 @@ class JobRun:
         self._config, self._inputs, self._code = config, inputs, code
         self._started_at, self._clock = datetime.now(UTC), time.monotonic()
         self._record: RunRecord | None = None
+        self._runs: RunRepository | None = None
         self._tracking: Tracking | None = None
         self._attempt: Attempt | None = None
         self._manifest: Manifest | None = None
@@ -85,7 +88,11 @@ class JobRun:
     def commit(
         self, *, counts: Mapping[str, int], summary: Mapping[str, Any], data_digest: str | None = None
     ) -> Manifest:
-        """Make the attempt visible; of two equal writers one wins, and both get its manifest."""
+        """Make the attempt visible; of two equal writers one wins, and both get its manifest.
+
+        Raises RefusedError if this run was away so long that its files have been deleted.
+        """
+        self._refuse_collected()
         self._manifest = self.attempt.commit(
             owner=self.settings.principal,
             configuration=self._config.model_dump(mode="json"),
@@ -98,6 +105,17 @@ class JobRun:
             versions=package_versions(),
         )
         return self._manifest
+
+    def _refuse_collected(self) -> None:
+        assert self._runs is not None, "only a run that writes can commit"
+        try:
+            record = self._runs.find(self.run_id)
+        except UnavailableError:
+            return  # An artifact needs storage and nothing else.
+        if record is not None and record.state is RunState.COLLECTED:
+            raise RefusedError(
+                f"Run {self.run_id} was taken for lost and `manta gc` has deleted its files: run it again."
+            )
 
     def result(self, manifest: Manifest) -> JobResult:
         """The result line for an artifact, made now or found."""
@@ -115,8 +133,9 @@ def start_run(
 ) -> Iterator[JobRun]:
     """Open a run of ``verb`` that makes one artifact of ``kind``.
 
-    If an equal artifact exists already the run has :attr:`JobRun.done` and nothing is recorded.
-    Otherwise a run record with a lease and an MLflow run are opened, and closed with the outcome.
+    If an equal artifact exists already the run has :attr:`JobRun.done` and no new run is recorded.
+    Otherwise a run record with a lease and an MLflow run are opened, and closed with the outcome. Either way
+    what killed runs left in the records is put right first.
     Raises AccessError, UnavailableError or NotFoundError when storage cannot be used.
     """
     settings, store = load_settings(), object_store()
@@ -132,19 +151,36 @@ def start_run(
     )
     if job.done is not None:
         job.progress(f"{ref} is there already: equal configuration, inputs and code; nothing to do.")
+        _settle_found(settings, job.done)
         yield job
         return
     repository = RunRepository(settings.database_url)
-    holder = f"{socket.gethostname()}:{os.getpid()}"
+    left = reconcile(repository, job.artifacts)
+    for run in left.lost:
+        job.progress(f"run {run.id} was lost: its process ended without a word")
     record = repository.start(
-        verb, ref.fingerprint, settings.principal, holder, LEASE_S, log_address=submission_id()
+        verb,
+        ref.fingerprint,
+        settings.principal,
+        f"{socket.gethostname()}:{os.getpid()}",
+        LEASE_S,
+        log_address=submission_id(),
+        artifact=str(ref),
     )
-    job._record = record
+    job._record, job._runs = record, repository
     job._attempt = job.artifacts.attempt(ref, record.id)
     job.progress(f"run {record.id} makes {ref}")
     job._tracking = Tracking.start(settings, verb, record.id, config.model_dump(mode="json"))
     with _recorded(repository, record, job):
         yield job
+
+
+def _settle_found(settings: Settings, found: Manifest) -> None:
+    """The run that made it may have been killed right after its commit; finding it needs no database."""
+    try:
+        RunRepository(settings.database_url).settle(found.run_id, str(found.ref), found.ended_at)
+    except MantaError as error:
+        print(f"warning: the records of runs are not reconciled: {error}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -164,20 +200,36 @@ def _recorded(repository: RunRepository, record: RunRecord, job: JobRun) -> Iter
         message = str(error)
         raise
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"[:500]
+        told = explain_arrow(error, job.store.endpoint)
+        message = str(told) if told else f"{type(error).__name__}: {error}"[:500]
+        if told is not None:
+            raise told from None
         raise
     finally:
         stop.set()
         beat.join(timeout=5)
-        artifact = str(job._manifest.ref) if job._manifest else None
         try:
-            repository.finish(
-                record.id, token, state, artifact=artifact, message=message, cost=time.process_time()
-            )
+            repository.finish(record.id, token, state, message=message, cost=time.process_time())
         except MantaError as error:
             # What was committed stands, and what failed keeps its own error.
-            print(f"warning: how run {record.id} ended is not recorded: {error}", file=sys.stderr, flush=True)
+            if not _mended(repository, record.id, job._manifest):
+                print(
+                    f"warning: how run {record.id} ended is not recorded: {error}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        artifact = str(job._manifest.ref) if job._manifest else None
         job._tracking.end(succeeded=state is RunState.SUCCEEDED, artifact=artifact)
+
+
+def _mended(repository: RunRepository, run_id: str, manifest: Manifest | None) -> bool:
+    """Whether a run that was taken for lost is recorded as what it is: the maker of what stands."""
+    if manifest is None or manifest.run_id != run_id:
+        return False
+    try:
+        return repository.settle(run_id, str(manifest.ref), manifest.ended_at) is not None
+    except MantaError:
+        return False
 
 
 def _heartbeat(repository: RunRepository, run_id: str, token: int, stop: threading.Event) -> None:

@@ -11,14 +11,14 @@ from cluster.settings import Settings
 
 
 def initialise(settings: Settings, home: Home) -> bool:
-    """Make both databases unless an earlier call has, and settle runs that nobody holds any more.
+    """Make both databases unless an earlier call has.
 
     Returns False when there was nothing to make: MLflow, which takes seconds to import, is not loaded then.
     Raises UnavailableError when a database does not answer.
     """
     from cluster.runs import RunRepository
 
-    RunRepository(settings.database_url).reconcile()
+    RunRepository(settings.database_url)
     stamp = home.registry / "initialised"
     wanted = _digest(settings)
     if stamp.exists() and stamp.read_text() == wanted and _files_exist(settings):

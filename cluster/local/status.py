@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 
 import httpx
@@ -14,7 +15,10 @@ from cluster.local.home import Home, State
 from cluster.local.ports import HOST, is_free
 from cluster.local.process import find
 from cluster.ray_api import RayApi
+from cluster.reconcile import reconcile
+from cluster.runs import RunRepository
 from cluster.settings import Settings
+from cluster.storage import ArtifactStore, object_store
 
 Health = Literal["healthy", "down", "absent"]
 
@@ -70,6 +74,8 @@ def status(settings: Settings) -> Status:
     serve = well and not is_free(settings.ports.serve_http)
     jobs, applications = _jobs(api) if well else [], _applications(api) if serve else []
     parts = [_storage(settings, state), ray, _registry(settings, home), _gateway(settings, serve)]
+    if all(part.health == "healthy" for part in parts if part.name in ("storage", "registry")):
+        _reconcile(settings)
     return Status(
         home=str(home.root),
         up=all(part.health != "down" for part in parts),
@@ -116,6 +122,12 @@ def _registry(settings: Settings, home: Home) -> Part:
     except MantaError as error:
         return Part(name="registry", health="down", address=address, message=str(error))
     return Part(name="registry", health="healthy", address=address)
+
+
+def _reconcile(settings: Settings) -> None:
+    """Whoever asks gets records that are right: `manta runs` then shows what was lost."""
+    with suppress(MantaError):
+        reconcile(RunRepository(settings.database_url), ArtifactStore(object_store()))
 
 
 def _gateway(settings: Settings, deployed: bool) -> Part:

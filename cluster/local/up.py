@@ -21,7 +21,10 @@ from cluster.local.home import Home, State
 from cluster.local.ports import HOST, check_ports
 from cluster.local.process import find, marked, ref_of, roots
 from cluster.ray_api import RayApi
+from cluster.reconcile import reconcile
+from cluster.runs import RunRepository
 from cluster.settings import Settings
+from cluster.storage import ArtifactStore, object_store
 
 #: How long a Ray that runs may be silent before it is started anew.
 _PATIENCE_S = 30.0
@@ -79,6 +82,7 @@ class _Start:
                 ]
                 for step in steps:
                     step.result()
+            self._reconcile()
             self._publish_key()
         except BaseException:
             self._say("stopping what was started")
@@ -156,6 +160,13 @@ class _Start:
         made = databases.initialise(self._settings, self._home)
         where = self._home.registry if self._settings.database.url is None else "MANTA_DATABASE__URL"
         self._say(f"registry  {'made' if made else 'found'} in {where}")
+
+    def _reconcile(self) -> None:
+        """Runs of a cluster that was lost are found lost, or finished."""
+        found = reconcile(RunRepository(self._settings.database_url), ArtifactStore(object_store()))
+        if found.lost or found.settled:
+            figures = f"{len(found.lost)} found lost, {len(found.settled)} found finished"
+            self._say(f"runs      {figures}: see `manta runs`")
 
     def _publish_key(self) -> None:
         key = self._credentials.api_key(self._settings.team)

@@ -6,7 +6,7 @@
     <team>/<kind>/<name>/<fingerprint>/manifest.json           one conditional put decides the winner
 
 Readers take the files that the manifest names and no others, so that a late writer of a won attempt
-changes nothing. Files of lost and killed attempts stay; nothing deletes them yet.
+changes nothing. Files of lost and killed attempts stay until ``manta gc`` collects them.
 """
 
 from __future__ import annotations
@@ -87,11 +87,17 @@ class ArtifactStore:
         self, team: str | None = None, kind: str | None = None, name: str | None = None
     ) -> Iterator[Manifest]:
         """All visible artifacts that fit, in the order of their addresses; erased ones are left out."""
-        refs = self._refs("", [team, kind, name, None])
+        refs = self.refs(team, kind, name)
         with ThreadPoolExecutor(_READERS, thread_name_prefix="manifests") as pool:
             for found in pool.map(self._record, refs):
                 if isinstance(found, Manifest):
                     yield found
+
+    def refs(
+        self, team: str | None = None, kind: str | None = None, name: str | None = None
+    ) -> Iterator[ArtifactRef]:
+        """All addresses that fit under which anything stands, be it visible, erased or only tried."""
+        return self._refs("", [team, kind, name, None])
 
     def lineage(self, address: str | ArtifactRef) -> builtins.list[Manifest]:
         """The artifact and everything that it was made from, nearest first, each once.

@@ -23,6 +23,7 @@ from cluster.settings import StorageSettings, load_settings
 from cluster.storage import faults
 from cluster.storage.environment import Endpoint, endpoint
 from cluster.storage.paths import files_below, join, safe_path
+from cluster.storage.patience import Patience
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -42,6 +43,15 @@ class StoredObject:
     key: str
     bytes: int
     modified: datetime
+
+
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """A multipart upload that was begun and neither finished nor given up: it costs and shows nowhere."""
+
+    key: str
+    id: str
+    started: datetime
 
 
 class ObjectStore:
@@ -130,14 +140,15 @@ class ObjectStore:
         # boto3 repeats a put whose answer got lost; the repetition then loses to its own success.
         return winner == put_id
 
-    def list(self, prefix: str, after: str = "") -> Iterator[StoredObject]:
+    def list(self, prefix: str, after: str = "", *, directories: bool = False) -> Iterator[StoredObject]:
         """Objects below ``prefix`` in key order, without the empty "directory" objects that others write.
 
         :param after: list only keys behind this one.
+        :param directories: with those too.
         """
         for page in self._pages(Prefix=prefix, **({"StartAfter": after} if after else {})):
             for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):
+                if directories or not item["Key"].endswith("/"):
                     yield StoredObject(item["Key"], item["Size"], item["LastModified"])
 
     def folders(self, prefix: str) -> Iterator[str]:
@@ -158,6 +169,26 @@ class ObjectStore:
                     raise RefusedError(
                         f"{self.endpoint} does not delete {self.uri(failed['Key'])} ({failed.get('Code')})."
                     )
+
+    def uploads(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
+        """Unfinished multipart uploads to keys below ``prefix``."""
+        after: dict[str, str] = {}
+        while True:
+            with self._told(None):
+                page = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=prefix, **after)
+            for item in page.get("Uploads", ()):
+                yield UnfinishedUpload(item["Key"], item["UploadId"], item["Initiated"])
+            if not page.get("IsTruncated"):
+                return
+            after = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def abort(self, upload: UnfinishedUpload) -> None:
+        """Give up a multipart upload, and free its parts; one that has ended meanwhile does not matter."""
+        try:
+            with self._told(upload.key):
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.id)
+        except NotFoundError:
+            return
 
     # Files, by boto3's transfer manager: in parts and in parallel
 
@@ -249,16 +280,18 @@ class ObjectStore:
         config = Config(
             connect_timeout=self._settings.connect_timeout_s,
             read_timeout=self._settings.read_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": max_attempts},
+            retries={"mode": "standard", "total_max_attempts": 1},  # Patience tries again.
             s3={"addressing_style": "path" if self.endpoint.url else "auto"},
             max_pool_connections=32,
             tcp_keepalive=True,
         )
         with self._told(None):
             # A session of its own: boto3's shared default session is not safe between threads.
-            return boto3.session.Session().client(
+            client = boto3.session.Session().client(
                 "s3", region_name=self.endpoint.region, endpoint_url=self.endpoint.url, config=config
             )
+        client.meta.events.register("needs-retry.s3", Patience(max_attempts))
+        return client
 
     @contextmanager
     def _transfers(self) -> Iterator[Any]:
@@ -299,8 +332,9 @@ class ObjectStore:
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
         for tries_left in reversed(range(self._settings.max_attempts)):
-            try:
+            with self._told(key):  # boto3 repeats the request by itself, but not the reading.
                 body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+            try:
                 with closing(body):
                     return read(body.iter_chunks(_MIB))
             except (HTTPClientError, IncompleteReadError) as error:

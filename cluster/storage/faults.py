@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from cluster.errors import AccessError, MantaError, NotFoundError, RefusedError, UnavailableError
 from cluster.storage.environment import Endpoint
 
@@ -25,7 +27,12 @@ _KEYS_REFUSED = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
-KEY_ABSENT = {"404", "NoSuchKey", "NotFound"}
+KEY_ABSENT = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
+#: How pyarrow tells of a server that is away or busy.
+_ARROW_AWAY = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT|INTERNAL_FAILURE"
+    r"|UNKNOWN \(HTTP status 5\d\d\))"
+)
 #: Codes of a conditional put that lost: the first for good, the second because another is under way.
 EXISTS = {"412", "PreconditionFailed"}
 CONFLICT = {"409", "ConditionalRequestConflict", "OperationAborted"}
@@ -57,6 +64,22 @@ def explain(error: BaseException, endpoint: Endpoint, bucket: str, key: str | No
             f"{endpoint} does not answer for {where} ({type(error).__name__}): check AWS_ENDPOINT_URL and"
             " that the S3 server is up (`manta up` starts the local one)."
         )
+    return None
+
+
+def explain_arrow(error: BaseException, endpoint: Endpoint) -> UnavailableError | None:
+    """The sentence for what pyarrow raises, in a worker or here, when storage stays away; None for all else.
+
+    Ray wraps what a worker raised, so the sign is looked for in the text of the error and its causes.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        found = _ARROW_AWAY.search(str(cause))
+        if found is not None:
+            return UnavailableError(
+                f"{endpoint} does not answer ({found[0]}): check that it is up, then run this again."
+            )
+        cause = cause.__cause__ or cause.__context__
     return None
 
 

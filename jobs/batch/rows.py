@@ -19,6 +19,8 @@ Status = Literal["succeeded", "blocked", "failed"]
 
 #: Folders below the attempt. Requests are scratch: they are gone before the artifact is committed.
 OUTPUT, ERRORS, REQUESTS = "output", "errors", "requests"
+#: Columns that tell how an answer was made and not what it is: equal answers have one digest without them.
+MEASURED = frozenset({"seconds"})
 
 
 @dataclass(frozen=True)

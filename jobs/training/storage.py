@@ -1,7 +1,7 @@
 """Where Ray Train keeps its checkpoints, and how a new attempt finds those of a killed one.
 
 Beside each attempt ``attempts/<run id>/`` stands ``attempts/<run id>.train/``: never part of the artifact,
-deleted once the artifact is committed, and collected with dead attempts otherwise. A new attempt gets an area
+deleted once the artifact is committed, and collected by ``manta gc`` otherwise. A new attempt gets an area
 of its own, so that two that run at once do not disturb each other.
 """
 
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 from cluster.contracts import ArtifactRef
 from cluster.job import JobRun
 from cluster.storage import ObjectStore
+from cluster.storage.attempt import TRAINING
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint, Result
-
-_SUFFIX = ".train"
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,13 @@ class Earlier:
 
 def experiment(job: JobRun) -> tuple[str, str]:
     """Ray Train's ``storage_path`` (``bucket/key``) and run name for this attempt."""
-    return f"{job.store.bucket}/{job.ref}/attempts", f"{job.run_id}{_SUFFIX}"
+    return f"{job.store.bucket}/{job.ref}/attempts", f"{job.run_id}{TRAINING}"
 
 
 def earlier_checkpoint(store: ObjectStore, ref: ArtifactRef) -> Earlier | None:
     """The furthest whole checkpoint that any attempt at the artifact left; None if there is none."""
     found = [
-        _furthest(store, ref, name) for name in store.folders(f"{ref}/attempts/") if name.endswith(_SUFFIX)
+        _furthest(store, ref, name) for name in store.folders(f"{ref}/attempts/") if name.endswith(TRAINING)
     ]
     return max((e for e in found if e is not None), key=lambda earlier: earlier.step, default=None)
 
@@ -52,7 +51,7 @@ def _furthest(store: ObjectStore, ref: ArtifactRef, name: str) -> Earlier | None
     result = _restored(store, f"{store.bucket}/{ref}/attempts/{name}")
     if result is None or result.checkpoint is None or not result.metrics:
         return None
-    return Earlier(name.removesuffix(_SUFFIX), int(result.metrics["step"]), result.checkpoint)
+    return Earlier(name.removesuffix(TRAINING), int(result.metrics["step"]), result.checkpoint)
 
 
 def _restored(store: ObjectStore, path: str) -> Result | None:

@@ -133,6 +133,7 @@ def _start(plan: WorkerPlan, total: int, checkpoint: Checkpoint | None) -> Train
 
 def _loop(plan: WorkerPlan, trained: Trained, rows: list[Row], tokenizer: Any, total: int) -> None:
     import ray.train
+    import torch
 
     arguments, state, context = plan.arguments, trained.state, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
@@ -154,6 +155,8 @@ def _loop(plan: WorkerPlan, trained: Trained, rows: list[Row], tokenizer: Any, t
             workers=workers,
             micro_batch=arguments.per_device_train_batch_size,
         )
+        # Seeded by step, so that a resumed run drops out what the killed one would have.
+        torch.manual_seed((arguments.seed * total + state.step) * workers + rank)
         loss = _step(arguments, trained, [[rows[index] for index in part] for part in parts], tokenizer)
         state.step += 1
         state.elapsed_s = before + time.monotonic() - clock

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import uuid
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +14,8 @@ import pytest
 from cluster.contracts import RunState
 from cluster.errors import RefusedError
 from cluster.job import JobConfig, JobResult, start_run
+from cluster.job.run import LEASE_S
+from cluster.reconcile import reconcile
 from cluster.runs import RunRepository
 from cluster.settings import load_settings
 from cluster.storage import ArtifactStore
@@ -73,6 +78,45 @@ def test_what_is_committed_stands_though_the_run_was_taken_for_lost(
     runs, config, artifacts: ArtifactStore, capsys
 ) -> None:
     result, run_id = make(config, lambda _: runs.reconcile(datetime.now(UTC) + timedelta(hours=1)))
-    assert "is not recorded" in capsys.readouterr().err
-    assert runs.get(run_id).state is RunState.LOST
+    assert "is not recorded" not in capsys.readouterr().err
+    assert runs.get(run_id).state is RunState.SUCCEEDED
     assert str(artifacts.open(result.artifact).ref) == result.artifact
+
+
+_KILLED = """
+import os, signal, sys
+from cluster.job import JobConfig, start_run
+with start_run("make", "thing", JobConfig(name=sys.argv[1]), inputs=[], code_epoch=1) as job:
+    job.attempt.write("thing.txt", b"made")
+    if sys.argv[2] == "after":
+        job.commit(counts={"things": 1}, summary={"things": 1})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed(config: JobConfig, when: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _KILLED, config.name, when], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_a_run_killed_after_its_commit_is_found_to_have_succeeded(runs, config) -> None:
+    killed(config, "after")
+    (record,) = [run for run in runs.list(verb="make") if run.state is RunState.RUNNING]
+    result, run_id = make(config)
+    assert (result.reused, run_id) == (True, None)
+    found = runs.get(record.id)
+    assert (found.state, found.artifact, found.lease) == (RunState.SUCCEEDED, result.artifact, None)
+
+
+def test_whoever_starts_next_finds_killed_runs(runs, config, artifacts: ArtifactStore, capsys) -> None:
+    other = config.model_copy(update={"name": f"{config.name}-b"})
+    killed(config, "before")
+    killed(other, "after")
+    later = datetime.now(UTC) + timedelta(seconds=LEASE_S + 1)
+    found = reconcile(runs, artifacts, later)
+    mine = {run.artifact.split("/")[2]: run.state for run in [*found.lost, *found.settled]}
+    assert mine[config.name] is RunState.LOST
+    assert mine[other.name] is RunState.SUCCEEDED
+    result, run_id = make(config)
+    assert not result.reused
+    assert run_id.endswith("-2")

@@ -17,7 +17,9 @@ import httpx
 import psutil
 import pytest
 
+from cluster.contracts import Principal, RunState
 from cluster.local.home import State
+from cluster.runs import RunRepository
 from tests.integration.conftest import MANTA, LocalCluster, local_cluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -91,6 +93,19 @@ def test_a_second_up_finds_everything(platform_cluster: LocalCluster) -> None:
     lines = platform_cluster.must("up").splitlines()
     assert sum("running already" in line for line in lines) == 2
     assert State.model_validate_json((platform_cluster.home / "state.json").read_bytes()) == before
+
+
+def test_whoever_asks_or_starts_finds_the_runs_of_a_lost_head(platform_cluster: LocalCluster) -> None:
+    """Their leases have expired and nobody said how they ended."""
+    runs = RunRepository(f"sqlite:///{platform_cluster.home / 'registry' / 'manta.db'}")
+    owner = Principal(key_id="tester", team="default")
+    lost = [runs.start("finetune", f"{number:016x}", owner, "head:1", lease_s=0).id for number in range(2)]
+    platform_cluster.must("status")
+    assert runs.get(lost[0]).state is RunState.LOST
+    late = runs.start("finetune", "2" * 16, owner, "head:1", lease_s=0).id
+    assert "runs      1 found lost, 0 found finished: see `manta runs`" in platform_cluster.must("up")
+    told = platform_cluster.must("runs", "--state", "lost")
+    assert all(run in told for run in (*lost, late))
 
 
 def test_secrets_are_private(platform_cluster: LocalCluster) -> None:

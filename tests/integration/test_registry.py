@@ -1,9 +1,9 @@
-"""The registry with the real MLflow on SQLite, crashes between its steps included."""
+"""The registry with the real MLflow, crashes between its steps included: SQLite, and once PostgreSQL."""
 
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -267,3 +267,30 @@ def test_a_tracking_uri_without_a_registry(settings: Settings, monkeypatch: pyte
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///tmp/mlruns")
     with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI"):
         Registry(settings).names()
+
+
+def test_all_of_it_on_postgresql(
+    new_postgres_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("MANTA_DATABASE__URL", new_postgres_url())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_postgres_url())
+    registry = Registry(Settings())
+    registry.initialise()
+    for number in (1, 2):
+        register(registry, name, number)
+    move(registry, name, "champion", 1)
+    die(name, "before the end")
+    assert registry.history(name)[-1].state is MoveState.INTENT
+    assert registry.reconcile() == 1
+    assert registry.resolve(f"{name}@champion").ref.version == 2
+    assert [m.state for m in registry.history(name)] == [MoveState.CONFIRMED] * 2
+    test_many_at_once(Settings(), f"{name}-many")
+
+
+def test_one_database_for_both_is_refused(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("MANTA_DATABASE__URL", postgres_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", postgres_url)
+    with pytest.raises(UsageError, match="give each a database of its own"):
+        register(Registry(Settings()), name)

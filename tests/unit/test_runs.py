@@ -1,20 +1,18 @@
-"""Run records on SQLite, as several processes use them."""
+"""Run records on SQLite and PostgreSQL, as several processes use them."""
 
 import multiprocessing
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.schema import CreateTable
+from sqlalchemy import text
 
-from cluster import runs
 from cluster.contracts import Principal, RunState
+from cluster.database import Database
 from cluster.errors import NotFoundError, RefusedError, UnavailableError, UsageError
 from cluster.runs import RunRepository
 
@@ -23,8 +21,8 @@ FINGERPRINT = "0123456789abcdef"
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'registry' / 'runs.db'}"
+def url(database_url: str) -> str:
+    return database_url
 
 
 @pytest.fixture
@@ -32,8 +30,10 @@ def repository(url: str) -> RunRepository:
     return RunRepository(url)
 
 
-def start(repository: RunRepository, lease_s: float = 60, verb: str = "finetune"):
-    return repository.start(verb, FINGERPRINT, OWNER, "host:1", lease_s)
+def start(
+    repository: RunRepository, lease_s: float = 60, verb: str = "finetune", artifact: str | None = None
+):
+    return repository.start(verb, FINGERPRINT, OWNER, "host:1", lease_s, artifact=artifact)
 
 
 def in_processes(work: Callable[..., object], arguments: list[tuple]) -> list:
@@ -186,15 +186,63 @@ def test_a_password_is_not_told() -> None:
 
 def test_readers_do_not_wait_for_a_writer(url: str, repository: RunRepository) -> None:
     run = start(repository)
-    writer = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
-    writer.execute("BEGIN IMMEDIATE")
-    before = datetime.now(UTC)
-    assert repository.get(run.id) == run
-    assert datetime.now(UTC) - before < timedelta(seconds=5)
-    writer.close()
+    with Database(url).write() as writer:
+        writer.execute(text("UPDATE runs SET cost = 7"))
+        assert repository.get(run.id) == run
 
 
-def test_the_tables_are_portable() -> None:
-    told = str(CreateTable(runs._RUNS).compile(dialect=postgresql.dialect()))
-    assert "TIMESTAMP WITHOUT TIME ZONE" in told
-    assert "UNIQUE (verb, fingerprint, attempt)" in told
+def test_a_lost_run_counts_as_ended_when_its_lease_did(repository: RunRepository) -> None:
+    run = start(repository, lease_s=5)
+    repository.reconcile(datetime.now(UTC) + timedelta(days=3))
+    assert repository.get(run.id).ended_at == run.lease.expires_at
+
+
+def test_a_manifest_that_stands_outweighs_the_record(repository: RunRepository) -> None:
+    address = f"default/checkpoint/x/{FINGERPRINT}"
+    lost, running, failed = (start(repository, lease_s=lease, artifact=address) for lease in (0, 60, 60))
+    repository.finish(failed.id, failed.lease.token, RunState.FAILED, message="no")
+    assert [run.id for run in repository.reconcile()] == [lost.id]
+    committed = datetime.now(UTC)
+    for run in (lost, running):
+        settled = repository.settle(run.id, address, committed)
+        assert (settled.state, settled.artifact, settled.ended_at) == (RunState.SUCCEEDED, address, committed)
+    assert repository.settle(failed.id, address, committed) is None
+    assert repository.get(failed.id).state is RunState.FAILED
+    # Its own process says the same a moment later.
+    assert repository.finish(running.id, running.lease.token, RunState.SUCCEEDED).ended_at == committed
+
+
+def test_only_a_lost_run_is_collected_and_then_stays_so(repository: RunRepository) -> None:
+    lost, alive = start(repository, lease_s=0), start(repository)
+    repository.reconcile()
+    assert repository.collect(alive.id) is None
+    assert repository.collect(lost.id).state is RunState.COLLECTED
+    assert repository.settle(lost.id, "x", datetime.now(UTC)) is None
+    with pytest.raises(RefusedError, match="ended as collected"):
+        repository.finish(lost.id, lost.lease.token, RunState.SUCCEEDED)
+
+
+def test_a_run_keeps_the_address_that_it_was_to_make(repository: RunRepository) -> None:
+    run = start(repository, artifact="default/checkpoint/x/0123456789abcdef")
+    failed = repository.finish(run.id, 1, RunState.FAILED, message="boom")
+    assert failed.artifact == run.artifact == "default/checkpoint/x/0123456789abcdef"
+
+
+def test_no_run_starts_while_somebody_must_be_sure_of_that(url: str, repository: RunRepository) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with repository.no_start():
+            waiting = pool.submit(start, RunRepository(url))
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+            assert repository.list() == []
+        assert waiting.result(timeout=30).attempt == 1
+
+
+def test_listing_by_fingerprint_and_end(repository: RunRepository) -> None:
+    first = start(repository)
+    other = repository.start("finetune", "f" * 16, OWNER, "host:1", 60)
+    assert [run.id for run in repository.list(fingerprint="f" * 16)] == [other.id]
+    repository.finish(first.id, 1, RunState.FAILED)
+    assert [run.id for run in repository.list(ended_since=first.started_at)] == [first.id]
+    assert repository.list(ended_since=datetime.now(UTC) + timedelta(seconds=1)) == []
+    assert repository.find("nonsense") is None
