@@ -27,6 +27,7 @@ _OWN = {
     "env": "cluster.cli.local:env",
     "submit": "cluster.cli.jobs:submit",
     "logs": "cluster.cli.jobs:logs",
+    "schedule": "cluster.cli.schedule:schedule",
 }
 
 
