@@ -36,7 +36,7 @@ def _file(command: Callable[..., Any]) -> Callable[..., Any]:
     return file(working_dir(command))
 
 
-@click.group()
+@click.group(no_args_is_help=False)  # A missing command is one sentence, too.
 def schedule() -> None:
     """Run jobs at set times.
 
@@ -49,8 +49,9 @@ def schedule() -> None:
 def start(file: Path | None, working_dir: Path | None) -> None:
     """Hold the schedules until Ctrl-C or SIGTERM.
 
-    Started twice, one leads and the other stands by: it takes over when the first has died or stopped. A
-    changed file is read at the next start.
+    Started twice, one leads and the other stands by: it takes over when the first has died or stopped. All
+    that share a database need the same file: whoever leads forgets what its own does not name. A changed file
+    is read at the next start.
     """
     from cluster.schedule.config import check_configurations
     from cluster.schedule.ray_jobs import RayJobs
@@ -74,7 +75,7 @@ def start(file: Path | None, working_dir: Path | None) -> None:
 @_file
 @_json
 def list_schedules(file: Path | None, working_dir: Path | None, as_json: bool) -> None:
-    """Show the schedules, their next tick and what became of the last."""
+    """Show the schedules with next and last tick."""
     schedules, _ = _load(file, working_dir)
     ledger = _ledger()
     now = datetime.now(UTC)
@@ -123,7 +124,10 @@ def run(name: str, file: Path | None, working_dir: Path | None, as_json: bool) -
 @click.argument("name")
 @_file
 def pause(name: str, file: Path | None, working_dir: Path | None) -> None:
-    """Let a schedule submit nothing until it is resumed, restarts included; what runs goes on."""
+    """Hold a schedule back until it is resumed.
+
+    The pause outlives the scheduler's restarts; a job that runs goes on.
+    """
     found, _ = _find(name, file, working_dir)
     _ledger().set_paused(name, found.definition, datetime.now(UTC), paused=True)
     click.echo(f"{name} is paused: `manta schedule resume {name}` goes on with it")
@@ -133,7 +137,10 @@ def pause(name: str, file: Path | None, working_dir: Path | None) -> None:
 @click.argument("name")
 @_file
 def resume(name: str, file: Path | None, working_dir: Path | None) -> None:
-    """Go on with a paused schedule; what ticked meanwhile is not caught up."""
+    """Go on with a paused schedule.
+
+    What ticked meanwhile is not caught up.
+    """
     found, _ = _find(name, file, working_dir)
     now = datetime.now(UTC)
     _ledger().set_paused(name, found.definition, now, paused=False)
@@ -146,9 +153,10 @@ def resume(name: str, file: Path | None, working_dir: Path | None) -> None:
 @_file
 @_json
 def history(name: str, limit: int, file: Path | None, working_dir: Path | None, as_json: bool) -> None:
-    """Show a schedule's ticks, newest first: submitted, skipped or failed, and why.
+    """Show what became of a schedule's ticks.
 
-    How a submitted job went is Ray's to tell: `manta logs SUBMISSION_ID`.
+    Newest first: submitted, skipped or failed, and why; what is pending waits for the cluster or its turn. How
+    a submitted job went is Ray's to tell: `manta logs SUBMISSION_ID`.
     """
     _find(name, file, working_dir)
     ticks = _ledger().history(name, limit)
@@ -176,10 +184,10 @@ def render(
     file: Path | None,
     working_dir: Path | None,
 ) -> None:
-    """Print the schedules as Kubernetes CronJobs, for kubectl apply -f -.
+    """Print the schedules as Kubernetes CronJobs.
 
-    Kubernetes then holds them instead of `manta schedule start`. Of a queue it keeps one tick waiting, and
-    days on which clocks change go by its own rules.
+    They are for `kubectl apply -f -`; Kubernetes then holds them instead of `manta schedule start`. Of a queue
+    it keeps one tick waiting, and days on which clocks change go by its own rules.
     """
     import yaml
 

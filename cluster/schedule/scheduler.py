@@ -74,6 +74,7 @@ class Scheduler:
 
     def stop(self) -> None:
         """Finish what has begun, and let another lead at once."""
+        self._scheduler.pause()  # What would begin now would find no thread.
         self._scheduler.shutdown(wait=True)
         if self._token is not None:
             self._ledger.lease.release(self._token)

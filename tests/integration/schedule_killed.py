@@ -1,4 +1,4 @@
-"""A scheduler that is killed at its first submission: ``python -m ...schedule_killed before|after FILE ROOT``."""
+"""A scheduler that is killed at its first submission: arguments before|after, the file, the working dir."""
 
 import os
 import signal

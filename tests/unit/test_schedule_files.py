@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cluster.schedule.config import check_configurations, load_schedules
 from cluster.schedule.ledger import Ledger, Tick, TickState, tick_of
 from cluster.settings import load_settings
 from tests.unit.test_cli import empty_home, run
@@ -152,6 +153,17 @@ def test_a_run_without_a_cluster_fails_and_is_on_record(
     assert "does not answer" in str(tick.message)
     [kept] = Ledger(load_settings().database_url).history("nightly", 10)
     assert kept == tick
+
+
+def test_the_schedule_in_the_readme_is_one(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    parts = (root / "README.md").read_text().split("```")
+    [block] = [part for part in parts if part.startswith("yaml\nschedules:")]
+    file = tmp_path / "schedules.yaml"
+    file.write_text(block.removeprefix("yaml\n"))
+    [found] = load_schedules(file, root)
+    assert (found.job, found.overlap, found.catch_up) == ("batch_inference", "skip", "latest")
+    check_configurations([found], root)
 
 
 def rendered(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
