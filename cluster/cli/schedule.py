@@ -155,8 +155,8 @@ def resume(name: str, file: Path | None, working_dir: Path | None) -> None:
 def history(name: str, limit: int, file: Path | None, working_dir: Path | None, as_json: bool) -> None:
     """Show what became of a schedule's ticks.
 
-    Newest first: submitted, skipped or failed, and why; what is pending waits for the cluster or its turn. How
-    a submitted job went is Ray's to tell: `manta logs SUBMISSION_ID`.
+    Newest first: submitted, skipped or failed, and why; what is pending waits for the cluster or its turn.
+    How a submitted job went is Ray's to tell: `manta logs SUBMISSION_ID`.
     """
     _find(name, file, working_dir)
     ticks = _ledger().history(name, limit)
@@ -186,13 +186,11 @@ def render(
 ) -> None:
     """Print the schedules as Kubernetes CronJobs.
 
-    They are for `kubectl apply -f -`; Kubernetes then holds them instead of `manta schedule start`. Of a queue
-    it keeps one tick waiting, and days on which clocks change go by its own rules.
+    They are for `kubectl apply -f -`; Kubernetes then holds them instead of `manta schedule start`. Of a
+    queue it keeps one tick waiting, and days on which clocks change go by its own rules.
     """
-    import yaml
-
     from cluster.schedule.config import check_configurations, find_schedule
-    from cluster.schedule.render import Target
+    from cluster.schedule.render import Target, to_yaml
     from cluster.schedule.render import render as make
 
     schedules, root = _load(file, working_dir)
@@ -200,7 +198,7 @@ def render(
     target = Target(ray_cluster=ray_cluster, image=image, secret=secret, namespace=namespace)
     documents = [make(item, root, target) for item in chosen]
     check_configurations(chosen, root)
-    click.echo(yaml.safe_dump_all(documents, sort_keys=False), nl=False)
+    click.echo(to_yaml(documents), nl=False)
 
 
 def _load(file: Path | None, working_dir: Path | None) -> tuple[tuple[Schedule, ...], Path]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import UsageError
@@ -85,6 +87,20 @@ def render(schedule: Schedule, root: Path, target: Target) -> dict[str, Any]:
     }
 
 
+def to_yaml(documents: Sequence[dict[str, Any]]) -> str:
+    """The documents as a person would write them: a script in lines, and nothing by reference."""
+
+    class Plain(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def lines(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+    Plain.add_representer(str, lines)
+    return str(yaml.dump_all(documents, Dumper=Plain, sort_keys=False, width=1000))
+
+
 def _job(schedule: Schedule, root: Path, target: Target, labels: dict[str, str]) -> dict[str, Any]:
     ended = {"containerName": _CONTAINER, "operator": "In", "values": [_JOB_FAILED]}
     return {
@@ -110,7 +126,8 @@ def _container(schedule: Schedule, root: Path, target: Target) -> dict[str, Any]
         name=schedule.name,
         metadata=shlex.quote(json.dumps({"verb": schedule.job, "schedule": schedule.name})),
         runtime_env=RUNTIME_ENV,
-        command=shlex.join(schedule.entrypoint(root)),
+        # Kubernetes puts variables for $(NAME), and makes one $ of two.
+        command=shlex.join(schedule.entrypoint(root)).replace("$", "$$"),
         failed=_JOB_FAILED,
     )
     return {

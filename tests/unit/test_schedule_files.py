@@ -211,7 +211,8 @@ def submitted(
     (tmp_path / "calls").write_text("")
     [container] = document["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     path = f"{ray.parent}:{Path(sys.executable).parent}:/usr/bin:/bin"
-    done = subprocess.run(container["command"], env={"PATH": path, "JOB_NAME": job_name}, capture_output=True)
+    command = [word.replace("$$", "$") for word in container["command"]]  # As Kubernetes does.
+    done = subprocess.run(command, env={"PATH": path, "JOB_NAME": job_name}, capture_output=True)
     return done.returncode, (tmp_path / "calls").read_text().splitlines()
 
 
