@@ -29,7 +29,8 @@ _CONTAINER = "submit"
 #: Exit status of a job that ran and failed; Kubernetes does not try it again, all else it does.
 _JOB_FAILED = 42
 
-# A pod that is tried again meets the job of the first try: Ray refuses its id, and it is followed instead.
+# The job asks for a CPU, since a RayCluster's head is best left without any: it then runs on a worker. A pod
+# that is tried again meets the job of the first try: Ray refuses its id, and it is followed instead.
 _SCRIPT = """\
 minutes=${{JOB_NAME##*-}}
 case $minutes in
@@ -37,7 +38,8 @@ case $minutes in
   *) id=sched-{name}-$(date -u -d "@$((minutes * 60))" +%Y%m%dT%H%M%SZ) ;;
 esac
 ray job submit --no-wait --submission-id "$id" --metadata-json {metadata} \\
-  --runtime-env {runtime_env} --working-dir . -- {command} || ray job status "$id" || exit 1
+  --entrypoint-num-cpus 1 --runtime-env {runtime_env} --working-dir . -- {command} \\
+  || ray job status "$id" || exit 1
 ray job logs --follow "$id"
 case $(ray job status "$id") in
   *"' succeeded"*) ;;
