@@ -187,7 +187,7 @@ def render(
     """Print the schedules as Kubernetes CronJobs.
 
     They are for `kubectl apply -f -`; Kubernetes then holds them instead of `manta schedule start`. Of a
-    queue it keeps one tick waiting, and days on which clocks change go by its own rules.
+    queue it keeps one tick waiting. A local time that clocks skip is not run, a repeated one runs twice.
     """
     from cluster.schedule.config import check_configurations, find_schedule
     from cluster.schedule.render import Target, to_yaml

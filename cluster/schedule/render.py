@@ -2,8 +2,10 @@
 
 What a CronJob cannot say as a schedule does: ``queue`` keeps one tick waiting and not all of them
 (``Forbid`` with a deadline up to the next tick), and with ``catch_up: latest`` a tick that was held up by the
-job before it starts late instead of being skipped, since both are one deadline. Kubernetes' rules for the
-days on which clocks change are its own. There is no record of ticks but Kubernetes' events and jobs.
+job before it starts late instead of being skipped, since both are one deadline. A local time that does not
+exist when clocks go forward is not run, and one that exists twice is run twice. There is no record of ticks
+but Kubernetes' events and jobs, and a tick is given up when the cluster is away for longer than its pod is
+tried again (some ten minutes).
 """
 
 from __future__ import annotations
