@@ -77,6 +77,17 @@ class RaySettings(_Part):
     start_timeout_s: float = Field(120.0, gt=0, description="Seconds until a part must be healthy.")
 
 
+class ScheduleSettings(_Part):
+    """The process that holds the schedules."""
+
+    lease_s: float = Field(
+        15.0,
+        gt=0,
+        description="Seconds after which another takes over from one that died; more than clocks differ.",
+    )
+    retry_s: float = Field(5.0, gt=0, description="Seconds until a tick that waits is looked at again.")
+
+
 class Settings(BaseSettings):
     """Everything that differs between a laptop and a cluster."""
 
@@ -96,6 +107,9 @@ class Settings(BaseSettings):
     storage: StorageSettings = Field(default_factory=StorageSettings, description="Object storage.")
     database: DatabaseSettings = Field(default_factory=DatabaseSettings, description="SQL database.")
     ray: RaySettings = Field(default_factory=RaySettings, description="The local Ray head.")
+    schedule: ScheduleSettings = Field(
+        default_factory=ScheduleSettings, description="The process that holds the schedules."
+    )
 
     @classmethod
     def settings_customise_sources(

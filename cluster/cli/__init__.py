@@ -29,6 +29,7 @@ _OWN = {
     "logs": "cluster.cli.jobs:logs",
     "runs": "cluster.cli.runs:runs",
     "gc": "cluster.cli.runs:gc",
+    "schedule": "cluster.cli.schedule:schedule",
 }
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 RUNTIME_ENV = "runtime_env.yaml"
 _POLL_S = 0.5
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+#: What a job's status stays at.
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class JobOutcome(BaseModel):
@@ -62,10 +63,7 @@ def submit(
     AccessError for a wrong token, RefusedError when Ray refuses the job.
     """
     root = (working_dir or find_working_dir()).absolute()
-    words = ["python", "-m", f"jobs.{_known_verb(root, verb)}"]
-    if config is not None:
-        words += ["--config", _inside(root, Path(config))]
-    words += [*overrides, *(["--json"] if as_json else [])]
+    words = [*entrypoint(root, verb, config, overrides), *(["--json"] if as_json else [])]
     runtime_env = read_runtime_env(root)
     settings, client = load_settings(), connect()
     try:
@@ -78,7 +76,25 @@ def submit(
             )
         )
     except (RuntimeError, ValueError) as error:
+        # Ray answers 5xx to what it could not do now (no agent is ready) and to an id that it has already.
+        if "status code 5" in str(error) and "already exists" not in str(error):
+            raise _failed(client, error) from None
         raise RefusedError(f"Ray refused the job: {_last_line(str(error))}") from None
+    except OSError:  # Its HTTP library's errors are all of this kind.
+        raise _gone(client) from None
+
+
+def entrypoint(
+    root: Path, verb: str, config: str | Path | None = None, overrides: Sequence[str] = ()
+) -> list[str]:
+    """The command of a job, as it runs in the working directory ``root``.
+
+    Raises UsageError for a verb that is not there or a configuration file that the job would not get.
+    """
+    words = ["python", "-m", f"jobs.{_known_verb(root, verb)}"]
+    if config is not None:
+        words += ["--config", _inside(root, Path(config))]
+    return [*words, *overrides]
 
 
 def connect() -> JobSubmissionClient:
@@ -90,7 +106,10 @@ def connect() -> JobSubmissionClient:
     api.version()
     from ray.job_submission import JobSubmissionClient
 
-    return JobSubmissionClient(api.address)
+    try:
+        return JobSubmissionClient(api.address)
+    except OSError:  # It went away between the two questions.
+        raise api.unavailable() from None
 
 
 def wait(
@@ -116,7 +135,7 @@ def wait(
             asyncio.run(_follow(client, submission_id, on_log, timeout_s))
     while True:
         found = outcome(submission_id, client)
-        if found.status in _ENDED:
+        if found.status in ENDED:
             return found
         if deadline and time.monotonic() > deadline:
             raise UnavailableError(f"Job {submission_id} has not ended after {timeout_s:g} s; it goes on.")
@@ -126,14 +145,20 @@ def wait(
 def outcome(submission_id: str, client: JobSubmissionClient | None = None) -> JobOutcome:
     """How the job stands now. Raises NotFoundError for an unknown id, UnavailableError."""
     client = client or connect()
-    status = _ask(client, submission_id, lambda: client.get_job_status(submission_id)).value
-    if status not in _ENDED:
-        return JobOutcome(submission_id=submission_id, status=status)
+    found = status(submission_id, client)
+    if found not in ENDED:
+        return JobOutcome(submission_id=submission_id, status=found)
     lines = [line for line in logs(submission_id, client).splitlines() if line.strip()]
-    if status == "SUCCEEDED":
-        return JobOutcome(submission_id=submission_id, status=status, result=_result(lines))
+    if found == "SUCCEEDED":
+        return JobOutcome(submission_id=submission_id, status=found, result=_result(lines))
     message = _ask(client, submission_id, lambda: client.get_job_info(submission_id)).message
-    return JobOutcome(submission_id=submission_id, status=status, message=_sentence(lines, message or ""))
+    return JobOutcome(submission_id=submission_id, status=found, message=_sentence(lines, message or ""))
+
+
+def status(submission_id: str, client: JobSubmissionClient | None = None) -> str:
+    """The job's status in Ray's words. Raises NotFoundError for an unknown id, UnavailableError."""
+    client = client or connect()
+    return str(_ask(client, submission_id, lambda: client.get_job_status(submission_id)).value)
 
 
 def logs(submission_id: str, client: JobSubmissionClient | None = None) -> str:
@@ -204,11 +229,17 @@ def _ask(client: JobSubmissionClient, submission_id: str, question: Callable[[],
                 f"There is no job {submission_id!r} on the cluster at {client.get_address()}: "
                 "`ray job list` shows what there is."
             ) from None
-        raise UnavailableError(
-            f"The cluster at {client.get_address()} failed: {_last_line(str(error))}"
-        ) from None
+        raise _failed(client, error) from None
     except OSError:  # Its HTTP library's errors are all of this kind.
-        raise UnavailableError(f"The cluster at {client.get_address()} does not answer any more.") from None
+        raise _gone(client) from None
+
+
+def _failed(client: JobSubmissionClient, error: Exception) -> UnavailableError:
+    return UnavailableError(f"The cluster at {client.get_address()} failed: {_last_line(str(error))}")
+
+
+def _gone(client: JobSubmissionClient) -> UnavailableError:
+    return UnavailableError(f"The cluster at {client.get_address()} does not answer any more.")
 
 
 async def _follow(

@@ -1,0 +1,1 @@
+"""Schedules: which job runs when, held by one leader, with every tick on record in SQL."""

@@ -1,0 +1,109 @@
+"""What a submission says when Ray's job server fails: Ray's client, against a server that answers as told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from cluster.errors import MantaError, RefusedError, UnavailableError
+from cluster.job.submit import status, submit
+from cluster.schedule.config import Schedule
+from cluster.schedule.ray_jobs import RayJobs
+
+SCHEDULE = Schedule(name="beat", cron="* * * * *", job="tidy")
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A job server: code is there, and a submission is answered with ``submission`` (None: not at all)."""
+
+    submission: tuple[int, str] | None = (200, "")
+    known: str | None = None
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            self._answer(200, json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit": "x"}))
+        elif self.path.startswith("/api/packages/"):
+            self._answer(200, "{}")
+        elif self.known is not None:
+            self._answer(200, json.dumps({"type": "SUBMISSION", "status": self.known, "entrypoint": "x"}))
+        else:
+            self._answer(404, "Job does not exist")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.submission is not None:
+            self._answer(*self.submission)
+        else:
+            self.close_connection = True
+
+    def _answer(self, code: int, text: str) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answers]]:
+    class Mine(Answers):
+        pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Mine)
+    Thread(target=http.serve_forever, daemon=True).start()
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{http.server_port}")
+    yield Mine
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "tidy.py").write_text("")
+    (tmp_path / "runtime_env.yaml").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((500, "No available agent to submit job, please try again later."), UnavailableError),
+        ((503, "Service Unavailable"), UnavailableError),
+        (None, UnavailableError),
+        ((400, "ValueError: no such field"), RefusedError),
+        ((500, "ValueError: Job with submission_id x already exists."), RefusedError),
+    ],
+)
+def test_what_may_go_well_later_is_told_from_what_will_not(
+    server: type[Answers], code: Path, answer: tuple[int, str] | None, error: type[MantaError]
+) -> None:
+    server.submission = answer
+    with pytest.raises(error) as told:
+        submit("tidy", working_dir=code, submission_id="x")
+    assert "\n" not in str(told.value)
+
+
+def test_a_job_that_is_there_already_counts_as_submitted(server: type[Answers], code: Path) -> None:
+    server.submission = (500, "ValueError: Job with submission_id x already exists.")
+    server.known = "RUNNING"
+    RayJobs(code).submit(SCHEDULE, "x")
+    assert RayJobs(code).running("x")
+    assert status("x") == "RUNNING"
+    server.known = "FAILED"
+    RayJobs(code).submit(SCHEDULE, "x")
+    assert not RayJobs(code).running("x")
+    # Refused for another reason: no such job.
+    server.submission, server.known = (400, "ValueError: no such field"), None
+    with pytest.raises(RefusedError, match="no such field"):
+        RayJobs(code).submit(SCHEDULE, "x")
+    assert not RayJobs(code).running("x")
