@@ -10,7 +10,7 @@ ROOMS  := cluster validation jobs deployments tests
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## Make the environment only (EXTRA=gpu for CUDA); repeating it takes a second
+setup: ## Make the environment only (EXTRA=gpu: CUDA; EXTRA=client: to submit); repeating it takes a second
 	@$(PYTHON) cluster/setup_environment.py $(EXTRA)
 
 demo: setup ## Run the whole life of a model on this machine, and write the report
@@ -34,7 +34,7 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix $(ROOMS)
 	$(BIN)/ruff format $(ROOMS)
 
-lock: setup ## Resolve both locks anew from pyproject.toml
+lock: setup ## Resolve all locks anew from pyproject.toml
 	@$(PYTHON) cluster/setup_environment.py --lock
 
 clean: ## Remove the environment (not the data under MANTA_HOME)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from cluster.errors import AccessError, UnavailableError
+from cluster.installed import missing_platform
 
 #: Where Ray's own clients read the address of the API server, in their order.
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_DASHBOARD_ADDRESS")
@@ -35,9 +36,7 @@ class RayApi:
 
         Raises AccessError when the token's file cannot be read.
         """
-        named = (os.environ.get(name, "") for name in _ADDRESSES)
-        address = next((url for url in named if url.startswith(("http://", "https://"))), None)
-        return cls(address or f"http://127.0.0.1:{default_port}", read_token())
+        return cls(named_address() or f"http://127.0.0.1:{default_port}", read_token())
 
     def get(self, path: str, timeout_s: float = 10.0) -> Any:
         """The JSON answer to a GET.
@@ -67,7 +66,8 @@ class RayApi:
 
     def unavailable(self) -> UnavailableError:
         """The error for a cluster that does not answer."""
-        remedy = "start it with `manta up`" if self._local else "check RAY_API_SERVER_ADDRESS"
+        ours = self._local and not missing_platform()
+        remedy = "start it with `manta up`" if ours else "set RAY_API_SERVER_ADDRESS to where it is"
         return UnavailableError(f"The cluster at {self.address} does not answer: {remedy}.")
 
     def access_error(self, *, sent: bool = True) -> AccessError:
@@ -75,7 +75,8 @@ class RayApi:
         what = "does not accept the token" if sent else "wants a token and none was sent"
         return AccessError(
             f"The cluster at {self.address} {what}: "
-            f'set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, as `eval "$(manta env)"` does.'
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
+            '(on its own machine `eval "$(manta env)"` does).'
         )
 
     def version(self, timeout_s: float = 5.0) -> str:
@@ -98,6 +99,12 @@ class RayApi:
     def applications(self) -> dict[str, Mapping[str, Any]]:
         """Serve's applications by name, as Serve's REST interface describes them."""
         return dict(self.get("/api/serve/applications/").get("applications", {}))
+
+
+def named_address() -> str | None:
+    """The API server that the environment names by its URL; None if it names none."""
+    named = (os.environ.get(name, "") for name in _ADDRESSES)
+    return next((url.rstrip("/") for url in named if url.startswith(("http://", "https://"))), None)
 
 
 def read_token() -> str | None:

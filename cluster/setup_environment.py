@@ -1,4 +1,6 @@
-"""Make the virtual environment from the lock: ``python3.11 cluster/setup_environment.py [cpu|gpu|--lock]``.
+"""Make the virtual environment from the lock.
+
+``python3.11 cluster/setup_environment.py [cpu|gpu|client|--lock]``
 
 Runs before anything is installed, so it uses the standard library alone. A repeated call finds the
 stamp of the same lock and returns at once.
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> int:
     if sys.version_info[:2] != (3, 11):
         return _fail(f"Python {sys.version.split()[0]} found; the lock is for 3.11: set PYTHON=python3.11.")
     if not lock.is_file():
-        return _fail(f"there is no lock {lock.name}; name cpu or gpu.")
+        return _fail(f"there is no lock {lock.name}; name cpu, gpu or client.")
     stamp, digest = ROOT / ".venv" / "manta-lock", _digest(lock)
     if stamp.is_file() and stamp.read_text() == digest:
         print(f"environment: .venv has {lock.name} already")
@@ -45,12 +47,16 @@ def main(argv: list[str]) -> int:
 
 
 def _resolve() -> int:
-    """Write both locks anew: pinned requirements, without index addresses."""
-    for kind in ("cpu", "gpu"):
+    """Write every lock anew: pinned requirements, without index addresses."""
+    platform = ROOT / "requirements" / "cpu.txt"
+    for kind in ("cpu", "gpu", "client"):
         lock = ROOT / "requirements" / f"{kind}.txt"
         uv, environment, torch = _uv(kind, lock)
         command = [uv, "pip", "compile", "--quiet", "--upgrade", "pyproject.toml", *torch]
-        command += [word for extra in (kind, "local", "dev") for word in ("--extra", extra)]
+        # A client has the platform's own versions, and none of what tests and one machine need.
+        extras = ("client",) if kind == "client" else (kind, "local", "dev")
+        command += ["--constraint", str(platform)] if kind == "client" else []
+        command += [word for extra in extras for word in ("--extra", extra)]
         command += ["--python-version", "3.11", "--python-platform", "x86_64-unknown-linux-gnu"]
         command += ["--no-emit-index-url", "--no-header", "--no-annotate", "--output-file", str(lock)]
         if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
@@ -71,7 +77,7 @@ def _uv(kind: str, lock: Path) -> tuple[str, dict[str, str], list[str]]:
         wheelhouse = _wheelhouse_with_torch(lock, environment.get("UV_FIND_LINKS", ""))
         torch = [] if wheelhouse else ["--torch-backend", "cpu"]
         print(f"environment: CPU torch from {wheelhouse or 'the CPU index of PyTorch'}", flush=True)
-    else:
+    elif kind == "gpu":
         environment.pop("UV_FIND_LINKS", None)  # A wheelhouse's CPU torch must not shadow the CUDA build.
     return str(tools / "bin" / "uv"), environment, torch
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.contracts import Finding, Segment
+from deployments.own_address import listen_on_own_address
 from validation.guards import GuardEngine, GuardPolicy, explain, parse_policy
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class PackagedGuardsReplica:
     def __init__(self, policy: dict[str, Any]) -> None:
         from validation.guards.packaged import PackagedGuards
 
+        listen_on_own_address()
         self._guards = PackagedGuards(parse_policy(policy))
         self._guards.load()
 

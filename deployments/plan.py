@@ -153,10 +153,17 @@ def _close_door(application: dict[str, Any]) -> None:
 
 def _serve_options(serve: dict[str, Any]) -> None:
     """Where Serve listens, unless the file says: on one machine on loopback, at the settings' port."""
+    if (serve.get("grpc_options") or {}).get("grpc_servicer_functions"):
+        raise UsageError(
+            "grpc_options: Serve's gRPC door asks nobody for a key, and the gateway is the only door to "
+            "models: leave grpc_servicer_functions out."
+        )
     settings = load_settings()
     if settings.profile == "local":
         serve.setdefault("proxy_location", "HeadOnly")
-        serve.setdefault("http_options", {"host": "127.0.0.1", "port": settings.ports.serve_http})
+        # Key by key: who names a port alone must not get Serve's own host, which is every interface.
+        usual = {"host": "127.0.0.1", "port": settings.ports.serve_http}
+        serve["http_options"] = usual | (serve.get("http_options") or {})
 
 
 def _args(kind: type[BaseModel], application: Mapping[str, Any]) -> Any:

@@ -28,6 +28,7 @@ from cluster.storage import ArtifactStore, object_store
 from deployments import sse
 from deployments.engine_errors import from_engine, from_exception
 from deployments.gather import gather
+from deployments.own_address import listen_on_own_address
 
 
 class ModelServer(LLMServer):
@@ -35,6 +36,7 @@ class ModelServer(LLMServer):
 
     async def __init__(self, llm_config: LLMConfig, *, gather_s: float, **options: Any) -> None:  # type: ignore[misc]
         self._gather_s = gather_s
+        listen_on_own_address()
         await super().__init__(llm_config, **options)
 
     async def stream(self, request: dict[str, Any]) -> AsyncIterator[bytes]:

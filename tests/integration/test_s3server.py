@@ -55,20 +55,25 @@ def test_no_port_gives_or_takes_an_object_without_a_signature(s3, store, team):
     store.put(f"{team}/small", b"private")
     store.put(f"{team}/large", b"private" * 1_000_000)
     names = s3server.ports(s3.port, s3.internal_port_base)
-    filer, volume = names["filer.port"], names["volume.port"]
+    master, filer, volume = names["master.port"], names["filer.port"], names["volume.port"]
     with httpx.Client(trust_env=False, timeout=5) as client:
         for name in ("small", "large"):
             path = f"/{s3.bucket}/{team}/{name}"
             assert client.get(f"{s3.endpoint}{path}").status_code == 403
             for method in ("GET", "DELETE", "PUT"):
-                assert client.request(method, f"http://127.0.0.1:{filer}/buckets{path}").status_code == 401
-        assert client.get(f"http://127.0.0.1:{filer}/buckets/{s3.bucket}/?limit=10").status_code == 401
+                assert client.request(method, f"http://127.0.0.1:{filer}/buckets{path}").status_code == 404
+        assert client.get(f"http://127.0.0.1:{filer}/buckets/{s3.bucket}/?limit=10").status_code == 404
         assert client.get(s3.endpoint).status_code == 403
-        # Volume and file ids are easy to guess, so the volumes' port must ask for a token too.
-        file_id = client.get(f"http://127.0.0.1:{names['master.port']}/dir/assign").json()["fid"]
-        assert client.get(f"http://127.0.0.1:{volume}/{file_id}").status_code == 401
-        assert client.post(f"http://127.0.0.1:{volume}/{file_id}", files={"f": b"x"}).status_code == 401
+        # Volume and file ids are easy to guess, so the volumes' port must ask for a token,
+        for file_id in ("1,01637037d6", "3,044fcf0b0c"):
+            assert client.get(f"http://127.0.0.1:{volume}/{file_id}").status_code == 401
+            assert client.post(f"http://127.0.0.1:{volume}/{file_id}", files={"f": b"x"}).status_code == 401
+        # and the master must not give one away, nor take a whole bucket at a stranger's word.
+        for order in ("dir/assign", "dir/lookup?volumeId=1", f"col/delete?collection={s3.bucket}"):
+            answer = client.get(f"http://127.0.0.1:{master}/{order}")
+            assert (answer.status_code, answer.headers.get("authorization")) == (404, None)
     assert store.get(f"{team}/small") == b"private"
+    assert len(store.get(f"{team}/large")) == 7_000_000
 
 
 def test_secrets_are_in_private_files_and_not_on_the_command_line(s3):

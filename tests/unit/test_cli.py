@@ -87,6 +87,17 @@ def test_status_of_nothing_exits_1(capsys: pytest.CaptureFixture[str], empty_hom
     assert not empty_home.exists()
 
 
+def test_status_of_a_named_cluster_is_that_clusters(
+    capsys: pytest.CaptureFixture[str], empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.2:9/")
+    status, out, _ = run(capsys, "status", "--json")
+    found = json.loads(out)
+    assert (status, found["up"], found["home"]) == (1, False, None)
+    assert [(part["name"], part["address"]) for part in found["parts"]] == [("ray", "http://127.0.0.2:9")]
+    assert "does not answer" in found["parts"][0]["message"]
+
+
 def test_env_of_nothing_is_one_sentence(capsys: pytest.CaptureFixture[str], empty_home: Path) -> None:
     status, out, err = run(capsys, "env")
     assert (status, out) == (1, "")

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from cluster import models, snapshots
 from cluster.contracts import ApiKey, ArtifactRef, Route, Snapshot, Target
 from cluster.errors import NotFoundError, RefusedError, UsageError
+from cluster.settings import load_settings
 from deployments import rollout
 from deployments.cli import deploy
 from deployments.gateway.args import GatewayArgs
@@ -162,6 +163,28 @@ def test_other_applications_are_sent_along_as_they_are() -> None:
     new = {"name": "mine", "import_path": "x:y", "args": {"k": 3}}
     merged = merge(Plan({"applications": [new], "proxy_location": "HeadOnly"}), [other, old])
     assert merged == {"proxy_location": "HeadOnly", "applications": [other, new]}
+
+
+@pytest.mark.parametrize(
+    ("options", "host", "port"),
+    [(None, "127.0.0.1", 8000), ({"port": 8001}, "127.0.0.1", 8001), ({"host": "::"}, "::", 8000)],
+    ids=["none", "port-alone", "host-named"],
+)
+def test_serve_listens_on_loopback_unless_told_otherwise(
+    options: dict | None, host: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MANTA_PORTS__SERVE_HTTP", raising=False)
+    load_settings.cache_clear()
+    content = {"applications": [{"name": "a", "import_path": "x:y"}]}
+    plan = make_plan(content | ({"http_options": options} if options else {}), None, {}, print)
+    load_settings.cache_clear()
+    assert plan.serve["http_options"] == {"host": host, "port": port}
+
+
+def test_serves_door_without_keys_stays_closed() -> None:
+    content = {"applications": [], "grpc_options": {"grpc_servicer_functions": ["a:b"]}}
+    with pytest.raises(UsageError, match="asks nobody for a key"):
+        make_plan(content, None, {}, print)
 
 
 def test_routes_follow_their_application() -> None:
