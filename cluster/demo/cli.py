@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cluster.errors import MantaError
+from cluster.errors import MantaError, UsageError
 
 if TYPE_CHECKING:
     from cluster.demo.steps import Demo
@@ -66,11 +66,16 @@ def next_steps(run: Demo) -> dict[str, str]:
         '-H "Content-Type: application/json" \\\n'
         f'  -d \'{{"model": "{model}", "max_tokens": 9, "messages": [{{"role": "user", "content": "Hi"}}]}}\''
     )
-    return {
-        "Let this shell reach the cluster": 'eval "$(manta env)"',
+    steps = {
         "Ask the model with curl": curl,
         "Ask it with the openai client": python,
-        "Look at Ray's dashboard": f"http://127.0.0.1:{run.platform.ports.dashboard}",
+        "Look at Ray's dashboard": run.api_address,
+    }
+    if run.platform.profile != "local":
+        return steps
+    return {
+        "Let this shell reach the cluster": 'eval "$(manta env)"',
+        **steps,
         "Stop everything; the data stays": "manta down",
     }
 
@@ -97,6 +102,8 @@ def _new_home(say: object) -> None:
     from cluster.settings import load_settings
 
     assert callable(say)
+    if load_settings().profile != "local":
+        raise UsageError("--fresh is for the local cluster: on another, set MANTA_TEAM to a new team's name.")
     old = load_settings().state_dir
     log = old / "logs" / "down.log"
     words = [process.executable("manta"), "down"]
