@@ -7,20 +7,35 @@ vLLM 0.29 has two faults in ``vllm.lora.ops.torch_ops``, which its CPU backend u
 - ``weights[indices]`` makes a copy of the adapter's matrix for every token: a prefill of 3,840 tokens takes
   274 ms of CPU a projection; the same product once for each adapter takes 7.
 
-So vLLM gets other functions for the same sums. It calls :func:`register` in each of its processes, through
-the entry point ``vllm.general_plugins``; on other platforms nothing happens. To be removed with a vLLM that
+So vLLM gets other functions for the same sums, in each worker of an engine that is started with
+``worker_extension_cls=WORKER_EXTENSION``; on other platforms nothing happens. To be removed with a vLLM that
 has repaired both.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import torch
 
+#: For vLLM's engine argument ``worker_extension_cls``.
+WORKER_EXTENSION = "cluster.lora_on_cpu.LoraOnCpu"
 _REPLACED = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
+
+
+class LoraOnCpu:
+    """What vLLM adds to its worker's bases: the functions are in place before the worker loads anything.
+
+    An entry point of vLLM's plugins would do the same, but only where this project is installed; a node of a
+    cluster has its code from the runtime environment alone.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make a worker, in the worker's process."""
+        register()
+        return super().__new__(cls)
 
 
 def register() -> None:

@@ -64,7 +64,9 @@ class StorageSettings(_Part):
 class DatabaseSettings(_Part):
     """SQL behind run records and the alias history."""
 
-    url: str | None = Field(None, description="SQLAlchemy URL; a SQLite file under home if absent.")
+    url: str | None = Field(
+        None, description="SQLAlchemy URL; if absent, a SQLite file under home with profile local."
+    )
 
 
 class RaySettings(_Part):
@@ -135,15 +137,28 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        """SQLAlchemy URL of run records and alias history."""
-        return self.database.url or f"sqlite:///{self.state_dir / 'registry' / 'manta.db'}"
+        """SQLAlchemy URL of run records and alias history.
+
+        Raises UsageError if a cluster's is not named.
+        """
+        return self.database.url or self._own_file("manta.db", "MANTA_DATABASE__URL")
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's tracking URI: MLFLOW_TRACKING_URI, else a SQLite file under :attr:`home`."""
-        return (
-            os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.state_dir / 'registry' / 'mlflow.db'}"
-        )
+        """MLflow's tracking URI: MLFLOW_TRACKING_URI, else a SQLite file under :attr:`home`.
+
+        Raises UsageError if a cluster's is not named.
+        """
+        return os.environ.get("MLFLOW_TRACKING_URI") or self._own_file("mlflow.db", "MLFLOW_TRACKING_URI")
+
+    def _own_file(self, name: str, variable: str) -> str:
+        """SQLite on this machine's disk; on a cluster each node would silently have records of its own."""
+        if self.profile != "local":
+            raise UsageError(
+                f"{variable} is not set, and with MANTA_PROFILE={self.profile} no machine keeps records of "
+                "its own: set it here, and on every node before Ray starts."
+            )
+        return f"sqlite:///{self.state_dir / 'registry' / name}"
 
 
 def profile_path() -> Path:

@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.contracts import UpstreamRequest
 from cluster.errors import NotFoundError, UsageError
+from cluster.lora_on_cpu import WORKER_EXTENSION
 from cluster.models import local_copy
 from cluster.settings import load_settings
 from cluster.storage import ArtifactStore, object_store
@@ -80,7 +81,12 @@ class Engine(VLLMEngine):
 
     def _prepare_engine_config(self, callback_ctx: CallbackCtx) -> tuple[Any, Any, Any]:
         engine_args, frontend_args, config = super()._prepare_engine_config(callback_ctx)
-        if self.llm_config.accelerator_config.kind == "cpu" and config.parallel_config.world_size == 1:
+        if self.llm_config.accelerator_config.kind != "cpu":
+            return engine_args, frontend_args, config
+        config.parallel_config.worker_extension_cls = (
+            config.parallel_config.worker_extension_cls or WORKER_EXTENSION
+        )
+        if config.parallel_config.world_size == 1:
             config.parallel_config.distributed_executor_backend = "uni"
             own = (self.llm_config.runtime_env or {}).get("env_vars") or {}
             if "OMP_NUM_THREADS" not in own:  # Ray sets it to the replica's logical CPUs.

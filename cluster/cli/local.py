@@ -7,10 +7,22 @@ import sys
 
 import click
 
-from cluster.errors import UnavailableError
-from cluster.settings import load_settings
+from cluster.errors import UnavailableError, UsageError
+from cluster.installed import missing_platform
+from cluster.settings import Settings, load_settings
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
+
+
+def _local_settings() -> Settings:
+    """The settings, if they are those of the local cluster. Raises UsageError."""
+    settings = load_settings()
+    if settings.profile != "local":
+        raise UsageError(
+            f"MANTA_PROFILE={settings.profile} names a cluster that something else starts and stops: "
+            "unset it for the local one."
+        )
+    return settings
 
 
 @click.command()
@@ -24,7 +36,7 @@ def up(as_json: bool) -> None:
     from cluster.local.up import stopwatch
     from cluster.local.up import up as run
 
-    settings = load_settings()
+    settings = _local_settings()
     say = stopwatch(lambda line: click.echo(line, err=as_json))
     state = run(settings, say)
     ports = settings.ports
@@ -48,7 +60,7 @@ def down(as_json: bool) -> None:
     from cluster.local.down import down as run
     from cluster.local.up import stopwatch
 
-    settings = load_settings()
+    settings = _local_settings()
     run(settings, stopwatch(lambda line: click.echo(line, err=as_json)))
     if as_json:
         click.echo(json.dumps({"home": str(settings.state_dir), "up": False}))
@@ -60,9 +72,12 @@ def status(as_json: bool) -> int:
     """Show every part, running jobs and Serve's applications.
 
     Exit status 1 if a part is down."""
-    from cluster.local.status import status as ask
-
-    found = ask(load_settings())
+    settings = load_settings()
+    if settings.profile == "local" or missing_platform():
+        from cluster.local.status import status as ask
+    else:
+        from cluster.status import status as ask
+    found = ask(settings)
     if as_json:
         click.echo(found.model_dump_json())
         return 0 if found.up else 1
@@ -88,7 +103,7 @@ def env() -> None:
     from cluster.local.environment import shell_lines
     from cluster.local.home import Home
 
-    settings = load_settings()
+    settings = _local_settings()
     credentials = Credentials.load(Home(settings.state_dir))
     if credentials is None:
         raise UnavailableError(f"There is no cluster under {settings.state_dir}: start it with `manta up`.")

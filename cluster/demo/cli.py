@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cluster.errors import MantaError
+from cluster.errors import MantaError, UsageError
 
 if TYPE_CHECKING:
     from cluster.demo.steps import Demo
@@ -70,12 +70,17 @@ def next_steps(run: Demo) -> dict[str, str]:
         f'  -d \'{{"model": "{model}", "max_tokens": 9,\n'
         f'       "messages": [{{"role": "user", "content": "{question}"}}]}}\''
     )
+    steps = {
+        "Ask the model with curl": curl,
+        "Ask it with the openai client": python,
+        "Look at Ray's dashboard": run.api_address,
+    }
+    if run.platform.profile != "local":
+        return steps
     reach = f"source {activate}\n" if activate.is_file() else ""
     return {
         "Let this shell reach the cluster": f'{reach}eval "$(manta env)"',
-        "Ask the model with curl": curl,
-        "Ask it with the openai client": python,
-        "Look at Ray's dashboard": f"http://127.0.0.1:{run.platform.ports.dashboard}",
+        **steps,
         "Stop everything; the data stays": "manta down",
     }
 
@@ -102,6 +107,8 @@ def _new_home(say: object) -> None:
     from cluster.settings import load_settings
 
     assert callable(say)
+    if load_settings().profile != "local":
+        raise UsageError("--fresh is for the local cluster: on another, set MANTA_TEAM to a new team's name.")
     old = load_settings().state_dir
     log = old / "logs" / "down.log"
     words = [process.executable("manta"), "down"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -10,13 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.demo import chats, process
 from cluster.demo.record import DemoRecord, StepRecord
 from cluster.demo.settings import DemoSettings
 from cluster.errors import MantaError
+from cluster.ray_api import RayApi
 from cluster.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from cluster.demo.data import DemoData
 
 #: Which field of a verb takes which earlier step's artifact.
 INPUTS = {
@@ -46,11 +51,18 @@ class Demo:
         self.settings, self.root = settings, root
         self.record = DemoRecord(id=f"{now:%Y%m%d-%H%M%S}", started_at=now, machine=machine())
         self.say, self._verbose = say, verbose
+        #: The raw data, once it is in storage.
+        self.data: DemoData | None = None
 
     @property
     def platform(self) -> Settings:
         """Manta's own settings, read anew: `manta up` changes what the environment says."""
         return load_settings()
+
+    @property
+    def api_address(self) -> str:
+        """Of Ray's dashboard and job server."""
+        return RayApi.from_environment(self.platform.ports.dashboard).address
 
     @property
     def folder(self) -> Path:
@@ -68,9 +80,19 @@ class Demo:
 
     def _inputs(self, verb: str) -> list[str]:
         """What the verb works on: what this demo has made, and not whatever is latest of that name."""
+        if verb == "preprocess":
+            return self._raw_data()
         field, step = INPUTS.get(verb, ("", ""))
         address = self.record.artifact(step) if step else None
         return [f"--{field}", address] if address else []
+
+    def _raw_data(self) -> list[str]:
+        """Where the raw data is: the shipped configuration names the bucket of a local cluster."""
+        own = {"train", "test"} & self.settings.overrides.get("preprocess", {}).keys()
+        if self.data is None or own or "preprocess" in self.settings.configs:
+            return []
+        train, test = json.dumps([self.data.train]), json.dumps([self.data.test])
+        return ["--train", train, "--test", test, "--license.text", self.data.license]
 
     def job(self, verb: str) -> StepRecord:
         """Submit a verb as the README shows it, and read its result line."""
@@ -79,7 +101,7 @@ class Demo:
             "job",
             "submit",
             "--address",
-            os.environ.get("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{self.platform.ports.dashboard}"),
+            self.api_address,
             "--runtime-env",
             "runtime_env.yaml",
             "--working-dir",
@@ -136,7 +158,7 @@ def data(demo: Demo) -> str:
     from cluster.demo.data import put_demo_data
     from cluster.storage import object_store
 
-    put = put_demo_data(object_store())
+    put = demo.data = put_demo_data(object_store())
     demo.say(f"{put.train} and {put.test}, licence {put.license}")
     return f"{put.train}, {put.test}"
 

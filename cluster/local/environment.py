@@ -43,16 +43,6 @@ _STORAGE = _Group(
     keys=(*_FOREIGN[:-1], "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_REGION"),
 )
 _RAY = _Group(prefixes=("RAY_",), addresses=("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"), keys=())
-#: No part reports to its maker, and none waits for the network when it starts. Guardrails reads a file of the
-#: user's home alone; validation.guards switches it off in its own process.
-_QUIET = {
-    "DO_NOT_TRACK": "1",
-    "GX_ANALYTICS_ENABLED": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 
 
 def client_environment(settings: Settings, credentials: Credentials) -> dict[str, str]:
@@ -82,7 +72,6 @@ def cluster_environment(
     bin_dir = str(Path(sys.prefix) / "bin")
     return {
         **kept,
-        **_QUIET,
         **_platform(settings, credentials),
         **ray_environment(settings),
         MARK: instance,

@@ -77,10 +77,15 @@ def status(settings: Settings) -> Status:
     well = ray.health == "healthy"
     # Where no Serve is, to ask for its applications would cost the dashboard seconds of imports.
     serve = well and not is_free(settings.ports.serve_http)
-    jobs, applications = _jobs(api) if well else [], _applications(api) if serve else []
-    parts = [_storage(settings, state), ray, _registry(settings, home), _gateway(settings, serve)]
+    jobs, applications = running_jobs(api) if well else [], served_applications(api) if serve else []
+    parts = [
+        _storage(settings, state),
+        ray,
+        _registry(settings, home),
+        gateway(f"http://{HOST}:{settings.ports.serve_http}", serve),
+    ]
     if all(part.health == "healthy" for part in parts if part.name in ("storage", "registry")):
-        _reconcile(settings)
+        reconcile_runs(settings)
     return Status(
         home=str(home.root),
         up=all(part.health != "down" for part in parts),
@@ -102,7 +107,7 @@ def _elsewhere(api: RayApi) -> Status:
     words += [f"{count:g} logical {kind}s" for kind, count in sums.items() if count]
     health: Health = "healthy" if nodes else "down"
     ray = Part(name="ray", health=health, address=api.address, message=", ".join(words))
-    return Status(home=None, up=bool(nodes), parts=[ray], jobs=_jobs(api), applications=_applications(api))
+    return Status(home=None, up=bool(nodes), parts=[ray], jobs=running_jobs(api), applications=served_applications(api))
 
 
 def _storage(settings: Settings, state: State | None) -> Part:
@@ -144,7 +149,7 @@ def _registry(settings: Settings, home: Home) -> Part:
     return Part(name="registry", health="healthy", address=address)
 
 
-def _reconcile(settings: Settings) -> None:
+def reconcile_runs(settings: Settings) -> None:
     """Whoever asks gets records that are right: `manta runs` then shows what was lost."""
     from cluster.reconcile import reconcile
     from cluster.runs import RunRepository
@@ -154,8 +159,8 @@ def _reconcile(settings: Settings) -> None:
         reconcile(RunRepository(settings.database_url), ArtifactStore(object_store()))
 
 
-def _gateway(settings: Settings, deployed: bool) -> Part:
-    address = f"http://{HOST}:{settings.ports.serve_http}"
+def gateway(address: str, deployed: bool) -> Part:
+    """The door, which answers at ``address`` if it is ``deployed``."""
     if not deployed:
         return Part(
             name="gateway", health="absent", address=address, message="Deploy it with `manta deploy`."
@@ -171,14 +176,16 @@ def _gateway(settings: Settings, deployed: bool) -> Part:
     return Part(name="gateway", health="down", address=address, message=message)
 
 
-def _jobs(api: RayApi) -> list[Job]:
+def running_jobs(api: RayApi) -> list[Job]:
+    """Jobs that run or wait; none if Ray does not answer."""
     try:
         return [_job(job) for job in api.jobs() if job["status"] in ("PENDING", "RUNNING")]
     except MantaError:  # It went down between two questions; the next call will say so.
         return []
 
 
-def _applications(api: RayApi) -> list[Application]:
+def served_applications(api: RayApi) -> list[Application]:
+    """Serve's applications; none if Ray does not answer."""
     try:
         found = sorted(api.applications().items())
     except MantaError:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.contracts import PolicyDocument, Principal
 from cluster.errors import UnavailableError, UsageError
 from cluster.job.preflight import preflight
+from cluster.lora_on_cpu import WORKER_EXTENSION
 from jobs.batch.guarding import BatchGuards, judged_answer, refused
 from jobs.batch.rows import Answer, BatchRequest, request_of
 from jobs.batch.sampling import engine_parameters, unsupported
@@ -141,6 +142,7 @@ class DedicatedEngine:
                 "enable_lora": True,
                 "max_loras": 1,
                 "max_lora_rank": self._weights.max_lora_rank,
+                **({"worker_extension_cls": WORKER_EXTENSION} if self._on_cpu else {}),
                 **engine,
             }
         return {
@@ -159,11 +161,18 @@ class DedicatedEngine:
             "should_continue_on_error": True,
         }
 
+    @property
+    def _on_cpu(self) -> bool:
+        bundles = self._config.placement_group_config.get("bundles") or []
+        return bool(bundles) and not any(bundle.get("GPU") for bundle in bundles)
+
     def _runtime_env(self) -> dict[str, Any]:
         given = self._config.runtime_env
-        bundles = self._config.placement_group_config.get("bundles") or []
-        on_cpu = bundles and not any(bundle.get("GPU") for bundle in bundles)
-        usual = {name: os.environ.get(name, value) for name, value in CPU_VARIABLES.items()} if on_cpu else {}
+        usual = (
+            {name: os.environ.get(name, value) for name, value in CPU_VARIABLES.items()}
+            if self._on_cpu
+            else {}
+        )
         variables = {**usual, **(given.get("env_vars") or {})}
         return {**given, "env_vars": variables} if variables else given
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.contracts import Manifest
 from cluster.errors import UsageError
+from cluster.lora_on_cpu import WORKER_EXTENSION
 from cluster.models import local_copy
 
 Messages = Sequence[dict[str, str]]
@@ -48,6 +49,7 @@ class Engine:
             "enable_lora": True,
             "max_loras": 1,
             "max_lora_rank": _allowed_rank(self._adapter),
+            **({"worker_extension_cls": WORKER_EXTENSION} if on_cpu else {}),
             **engine_kwargs,
         }
         self._engine = _start(model, arguments)

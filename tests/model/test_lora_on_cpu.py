@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import pytest
 
 from cluster import lora_on_cpu
@@ -73,12 +71,25 @@ def test_no_adapter_at_all_changes_nothing() -> None:
     assert torch.equal(after, before)
 
 
-def test_vllm_finds_it_and_replaces_its_own() -> None:
-    (found,) = importlib.metadata.entry_points(group="vllm.general_plugins", name="manta_lora_on_cpu")
-    found.load()()
+def test_a_worker_with_the_extension_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
+    from vllm.utils.import_utils import resolve_obj_by_qualname
 
+    for module in (lora_ops, punica_cpu):
+        monkeypatch.setattr(module, "bgmv_shrink", None)
+        monkeypatch.setattr(module, "bgmv_expand_slice", None)
+
+    class Base:
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+    class Worker(Base):
+        pass
+
+    # As vLLM does it when it makes its worker.
+    Worker.__bases__ += (resolve_obj_by_qualname(lora_on_cpu.WORKER_EXTENSION),)
+    assert Worker(rank=3).rank == 3
     for module in (lora_ops, punica_cpu):
         assert module.bgmv_shrink is lora_on_cpu.bgmv_shrink
         assert module.bgmv_expand_slice is lora_on_cpu.bgmv_expand_slice

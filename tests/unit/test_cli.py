@@ -131,3 +131,61 @@ def test_an_unknown_verb_lists_the_known(
         status, _, err = run(capsys, "submit", "tidy", *fields)
         assert status == 1
         assert err.endswith("does not answer: start it with `manta up`.\n")
+
+
+# With a cluster that others started
+
+
+@pytest.fixture
+def elsewhere(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """MANTA_PROFILE=cluster with nothing named that the profile wants."""
+    from tests.conftest import forget_settings
+
+    for name in ("MANTA_DATABASE__URL", "MLFLOW_TRACKING_URI", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MANTA_PROFILE", "cluster")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nowhere")
+    forget_settings()
+    return empty_home
+
+
+@pytest.mark.parametrize("command", [["up"], ["down"], ["env"], ["demo", "--fresh"]])
+def test_what_is_for_the_local_cluster_leaves_another_alone(
+    capsys: pytest.CaptureFixture[str], elsewhere: Path, command: list[str]
+) -> None:
+    status, out, err = run(capsys, *command)
+    assert (status, out) == (2, "")
+    assert "local" in err
+    assert len(err.splitlines()) == 1
+    assert not elsewhere.exists()
+
+
+def test_status_says_what_the_environment_does_not_name(
+    capsys: pytest.CaptureFixture[str], elsewhere: Path
+) -> None:
+    status, out, _ = run(capsys, "status", "--json")
+    parts = {part["name"]: part for part in json.loads(out)["parts"]}
+    assert status == 1
+    assert {name: part["health"] for name, part in parts.items()} == {
+        "storage": "down",
+        "ray": "down",
+        "registry": "down",
+        "gateway": "absent",
+    }
+    for name, variable in (
+        ("storage", "AWS_ENDPOINT_URL"),
+        ("registry", "MANTA_DATABASE__URL"),
+        ("gateway", "OPENAI_BASE_URL"),
+    ):
+        assert variable in parts[name]["message"]
+    assert not elsewhere.exists()
+
+
+def test_a_cluster_keeps_no_records_on_a_machines_own_disk(elsewhere: Path) -> None:
+    from cluster.errors import UsageError
+    from cluster.settings import load_settings
+
+    with pytest.raises(UsageError, match="MANTA_DATABASE__URL is not set"):
+        _ = load_settings().database_url
+    with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not set"):
+        _ = load_settings().tracking_uri
