@@ -65,6 +65,8 @@ def _node(node: Json) -> Iterator[str]:
         return
     if not subnets or not config.get("SecurityGroupIds"):
         yield "Ray would make a security group that lets the world in by SSH"
+    if not config.get("ImageId"):
+        yield "has no ImageId, and Ray's own default is too old for CUDA"
     if not config.get("IamInstanceProfile"):
         yield "has no role"
     if (config.get("MetadataOptions") or {}).get("HttpTokens") != "required":
@@ -113,6 +115,7 @@ GPU = "available_node_types.gpu-serving"
         (f"{GPU}.node_config.InstanceMarketOptions", None, "from zero, on spot"),
         (f"{GPU}.min_workers", 1, "from zero, on spot"),
         (f"{CPU}.node_config.SecurityGroupIds", None, "lets the world in by SSH"),
+        (f"{CPU}.node_config.ImageId", None, "cpu: has no ImageId"),
         (f"{CPU}.node_config.IamInstanceProfile", None, "cpu: has no role"),
         (f"{CPU}.node_config.MetadataOptions.HttpTokens", "optional", "its role is there for whoever"),
         (f"{CPU}.node_config.BlockDeviceMappings.0.Ebs.Encrypted", False, "not encrypted"),
