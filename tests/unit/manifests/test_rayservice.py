@@ -126,7 +126,7 @@ def test_a_replica_that_fits_no_node_is_named(kubectl: Kubectl, old: str, new: s
 _TAKES = """
 import json, sys
 from pydantic import ValidationError
-from ray.serve.llm import LLMConfig
+from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
 config = json.load(sys.stdin)
 print(LLMConfig(**config).model_id)
 config["accelerator_typ"] = config.pop("accelerator_type")
@@ -139,10 +139,10 @@ except ValidationError as error:
 
 @pytest.mark.slow
 def test_ray_takes_the_models_configuration() -> None:
-    """With Ray's own class, since the GPU's file runs nowhere in these tests; and it names a wrong key."""
+    """With ray.serve.llm's own class (without vLLM), since the GPU's file runs nowhere in these tests."""
     content = yaml.safe_load((KUBERNETES / "overlays" / "prod" / "serve.yaml").read_text())
     (config,) = (a["args"]["llm_config"] for a in content["applications"] if a["import_path"] == MODEL)
-    # In a process of its own: it brings vLLM in.
+    # In a process of its own: it brings torch in.
     done = subprocess.run(
         [sys.executable, "-c", _TAKES], input=json.dumps(config), capture_output=True, text=True, timeout=300
     )
