@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from cluster.cli import cli
+from cluster.errors import RefusedError
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -66,16 +68,23 @@ def test_what_is_run_is_there() -> None:
     assert commands >= {word for text in texts for word in re.findall(r"\bbin/manta ([a-z-]+)", text)}
 
 
-def test_the_regression_gate_takes_the_accepted_scorecard() -> None:
-    """The workflow's own words, with the accepted scorecard as the newer one too."""
+def test_the_regression_gate_keeps_the_accepted_scorecard_and_refuses_a_worse_one(tmp_path: Path) -> None:
+    """With the workflow's own words, and a file in the place of the demo's evaluation."""
     (words,) = re.findall(r"bin/manta (compare .+)$", CI.read_text(), flags=re.MULTILINE)
     verb, baseline, newer = words.split()
     assert newer == "latest:prompt-shield"
-    done = CliRunner().invoke(
-        cli(), [verb, str(ROOT / baseline), str(ROOT / baseline)], standalone_mode=False
-    )
+
+    def run(file: Path) -> Result:
+        return CliRunner().invoke(cli(), [verb, str(ROOT / baseline), str(file)], standalone_mode=False)
+
+    done = run(ROOT / baseline)
     assert done.exception is None
     assert done.output.count("kept: ") == 5
+    scorecard = json.loads((ROOT / baseline).read_text())
+    scorecard["models"]["tuned"]["accuracy"] -= 0.04
+    worse = tmp_path / "scorecard.json"
+    worse.write_text(json.dumps(scorecard))
+    assert isinstance(run(worse).exception, RefusedError)
 
 
 def test_all_yaml_has_one_style() -> None:
