@@ -74,8 +74,11 @@ def test_the_regression_gate_keeps_the_accepted_scorecard_and_refuses_a_worse_on
     verb, baseline, newer = words.split()
     assert newer == "latest:prompt-shield"
 
+    command = cli().get_command(None, verb)  # type: ignore[arg-type]
+    assert command is not None  # Called without the frame, which would adopt a developer's own cluster.
+
     def run(file: Path) -> Result:
-        return CliRunner().invoke(cli(), [verb, str(ROOT / baseline), str(file)], standalone_mode=False)
+        return CliRunner().invoke(command, [str(ROOT / baseline), str(file)], standalone_mode=False)
 
     done = run(ROOT / baseline)
     assert done.exception is None
