@@ -5,7 +5,7 @@ BIN    := .venv/bin
 ROOMS  := cluster validation jobs deployments tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types format lock clean
+.PHONY: help setup demo test test-fast lint types manifests format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: setup ## Check style and the import rule between rooms
 
 types: setup ## Check types
 	$(BIN)/mypy
+
+manifests: setup ## Check the cluster definitions, the image's recipe and the workflows only
+	$(BIN)/python -m pytest tests/unit/manifests
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix $(ROOMS)

@@ -108,19 +108,59 @@ def roll_out(serve: Serve, plan: Plan, *, wait_s: float | None, say: Say) -> tup
 
     :param wait_s: most seconds to wait; None not to wait.
     """
-    from cluster import snapshots
-
-    # A clash of names must show before anything changes.
-    if (now := snapshots.newest()) is not None:
-        with_routes(now, plan)
+    _check_names(plan)
     serve.put(merge(plan, serve.configurations()))
     states = dict.fromkeys(plan.names, "DEPLOYING")
     if wait_s is not None:
         states = serve.wait(plan.names, wait_s, say)
-    snapshot = snapshots.publish(lambda current: with_routes(current, plan), by="manta deploy")
-    say(f"published {', '.join(r.model for r in plan.routes) or 'no model'} in snapshot {snapshot.number}")
+    snapshot = _publish(plan, say)
     _drop_old_guards(serve, snapshot, plan, say)
     return snapshot, states
+
+
+def _check_names(plan: Plan) -> None:
+    """A clash of names must show before anything changes. Raises RefusedError."""
+    from cluster import snapshots
+
+    if (now := snapshots.newest()) is not None:
+        with_routes(now, plan)
+
+
+def _publish(plan: Plan, say: Say) -> Snapshot:
+    from cluster import snapshots
+
+    snapshot = snapshots.publish(lambda current: with_routes(current, plan), by="manta deploy")
+    say(f"published {', '.join(r.model for r in plan.routes) or 'no model'} in snapshot {snapshot.number}")
+    return snapshot
+
+
+def publish_routes(serve: Serve, plan: Plan, timeout_s: float, say: Say) -> tuple[Snapshot, dict[str, str]]:
+    """Publish the routes of applications that somebody else, a RayService, rolls out.
+
+    Waits until all of them run as ``plan`` says; raises UnavailableError if after ``timeout_s`` seconds they
+    do not, and RefusedError for one that fails or a clash of names.
+    """
+    _check_names(plan)
+    deadline = time.monotonic() + timeout_s
+    while other := _others(plan, serve.configurations()):
+        if time.monotonic() > deadline:
+            raise UnavailableError(
+                f"After {timeout_s:g} s {', '.join(other)} not deployed as the file says: is it rolled out?"
+            )
+        time.sleep(_POLL_S)
+    states = serve.wait(plan.names, max(0.0, deadline - time.monotonic()), say)
+    snapshot = _publish(plan, say)
+    return snapshot, states
+
+
+def _others(plan: Plan, deployed: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The plan's applications that are not deployed, or otherwise."""
+    there = {config["name"]: (config["import_path"], config.get("args") or {}) for config in deployed}
+    return [
+        app["name"]
+        for app in plan.applications
+        if there.get(app["name"]) != (app["import_path"], app.get("args") or {})
+    ]
 
 
 def _drop_old_guards(serve: Serve, snapshot: Snapshot, plan: Plan, say: Say) -> None:

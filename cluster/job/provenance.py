@@ -45,8 +45,9 @@ def package_versions() -> dict[str, str]:
 
 def _git_revision() -> str | None:
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None  # Delivered by Ray without its history.
+    if not (root / ".git").exists():  # Delivered by Ray without its history, or in an image that says it.
+        noted = root / "REVISION"
+        return (noted.read_text().strip() or None) if noted.is_file() else None
     git = ["git", "-C", str(root)]
     try:
         head = subprocess.run(

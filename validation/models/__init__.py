@@ -1,6 +1,7 @@
 """How models are judged: answers are scored, scores are compared, and a gate decides. Pure functions."""
 
 from validation.models.gate import GateCheck, GateConfig, GateDecision, decide
+from validation.models.regression import RegressionLimits, decide_regression
 from validation.models.scoring import (
     ClassScore,
     Comparison,
@@ -21,9 +22,11 @@ __all__ = [
     "GateConfig",
     "GateDecision",
     "ModelScore",
+    "RegressionLimits",
     "Scorecard",
     "compare",
     "decide",
+    "decide_regression",
     "mcnemar_p",
     "read_label",
     "score",
