@@ -107,7 +107,9 @@ def _elsewhere(api: RayApi) -> Status:
     words += [f"{count:g} logical {kind}s" for kind, count in sums.items() if count]
     health: Health = "healthy" if nodes else "down"
     ray = Part(name="ray", health=health, address=api.address, message=", ".join(words))
-    return Status(home=None, up=bool(nodes), parts=[ray], jobs=running_jobs(api), applications=served_applications(api))
+    return Status(
+        home=None, up=bool(nodes), parts=[ray], jobs=running_jobs(api), applications=served_applications(api)
+    )
 
 
 def _storage(settings: Settings, state: State | None) -> Part:
