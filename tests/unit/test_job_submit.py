@@ -69,7 +69,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answers]]:
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
     (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "tidy.py").write_text("")
+    (tmp_path / "jobs" / "tidy.py").write_text("if __name__ == '__main__':\n    pass\n")
     (tmp_path / "runtime_env.yaml").write_text("{}")
     return tmp_path
 
