@@ -35,8 +35,8 @@ class Verb:
     kind: str
     #: Its configuration without the name.
     fields: Mapping[str, Any]
-    #: It writes at least so many objects before its manifest.
-    writes: int
+    #: It writes at least so many objects before its manifest; which of them "mid-write" may be.
+    writes: range
 
     def run(self, name: str) -> JobResult:
         """In this process."""
@@ -74,7 +74,7 @@ def trap_at(point: str, verb: Verb, team: str, seed: int) -> Trap:
     stages: tuple[Stage, ...] = ("before", "midway", "after")
     return {
         "before": Trap(data, "before", _nothing),
-        "mid-write": Trap(data, chance.choice(stages), _nothing, nth=chance.randint(1, verb.writes)),
+        "mid-write": Trap(data, chance.choice(stages), _nothing, nth=chance.choice(verb.writes)),
         "between": Trap(manifest, "before", _nothing),
         "after": Trap(manifest, "after", _nothing),
     }[point]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,6 +107,8 @@ def went_on(artifacts: ArtifactStore, manifest: Manifest, said: str, killed_at: 
     steps = [json.loads(line)["step"] for line in artifacts.read(manifest, "training.jsonl").splitlines()]
     assert steps == list(range(1, STEPS + 1))
     assert manifest.counts["samples_seen"] == STEPS * 8
+    if killed_at == "mid-write":
+        assert re.search(r"left a checkpoint at step \d+: going on from there", said)
     if killed_at == "between":
         assert f"left a checkpoint at step {STEPS}: going on from there" in said
 

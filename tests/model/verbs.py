@@ -47,7 +47,7 @@ def _preprocess(folder: Path, request: pytest.FixtureRequest) -> Verb:
         },
         "license": {"name": "CC0-1.0", "source": "made up"},
     }
-    return Verb("preprocess", "dataset", fields, writes=4)
+    return Verb("preprocess", "dataset", fields, writes=range(1, 5))
 
 
 def _finetune(folder: Path, request: pytest.FixtureRequest) -> Verb:
@@ -63,10 +63,11 @@ def _finetune(folder: Path, request: pytest.FixtureRequest) -> Verb:
         "dataset": str(request.getfixturevalue("dataset").ref),
         "base_model": str(ensure_model(str(request.getfixturevalue("tiny_model"))).ref),
         "training": training,
-        # So that a dropped-out run resumes as it would have gone on.
+        # With dropout, so that a resumed run must draw as the killed one would have.
         "lora": {"lora_dropout": 0.1},
     }
-    return Verb("finetune", "checkpoint", fields, writes=20)
+    # From the second checkpoint on, so that there is one to resume from.
+    return Verb("finetune", "checkpoint", fields, writes=range(9, 21))
 
 
 def _evaluate(folder: Path, request: pytest.FixtureRequest) -> Verb:
@@ -79,12 +80,12 @@ def _evaluate(folder: Path, request: pytest.FixtureRequest) -> Verb:
         "max_rows": 20,
         "engine_kwargs": ENGINE,
     }
-    return Verb("evaluate", "evaluation", fields, writes=2)
+    return Verb("evaluate", "evaluation", fields, writes=range(1, 3))
 
 
 def _promote(folder: Path, request: pytest.FixtureRequest) -> Verb:
     evaluation = make_evaluation("killed-gate", make_weights("killed-gate", b"weights" * 1000))
-    return Verb("promote", "promotion", {"evaluation": str(evaluation.ref)}, writes=3)
+    return Verb("promote", "promotion", {"evaluation": str(evaluation.ref)}, writes=range(1, 4))
 
 
 def _batch_inference(folder: Path, request: pytest.FixtureRequest) -> Verb:
@@ -104,7 +105,7 @@ def _batch_inference(folder: Path, request: pytest.FixtureRequest) -> Verb:
         for number in range(40)
     ]
     (folder / "prompts.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    return Verb("batch_inference", "batch-output", fields, writes=9)
+    return Verb("batch_inference", "batch-output", fields, writes=range(1, 10))
 
 
 MAKERS = {
