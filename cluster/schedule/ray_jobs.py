@@ -9,7 +9,6 @@ from cluster.errors import NotFoundError, RefusedError
 from cluster.job.submit import ENDED, status, submit
 from cluster.schedule.config import Schedule
 
-
 #: They tell at every submission what of the working directory is left out; their levels are set when Ray is
 #: imported, filters stay.
 _CHATTY = (
