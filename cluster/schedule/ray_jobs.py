@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from cluster.errors import NotFoundError, RefusedError
 from cluster.job.submit import ENDED, status, submit
 from cluster.schedule.config import Schedule
+
+#: They tell at every submission what of the working directory is left out; their levels are set when Ray is
+#: imported, filters stay.
+_CHATTY = (
+    "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
+    "ray.dashboard.modules.dashboard_sdk",
+)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 class RayJobs:
@@ -17,6 +30,8 @@ class RayJobs:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        for name in _CHATTY:
+            logging.getLogger(name).addFilter(_is_error)
 
     def submit(self, schedule: Schedule, submission_id: str) -> None:
         """Submit the schedule's job; a job of that id that is there already is this one.

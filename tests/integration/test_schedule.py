@@ -57,15 +57,16 @@ class Schedulers:
         """Kill what a test has left."""
         for process in self._started:
             process.kill()
-            process.communicate()
+            process.wait()
 
     @property
     def _named(self) -> list[str]:
         return ["--file", str(self.file), "--working-dir", str(self.root)]
 
     def _start(self, *words: str) -> subprocess.Popen[str]:
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        process = subprocess.Popen(words, env=self._environment, cwd=ROOT, **output)
+        process = subprocess.Popen(
+            words, env=self._environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
         self._started.append(process)
         return process
 
@@ -99,11 +100,6 @@ def until_line(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"it ended without {text!r}: {''.join(lines)}")
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.communicate()
-
-
 @pytest.mark.timeout(400)
 def test_each_tick_fires_once_however_schedulers_are_killed(
     platform: Settings, hold: Callable[..., Schedulers]
@@ -117,12 +113,11 @@ def test_each_tick_fires_once_however_schedulers_are_killed(
     standby = schedulers.start()
     until_line(standby, "standing by")
     until_line(first, "submitted")
-    time.sleep(random.uniform(0, 10))
-    kill(first)
+    time.sleep(random.uniform(0, 8))
+    first.kill()
     until_line(standby, "leading beat")
     until_line(standby, "submitted")
-    time.sleep(random.uniform(0, 10))
-    kill(standby)
+    standby.kill()
     broken = {}
     for moment in ("before", "after"):
         process = schedulers.start_killed(moment)
