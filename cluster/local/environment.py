@@ -74,6 +74,8 @@ def cluster_environment(
         **kept,
         **_platform(settings, credentials),
         **ray_environment(settings),
+        # Gloo, by which torch's processes meet, would listen on the address of the machine's name.
+        "GLOO_SOCKET_IFNAME": "lo",
         MARK: instance,
         # A job's `python` is found by PATH.
         "PATH": os.pathsep.join([bin_dir, environ.get("PATH", os.defpath)]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tests.conftest import forget_settings
 from tests.ports import free_ports
 
 if TYPE_CHECKING:
+    from tests.integration.laptop import Laptop, Submitted
     from tests.integration.serving import Served
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +101,9 @@ def local_cluster() -> LocalCluster:
     }
     clean = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     named = {f"MANTA_PORTS__{name.upper()}": str(port) for name, port in ports.items()}
-    return LocalCluster(home, {**clean, **named, "MANTA_HOME": str(home)})
+    # A user's token for a model hub: jobs get it, and it must turn up nowhere else.
+    hub = {"HF_TOKEN": f"hf_{secrets.token_hex(17)}"}
+    return LocalCluster(home, {**clean, **named, **hub, "MANTA_HOME": str(home)})
 
 
 @pytest.fixture(scope="session")
@@ -148,3 +152,22 @@ def served(
     from tests.integration.serving import deploy_tiny_models
 
     return deploy_tiny_models(platform, platform_cluster, tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="session")
+def laptop(platform_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Laptop:
+    """An environment with the client alone, and the address and token of the session's cluster."""
+    from tests.integration.laptop import make_laptop
+
+    return make_laptop(platform_cluster, tmp_path_factory.mktemp("laptop"))
+
+
+@pytest.fixture(scope="session")
+def submitted(platform: Settings, platform_cluster: LocalCluster, laptop: Laptop) -> Submitted:
+    """README's line for a job from a laptop, run on the demo's data."""
+    from cluster.demo.data import put_demo_data
+    from cluster.storage import object_store
+    from tests.integration.laptop import submit_as_readme_says
+
+    put_demo_data(object_store())
+    return submit_as_readme_says(laptop, platform_cluster)

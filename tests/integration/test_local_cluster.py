@@ -6,15 +6,12 @@ import json
 import os
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
-import psutil
 import pytest
 
 from cluster.contracts import Principal, RunState
@@ -106,28 +103,6 @@ def test_whoever_asks_or_starts_finds_the_runs_of_a_lost_head(platform_cluster: 
     assert "runs      1 found lost, 0 found finished: see `manta runs`" in platform_cluster.must("up")
     told = platform_cluster.must("runs", "--state", "lost")
     assert all(run in told for run in (*lost, late))
-
-
-def test_secrets_are_private(platform_cluster: LocalCluster) -> None:
-    assert stat.S_IMODE(platform_cluster.home.stat().st_mode) == 0o700
-    for name in ("credentials.json", "ray-token", "openai-key", "state.json"):
-        assert stat.S_IMODE((platform_cluster.home / name).stat().st_mode) == 0o600, name
-    secrets = [(platform_cluster.home / name).read_text().strip() for name in ("ray-token", "openai-key")]
-    for process in platform_cluster.processes():
-        assert not any(secret in " ".join(process.cmdline()) for secret in secrets)
-
-
-def test_every_port_is_on_loopback(platform_cluster: LocalCluster) -> None:
-    outward = [
-        (process.name(), connection.laddr)
-        for process in platform_cluster.processes()
-        # Serve binds its replicas' own gRPC port, which wants the token, to every address.
-        if "ServeReplica" not in process.name() and "ServeReplica" not in " ".join(process.cmdline())
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-        and connection.laddr.ip.removeprefix("::ffff:") != "127.0.0.1"
-    ]
-    assert not outward
 
 
 def test_running_on_other_ports_than_asked_for_is_refused(platform_cluster: LocalCluster) -> None:
@@ -226,11 +201,6 @@ def test_a_wrong_token_is_one_sentence(
     assert len(done.stderr.splitlines()) == 1
     assert "token" in done.stderr.lower()
     assert "Traceback" not in done.stderr
-
-
-def test_ray_answers_nobody_without_the_token(platform_cluster: LocalCluster) -> None:
-    port = platform_cluster.environment["MANTA_PORTS__DASHBOARD"]
-    assert httpx.get(f"http://127.0.0.1:{port}/api/jobs/").status_code == 401
 
 
 # A life of its own
