@@ -148,11 +148,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests without real parts come first; those of the whole cluster, whose environment stays, last."""
+    """Tests without real parts come first; those of the whole cluster, whose environment stays, last.
+
+    Those of several nodes come before these: two clusters at once are much for two cores.
+    """
 
     def place(item: pytest.Item) -> int:
         names = getattr(item, "fixturenames", ())
         if "platform_cluster" in names:
+            return 3
+        if "nodes" in names:
             return 2
         return int("s3" in names)
 

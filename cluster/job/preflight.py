@@ -27,9 +27,11 @@ def preflight(
     :param remedy: which setting to lower, e.g. ``"lower num_workers"``.
     :param nodes: resources of each node; asked of Ray if absent.
 
-    A cluster that scales up by itself may get more than it has now: do not call this for one.
+    Only the local cluster is asked: one that others started may scale up, from zero, to what is asked for.
     Raises RefusedError with the figures; UnavailableError or AccessError if Ray cannot be asked.
     """
+    if nodes is None and load_settings().profile != "local":
+        return
     bundles = [] if isinstance(resources, Mapping) else list(resources)
     total = Counter(resources) if isinstance(resources, Mapping) else _sum(bundles)
     nodes = _nodes() if nodes is None else nodes

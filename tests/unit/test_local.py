@@ -274,3 +274,20 @@ def test_gpus_where_there_are_none() -> None:
 def test_a_bundle_that_fits_on_no_single_node() -> None:
     with pytest.raises(RefusedError, match="asks for 3 CPUs on one node and no node has that"):
         preflight([{"CPU": 3}], nodes=[{"CPU": 2}, {"CPU": 2}])
+
+
+def test_a_cluster_that_may_scale_up_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.conftest import forget_settings
+
+    monkeypatch.setenv("MANTA_PORTS__DASHBOARD", "9")
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_DASHBOARD_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    try:
+        forget_settings()
+        with pytest.raises(UnavailableError):
+            preflight({"GPU": 8})
+        monkeypatch.setenv("MANTA_PROFILE", "cluster")
+        forget_settings()
+        preflight({"GPU": 8})
+    finally:
+        forget_settings()
