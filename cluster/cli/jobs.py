@@ -8,6 +8,9 @@ from pathlib import Path
 
 import click
 
+from cluster.errors import NotFoundError
+from cluster.installed import missing_platform
+
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
 
 
@@ -63,18 +66,42 @@ def submit(
 
 
 @click.command()
-@click.argument("submission_id")
+@click.argument("job")
 @click.option(
     "--follow", "-f", is_flag=True, help="Go on until the job has ended; exit status 1 if it fails."
 )
-def logs(submission_id: str, follow: bool) -> int:
-    """Print what a job has printed."""
+def logs(job: str, follow: bool) -> int:
+    """Print what a job has printed.
+
+    JOB is Ray's submission id, or the id of a run as `manta runs` lists it.
+    """
+    try:
+        return _print_log(job, follow)
+    except NotFoundError:
+        address = _log_address(job)
+        if address is None:
+            raise
+    return _print_log(address, follow)
+
+
+def _print_log(submission_id: str, follow: bool) -> int:
     from cluster.job import submit as jobs
 
     if follow:
         return _until_end(submission_id, follow=True, as_json=False)
     sys.stdout.write(jobs.logs(submission_id))
     return 0
+
+
+def _log_address(run_id: str) -> str | None:
+    """Ray's id of the job that a run was, if there is such a run and this environment has the database."""
+    if missing_platform():
+        return None
+    from cluster.runs import RunRepository
+    from cluster.settings import load_settings
+
+    record = RunRepository(load_settings().database_url).find(run_id)
+    return None if record is None else record.log_address
 
 
 def _until_end(submission_id: str, *, follow: bool, as_json: bool) -> int:

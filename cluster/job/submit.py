@@ -183,9 +183,9 @@ def find_working_dir() -> Path:
 
 def _known_verb(root: Path, verb: str) -> str:
     name = verb.replace("-", "_")
-    # Other modules of the folder are no commands.
-    verbs = sorted(p.stem for p in (root / "jobs").glob("[a-z]*.py") if "__main__" in p.read_text())
-    if name not in verbs:
+    if not (root / "jobs" / f"{name}.py").is_file() or name.startswith("_"):
+        # The folder's other modules are no commands: they would mislead.
+        verbs = sorted(p.stem for p in (root / "jobs").glob("[a-z]*.py") if "__main__" in p.read_text())
         raise UsageError(
             f"There is no job {verb!r} in {root / 'jobs'}: choose one of {', '.join(verbs) or 'none'}."
         )

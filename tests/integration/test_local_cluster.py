@@ -151,6 +151,12 @@ def test_submit_follows_the_job_to_its_end(platform_cluster: LocalCluster, code:
     assert last.endswith("succeeded")
     again = platform_cluster.manta("logs", first.split()[1])
     assert "hello from the cluster" in again.stdout
+    # A run's own id leads to the log of the job that it was.
+    runs = RunRepository(f"sqlite:///{platform_cluster.home / 'registry' / 'manta.db'}")
+    owner = Principal(key_id="tester", team="default")
+    run = runs.start("hello", "3" * 16, owner, "head:1", lease_s=60, log_address=first.split()[1])
+    runs.finish(run.id, 1, RunState.SUCCEEDED)
+    assert platform_cluster.must("logs", run.id) == again.stdout
 
 
 def test_submit_json_holds_the_result_and_passes_overrides(
