@@ -1,10 +1,11 @@
-"""`manta schedule` on the real cluster: killed schedulers, and a rendered CronJob's command."""
+"""`manta schedule` on the real cluster: killed schedulers, a batch to S3, a rendered CronJob's command."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,18 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from cluster.job import submit as jobs
 from cluster.settings import Settings
+from cluster.storage import ArtifactStore, object_store
 from tests.integration.conftest import MANTA, ROOT, LocalCluster
+
+if TYPE_CHECKING:
+    from tests.integration.serving import Served
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -143,6 +148,45 @@ def test_each_tick_fires_once_however_schedulers_are_killed(
     on_record = {tick["submission_id"] for tick in schedulers.history("beat") if tick["state"] == "submitted"}
     known = {str(job.submission_id) for job in jobs.connect().list_jobs()}
     assert {name for name in known if name.startswith("sched-beat-")} == on_record
+
+
+@pytest.mark.timeout(900)
+def test_a_scheduled_batch_writes_to_s3(
+    platform: Settings, served: Served, hold: Callable[..., Schedulers], tmp_path: Path
+) -> None:
+    root = tmp_path / "code"
+    for room in ("cluster", "validation", "jobs"):
+        shutil.copytree(ROOT / room, root / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "runtime_env.yaml", root)
+    store = object_store()
+    store.put("raw/scheduled/prompts.csv", b"id,text\na,Hello there\nb,How do I boil an egg?\n")
+    batch = {
+        "name": "scheduled",
+        "model": "tiny",
+        "source": {
+            "path": store.uri("raw/scheduled/prompts.csv"),
+            "prompt_column": "text",
+            "id_column": "id",
+        },
+        "sampling": {"max_tokens": 4},
+    }
+    (root / "batch.yaml").write_text(yaml.safe_dump(batch))
+    label = {"name": "label", "cron": "*/5 * * * * *", "job": "batch_inference", "config": "batch.yaml"}
+    schedulers = hold(label, root)
+    process = schedulers.start()
+    submission_id = until_line(process, "submitted").split()[1]
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 0
+
+    ended = jobs.wait(submission_id)
+    assert ended.status == "SUCCEEDED", ended.message
+    artifacts = ArtifactStore(store)
+    manifest = artifacts.latest(platform.team, "batch-output", "scheduled")
+    assert manifest is not None
+    assert manifest.counts["output"] == 2
+    artifacts.verify(manifest)
+    assert schedulers.history("label")[0]["state"] == "submitted"
 
 
 @pytest.mark.timeout(300)
