@@ -36,8 +36,8 @@ class Request:
 
     @property
     def writes(self) -> bool:
-        """Whether it brings data of an object: a put, or a part of an upload."""
-        return self.method == "PUT" and self.key != ""
+        """Whether it brings data of an object: a put, or a part of an upload, but no empty "directory"."""
+        return self.method == "PUT" and not self.key.endswith("/") and self.key != ""
 
 
 @dataclass
