@@ -85,7 +85,7 @@ class FaultProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(timeout=10)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(timeout=10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
 
@@ -113,6 +113,11 @@ class FaultProxy:
         self._server.close()
         for client in list(self._clients):
             client.transport.abort()
+
+    async def _end(self) -> None:
+        await self._close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()  # An outage that would end later.
 
     async def _away(self, seconds: float) -> None:
         await self._close()
