@@ -28,13 +28,17 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, NoSuchModul
 from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.types import TypeDecorator
 
-from cluster.errors import UnavailableError, UsageError
+from cluster.errors import AccessError, UnavailableError, UsageError
 from cluster.locks import file_lock
 
 #: Seconds that a SQLite connection waits for another process's transaction.
 BUSY_TIMEOUT_S = 30.0
+#: Seconds that a process waits for a lock that another one holds on PostgreSQL.
+LOCK_TIMEOUT_S = 120.0
 
 _READ_ONLY = "manta_read_only"
+#: SQLSTATE of insufficient privilege, and of a database that is read-only.
+_NO_RIGHTS = ("42501", "25006")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -105,7 +109,8 @@ class Database:
     def exclusive(self, name: str) -> Iterator[None]:
         """Hold the lock ``name`` among all users of this database; a holder that dies frees it.
 
-        Raises UnavailableError.
+        Raises UnavailableError, also when on PostgreSQL another has held it for :data:`LOCK_TIMEOUT_S`: a
+        machine that vanished keeps its locks until the server finds out.
         """
         if self._sqlite:
             with file_lock(self.path.with_name(f"{self.path.name}.{_slug(name)}.lock")):
@@ -113,6 +118,7 @@ class Database:
             return
         with self._told(), self.engine.connect() as connection:
             key = {"key": int(_digits(name), 16) - 2**63}
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S:g}s'"))
             connection.execute(text("SELECT pg_advisory_lock(:key)"), key)
             try:
                 yield
@@ -166,6 +172,11 @@ class Database:
         try:
             yield
         except DBAPIError as error:
+            if getattr(error.orig, "pgcode", None) in _NO_RIGHTS:
+                raise AccessError(
+                    f"Database {self} refuses: {_first_line(error)}. Its user must be allowed to create and "
+                    "write tables there."
+                ) from error
             # Its other subclasses tell of a wrong statement, not of a database that is away or broken.
             away = isinstance(error, OperationalError) or type(error) is DatabaseError
             if not (away or error.connection_invalidated):

@@ -5,7 +5,7 @@ Collected are, once nothing was written to them and no run held them for the age
 - attempts at an artifact that has no manifest, and all attempts but the winner's of one that has;
 - training checkpoints (``attempts/<run id>.train/``), of finished and of killed attempts alike: for so long
   a killed ``finetune`` can be resumed;
-- multipart uploads that were begun and never finished.
+- multipart uploads to an attempt that were begun and never finished.
 
 Never touched are the winner's files, and any attempt at an artifact that a run with a live lease is making:
 it may be resuming from an older attempt. While an artifact's attempts are deleted no run can start, so that
@@ -150,18 +150,23 @@ class Collector:
 
     def _uploads(self, team: str | None) -> Iterator[Collected]:
         for upload in self._store.uploads(f"{team}/" if team else ""):
-            if upload.started >= self._before or self._held_key(upload.key):
+            if upload.started >= self._before or not self._dead_upload(upload.key):
                 continue
             if not self._dry_run:
                 self._store.abort(upload)
             yield Collected(upload.key, "an upload that was never finished", 0, 0, upload.started)
 
-    def _held_key(self, key: str) -> bool:
+    def _dead_upload(self, key: str) -> bool:
+        """Whether it is of an attempt, and of one whose run ended long enough ago; a bucket may be shared."""
+        parts = key.split("/")
         try:
-            ref = ArtifactRef.parse("/".join(key.split("/")[:4]))
+            ref = ArtifactRef.parse("/".join(parts[:4]))
         except ValueError:
             return False
-        return self._held(ref.fingerprint)
+        if len(parts) < 7 or parts[4] != ATTEMPTS or self._held(ref.fingerprint):
+            return False
+        record = self._runs.find(parts[5].removesuffix(TRAINING))
+        return record is None or (record.ended_at is not None and record.ended_at < self._before)
 
 
 def _why(one: _Dead, winner: str | None) -> str:

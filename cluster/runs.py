@@ -147,13 +147,17 @@ class RunRepository:
     def heartbeat(self, run_id: str, token: int, cost: float | None = None) -> RunRecord:
         """Renew the lease for as long as it was asked for at the start, from now.
 
+        A run that was taken for lost while the database was away runs again by this.
+
         :param cost: cost so far, in CPU-seconds of the driver.
 
         Raises NotFoundError, or RefusedError if the token is stale or the run has ended: stop working then.
         """
         with self._database.read() as connection:
             lease_s = connection.scalar(select(_RUNS.c.lease_s).where(_RUNS.c.id == run_id))
-        values: dict[str, Any] = {} if cost is None else {"cost": cost}
+        values: dict[str, Any] = {"state": RunState.RUNNING, "ended_at": None, "message": None}
+        if cost is not None:
+            values["cost"] = cost
         values["lease_expires_at"] = datetime.now(UTC) + timedelta(seconds=lease_s or 0)
         return self._change(run_id, self._held(token), values) or self._refuse(run_id, token)
 
@@ -270,7 +274,8 @@ class RunRepository:
         return None if row is None else _record(row)
 
     def _held(self, token: int) -> Any:
-        return (_RUNS.c.state == RunState.RUNNING) & (_RUNS.c.token == token)
+        # Lost is what others made of its silence; who holds the token and speaks is alive.
+        return _RUNS.c.state.in_((RunState.RUNNING, RunState.LOST)) & (_RUNS.c.token == token)
 
     def _row(self, run_id: str) -> RowMapping:
         with self._database.read() as connection:

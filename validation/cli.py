@@ -45,11 +45,11 @@ def compare(
     except ValidationError as error:
         raise UsageError(describe_validation_error(error, "limits")) from None
     decision = decide_regression(read_scorecard(baseline), read_scorecard(newer), limits)
-    if as_json:
+    if as_json:  # One document, whatever it says.
         click.echo(decision.model_dump_json())
-    else:
-        for check in decision.checks:
-            click.echo(f"{'kept' if check.passed else 'WORSE'}: {check.says}")
+        return 0 if decision.passed else 1
+    for check in decision.checks:
+        click.echo(f"{'kept' if check.passed else 'WORSE'}: {check.says}")
     if not decision.passed:
         raise RefusedError(f"{newer} is worse than {baseline}: {'; '.join(decision.reasons)}.")
     return 0

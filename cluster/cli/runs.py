@@ -17,6 +17,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="One JSON document 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 #: What has no lease (a model's import) is known to be alive by its last write alone.
 _YOUNGEST = timedelta(hours=1)
+_OLDEST = timedelta(days=36_500)
 _STATES = ("running", "succeeded", "failed", "lost", "collected")
 
 
@@ -32,7 +33,12 @@ class Age(click.ParamType[timedelta]):
         parts = re.fullmatch(r"(\d+)([smhd])", value)
         if parts is None:
             self.fail(f"{value!r} is no age: write a number and s, m, h or d, e.g. 7d", param, ctx)
-        age = timedelta(**{_UNITS[parts[2]]: int(parts[1])})
+        try:
+            age = timedelta(**{_UNITS[parts[2]]: int(parts[1])})
+        except OverflowError:
+            age = timedelta.max
+        if age > _OLDEST:
+            self.fail(f"{value!r} is older than anything can be: at most {_OLDEST.days}d", param, ctx)
         if age < _YOUNGEST:
             self.fail(f"{value!r} is too young: at least 1h, since a model's import has no lease", param, ctx)
         return age

@@ -26,6 +26,8 @@ from cluster.storage import ArtifactStore, Attempt, ObjectStore, fingerprint, ob
 from cluster.storage.faults import explain_arrow
 
 LEASE_S = 60.0
+#: `manta gc` collects nothing that was heard of since.
+COLLECTED_AFTER_S = 3600.0
 
 
 class JobResult(BaseModel):
@@ -60,6 +62,8 @@ class JobRun:
         self._started_at, self._clock = datetime.now(UTC), time.monotonic()
         self._record: RunRecord | None = None
         self._runs: RunRepository | None = None
+        #: When the database last took this run for alive.
+        self._beaten = time.monotonic()
         self._tracking: Tracking | None = None
         self._attempt: Attempt | None = None
         self._manifest: Manifest | None = None
@@ -90,7 +94,8 @@ class JobRun:
     ) -> Manifest:
         """Make the attempt visible; of two equal writers one wins, and both get its manifest.
 
-        Raises RefusedError if this run was away so long that its files have been deleted.
+        Raises RefusedError if this run was away so long that its files have been deleted, UnavailableError if
+        it was away so long that they may have been and the database does not say.
         """
         self._refuse_collected()
         self._manifest = self.attempt.commit(
@@ -111,7 +116,9 @@ class JobRun:
         try:
             record = self._runs.find(self.run_id)
         except UnavailableError:
-            return  # An artifact needs storage and nothing else.
+            if time.monotonic() - self._beaten < COLLECTED_AFTER_S:
+                return  # An artifact needs storage and nothing else.
+            raise  # Unheard of for so long its files may have been collected: a part must not pass for all.
         if record is not None and record.state is RunState.COLLECTED:
             raise RefusedError(
                 f"Run {self.run_id} was taken for lost and `manta gc` has deleted its files: run it again."
@@ -189,7 +196,7 @@ def _recorded(repository: RunRepository, record: RunRecord, job: JobRun) -> Iter
     assert record.lease is not None
     assert job._tracking is not None
     token, stop = record.lease.token, threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(repository, record.id, token, stop), daemon=True)
+    beat = threading.Thread(target=_heartbeat, args=(repository, job, token, stop), daemon=True)
     beat.start()
     state = RunState.FAILED
     message: str | None = "interrupted"
@@ -212,30 +219,16 @@ def _recorded(repository: RunRepository, record: RunRecord, job: JobRun) -> Iter
             repository.finish(record.id, token, state, message=message, cost=time.process_time())
         except MantaError as error:
             # What was committed stands, and what failed keeps its own error.
-            if not _mended(repository, record.id, job._manifest):
-                print(
-                    f"warning: how run {record.id} ended is not recorded: {error}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            print(f"warning: how run {record.id} ended is not recorded: {error}", file=sys.stderr, flush=True)
         artifact = str(job._manifest.ref) if job._manifest else None
         job._tracking.end(succeeded=state is RunState.SUCCEEDED, artifact=artifact)
 
 
-def _mended(repository: RunRepository, run_id: str, manifest: Manifest | None) -> bool:
-    """Whether a run that was taken for lost is recorded as what it is: the maker of what stands."""
-    if manifest is None or manifest.run_id != run_id:
-        return False
-    try:
-        return repository.settle(run_id, str(manifest.ref), manifest.ended_at) is not None
-    except MantaError:
-        return False
-
-
-def _heartbeat(repository: RunRepository, run_id: str, token: int, stop: threading.Event) -> None:
+def _heartbeat(repository: RunRepository, job: JobRun, token: int, stop: threading.Event) -> None:
     while not stop.wait(LEASE_S / 3):
         try:
-            repository.heartbeat(run_id, token)
+            repository.heartbeat(job.run_id, token)
+            job._beaten = time.monotonic()
         except MantaError as error:
             # The commit's conditional put decides who wins; a lost lease is only worth a line.
-            print(f"warning: run {run_id}: {error}", file=sys.stderr, flush=True)
+            print(f"warning: run {job.run_id}: {error}", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -130,8 +131,8 @@ def test_unfinished_uploads_are_given_up(
     store = artifacts.store
     held = ref.model_copy(update={"fingerprint": uuid.uuid4().hex[:16]})
     start(runs, held, lease_s=timedelta(days=30).total_seconds())
-    for one in (ref, held):
-        key = f"{one}/attempts/run-1/large.bin"
+    foreign = f"{ref.team}/of-another-tool.bin"
+    for key in (f"{ref}/attempts/run-1/large.bin", f"{held}/attempts/run-1/large.bin", foreign):
         begun = store._client.create_multipart_upload(Bucket=store.bucket, Key=key)
         store._client.upload_part(
             Bucket=store.bucket, Key=key, UploadId=begun["UploadId"], PartNumber=1, Body=b"x" * 1000
@@ -139,8 +140,9 @@ def test_unfinished_uploads_are_given_up(
     assert collect(artifacts, runs, ref.team, now=datetime.now(UTC)) == []
     assert [one.path for one in collect(artifacts, runs, ref.team)] == [f"{ref}/attempts/run-1/large.bin"]
     left = list(store.uploads(f"{ref.team}/"))
-    assert [upload.key for upload in left] == [f"{held}/attempts/run-1/large.bin"]
-    store.abort(left[0])
+    assert {upload.key for upload in left} == {f"{held}/attempts/run-1/large.bin", foreign}
+    for upload in left:
+        store.abort(upload)
     store.abort(left[0])  # Given up already.
     assert list(store.uploads(f"{ref.team}/")) == []
 
@@ -197,13 +199,13 @@ def test_collecting_meanwhile_harms_no_writer(
                         job.attempt.write(f"{file}.txt", f"{number}-{turn}-{file}".encode())
                     job.commit(counts={}, summary={})
 
-    collecting = threading.Thread(target=collect_always)
-    collecting.start()
-    try:
-        together(make, 4)
-    finally:
-        stop.set()
-        collecting.join()
+    with ThreadPoolExecutor(1) as collector:
+        collecting = collector.submit(collect_always)
+        try:
+            together(make, 4)
+        finally:
+            stop.set()
+        collecting.result()
     made = list(artifacts.list(team))
     assert len(made) == 16
     for manifest in made:

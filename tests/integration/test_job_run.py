@@ -10,15 +10,17 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import create_engine, make_url, text
 
 from cluster.contracts import RunState
-from cluster.errors import RefusedError
+from cluster.errors import RefusedError, UnavailableError
 from cluster.job import JobConfig, JobResult, start_run
 from cluster.job.run import LEASE_S
 from cluster.reconcile import reconcile
 from cluster.runs import RunRepository
 from cluster.settings import load_settings
 from cluster.storage import ArtifactStore
+from tests.conftest import forget_settings
 
 pytestmark = pytest.mark.integration
 
@@ -81,6 +83,34 @@ def test_what_is_committed_stands_though_the_run_was_taken_for_lost(
     assert "is not recorded" not in capsys.readouterr().err
     assert runs.get(run_id).state is RunState.SUCCEEDED
     assert str(artifacts.open(result.artifact).ref) == result.artifact
+
+
+@pytest.mark.parametrize("silent_for_long", [False, True])
+def test_without_the_database_a_commit_stands_unless_the_run_was_silent_for_long(
+    s3, config, artifacts: ArtifactStore, postgres, postgres_url, monkeypatch, silent_for_long
+) -> None:
+    """Then `manta gc` may have taken a part of its files, and nobody is there to say so."""
+    monkeypatch.setenv("MANTA_DATABASE__URL", postgres_url)
+    forget_settings()
+    if silent_for_long:
+        monkeypatch.setattr("cluster.job.run.COLLECTED_AFTER_S", 0.0)
+
+    def away(_: str) -> None:
+        engine = create_engine(postgres.format(database="postgres"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {make_url(postgres_url).database} WITH (FORCE)"))
+        engine.dispose()
+
+    try:
+        if silent_for_long:
+            with pytest.raises(UnavailableError, match="does not answer"):
+                make(config, away)
+            assert artifacts.latest("default", "thing", config.name) is None
+        else:
+            assert artifacts.open(make(config, away)[0].artifact).counts == {"things": 1}
+    finally:
+        monkeypatch.undo()
+        forget_settings()
 
 
 _KILLED = """

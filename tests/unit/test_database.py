@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text
+from sqlalchemy import Column, Integer, MetaData, Table, insert, make_url, select, text
 
 from cluster.database import Database, UtcDateTime
-from cluster.errors import UnavailableError, UsageError
+from cluster.errors import AccessError, UnavailableError, UsageError
 from tests.unit.test_runs import in_processes
 
 _METADATA = MetaData()
@@ -123,3 +124,24 @@ def test_a_table_of_something_else_is_refused(database: Database) -> None:
         connection.execute(text("CREATE TABLE times (id INTEGER PRIMARY KEY)"))
     with pytest.raises(UsageError, match=r"a table 'times' of something else \(it has no at\)"):
         database.create(_METADATA)
+
+
+def test_who_may_not_make_tables_is_told_so(postgres_url: str) -> None:
+    role = f"plain_{uuid.uuid4().hex[:8]}"
+    with Database(postgres_url).write() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+    plain = Database(make_url(postgres_url).set(username=role).render_as_string(hide_password=False))
+    with pytest.raises(AccessError, match="must be allowed to create and write tables"):
+        plain.create(_METADATA)
+
+
+def test_a_lock_that_stays_held_is_not_waited_for_for_ever(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a machine that vanished would hold it."""
+    monkeypatch.setattr("cluster.database.LOCK_TIMEOUT_S", 0.2)
+    with Database(postgres_url).exclusive("held"):
+        with pytest.raises(UnavailableError, match="lock timeout"), Database(postgres_url).exclusive("held"):
+            pass
+        with Database(postgres_url).exclusive("other"):
+            pass

@@ -80,6 +80,9 @@ def test_the_command_says_each_figure_and_fails_for_a_worse_one(tmp_path: Path) 
     )
     assert done.exception is None
     assert {check["passed"] for check in json.loads(done.output)["checks"]} == {True}
+    worse = run(tmp_path, card(20, 180), card(20, 150), "--json")
+    assert worse.return_value == 1
+    assert False in {check["passed"] for check in json.loads(worse.output)["checks"]}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,12 @@ def test_the_command_says_each_figure_and_fails_for_a_worse_one(tmp_path: Path) 
         ("{}", (), UsageError, "is no scorecard: task: field required"),
         ("not json", (), UsageError, "is no scorecard"),
         (card(1, 2).model_dump_json(), ("--max-drop", "2"), UsageError, "limits: max_drop"),
+        (
+            card(1, 2).model_copy(update={"models": {}}).model_dump_json(),
+            (),
+            UsageError,
+            "one has no model 'tuned'",
+        ),
     ],
 )
 def test_what_the_command_cannot_read_is_one_sentence(

@@ -99,10 +99,18 @@ def test_reconcile_marks_only_expired_leases_as_lost(repository: RunRepository) 
     assert lost.message.startswith("Lost:")
     assert repository.get(alive.id).state is RunState.RUNNING
     assert repository.reconcile(datetime.now(UTC)) == []
-    with pytest.raises(RefusedError, match="ended as lost"):
-        repository.heartbeat(dead.id, dead.lease.token)
-    with pytest.raises(RefusedError, match="ended as lost"):
-        repository.finish(dead.id, dead.lease.token, RunState.SUCCEEDED)
+
+
+def test_a_holder_that_was_taken_for_lost_and_speaks_is_alive(repository: RunRepository) -> None:
+    """The database was away for longer than a lease, and somebody else came back first."""
+    beating, ending = start(repository, lease_s=0), start(repository, lease_s=0)
+    assert len(repository.reconcile()) == 2
+    with pytest.raises(RefusedError, match="stale"):
+        repository.heartbeat(beating.id, beating.lease.token + 1)
+    again = repository.heartbeat(beating.id, beating.lease.token)
+    assert (again.state, again.ended_at, again.message) == (RunState.RUNNING, None, None)
+    ended = repository.finish(ending.id, ending.lease.token, RunState.FAILED, message="no")
+    assert (ended.state, ended.message) == (RunState.FAILED, "no")
 
 
 def test_listing(repository: RunRepository) -> None:

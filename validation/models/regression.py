@@ -22,8 +22,8 @@ class RegressionLimits(BaseModel):
 def decide_regression(baseline: Scorecard, newer: Scorecard, limits: RegressionLimits) -> GateDecision:
     """Hold ``newer`` against ``baseline``. Pure: equal arguments, equal decision.
 
-    Raises UsageError when the two are of different tasks, labels or numbers of rows, for then their figures
-    cannot be compared.
+    Raises UsageError when the two are of different tasks, labels or numbers of rows, or one has no tuned
+    model, for then their figures cannot be compared.
     """
     for what, old, new in (
         ("task", baseline.task, newer.task),
@@ -32,6 +32,9 @@ def decide_regression(baseline: Scorecard, newer: Scorecard, limits: RegressionL
     ):
         if old != new:
             raise UsageError(f"The scorecards cannot be compared: {what} {old} in the baseline, {new} here.")
+    for card in (baseline, newer):
+        if "tuned" not in card.models:
+            raise UsageError(f"The scorecards cannot be compared: one has no model 'tuned' ({card.task}).")
     before, after = baseline.models["tuned"], newer.models["tuned"]
     checks = [
         _kept("accuracy", before.accuracy, after.accuracy, limits.max_drop),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -264,3 +265,12 @@ def test_changed_settings_reach_the_nodes(kubectl: Kubectl, tmp_path: Path, prod
     settings.write_text(settings.read_text() + "MORE=1\n")
     changed = of_kind(kubectl.kustomize(tree / "overlays" / "prod"), "RayService")
     assert changed["spec"]["rayClusterConfig"] != of_kind(prod, "RayService")["spec"]["rayClusterConfig"]
+
+
+def test_the_readme_renders_schedules_for_the_cluster_that_is_defined(prod: list[Json]) -> None:
+    readme = (KUBERNETES.parents[1] / "README.md").read_text()
+    named = re.search(r"--ray-cluster (\S+) --secret (\S+) --namespace (\S+)", readme)
+    assert named is not None
+    cluster = of_kind(prod, "RayCluster")
+    place = cluster["metadata"]
+    assert named.groups() == (place["name"], cluster["spec"]["authOptions"]["secretName"], place["namespace"])
