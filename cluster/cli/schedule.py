@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from cluster.settings import load_settings
 if TYPE_CHECKING:
     from cluster.schedule.config import Schedule
     from cluster.schedule.ledger import Ledger
+    from cluster.schedule.ray_jobs import RayJobs
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
 
@@ -100,9 +102,9 @@ def run(name: str, file: Path | None, working_dir: Path | None, as_json: bool) -
     """Submit a schedule's job now, whatever the clock says.
 
     It needs no scheduler, does not ask whether the job before it has ended, and works while the schedule is
-    paused.
+    paused. If the cluster does not answer, whoever holds the schedules submits it later.
     """
-    from cluster.errors import MantaError
+    from cluster.errors import MantaError, UnavailableError
     from cluster.schedule.ledger import TickState, tick_of
     from cluster.schedule.ray_jobs import RayJobs
 
@@ -112,7 +114,12 @@ def run(name: str, file: Path | None, working_dir: Path | None, as_json: bool) -
     tick = tick_of(name, now.replace(microsecond=now.microsecond or 1), manual=True)
     ledger.record([tick])
     try:
-        RayJobs(root).submit(found, tick.submission_id)
+        _submit(RayJobs(root), found, tick.submission_id)
+    except UnavailableError as error:
+        # Nobody knows whether the request came through, and the leader may be at it.
+        ledger.settle(tick, TickState.PENDING, str(error))
+        later = f"`manta schedule start` goes on with {tick.submission_id}"
+        raise UnavailableError(f"{str(error).rstrip('.')}; {later}.") from None
     except MantaError as error:
         ledger.settle(tick, TickState.FAILED, str(error))
         raise
@@ -126,7 +133,7 @@ def run(name: str, file: Path | None, working_dir: Path | None, as_json: bool) -
 def pause(name: str, file: Path | None, working_dir: Path | None) -> None:
     """Hold a schedule back until it is resumed.
 
-    The pause outlives the scheduler's restarts; a job that runs goes on.
+    The pause outlives the scheduler's restarts; a job that runs goes on, a tick that waits is given up.
     """
     found, _ = _find(name, file, working_dir)
     _ledger().set_paused(name, found.definition, datetime.now(UTC), paused=True)
@@ -214,6 +221,19 @@ def _find(name: str, file: Path | None, working_dir: Path | None) -> tuple[Sched
 
     schedules, root = _load(file, working_dir)
     return find_schedule(schedules, name), root
+
+
+def _submit(jobs: RayJobs, item: Schedule, submission_id: str) -> None:
+    """Submit; an answer that was lost is no failure if the job is there."""
+    from cluster.errors import AccessError, UnavailableError
+
+    try:
+        jobs.submit(item, submission_id)
+    except UnavailableError:
+        with suppress(AccessError, UnavailableError):
+            if jobs.known(submission_id):
+                return
+        raise
 
 
 def _ledger() -> Ledger:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 RUNTIME_ENV = "runtime_env.yaml"
 _POLL_S = 0.5
+#: Seconds to connect and to send a request, and to wait for its answer.
+_TIMEOUTS_S = (5.0, 60.0)
+#: Seconds to send a package (Ray takes up to 512 MiB), and to wait for its answer.
+_UPLOAD_TIMEOUTS_S = (600.0, 60.0)
 #: What a job's status stays at.
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -100,14 +104,22 @@ def entrypoint(
 def connect() -> JobSubmissionClient:
     """Ray's client for the cluster that RAY_API_SERVER_ADDRESS names, else the local one.
 
+    Ray's own waits for ever for a head that has vanished; this one raises an OSError.
+
     Raises UnavailableError or AccessError, both before Ray is imported.
     """
     api = RayApi.from_environment(load_settings().ports.dashboard)
     api.version()
     from ray.job_submission import JobSubmissionClient
 
+    class Client(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            # urllib3 sends a whole body within the time to connect; packages alone are PUT.
+            options.setdefault("timeout", _UPLOAD_TIMEOUTS_S if method == "PUT" else _TIMEOUTS_S)
+            return super()._do_request(method, endpoint, **options)
+
     try:
-        return JobSubmissionClient(api.address)
+        return Client(api.address)
     except OSError:  # It went away between the two questions.
         raise api.unavailable() from None
 

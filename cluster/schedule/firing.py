@@ -1,7 +1,8 @@
 """What one schedule does at a moment: find the ticks that are due, and settle those that are open.
 
 A tick that was seen is kept until its job is submitted, however long the cluster is away. ``catch_up`` is
-about ticks that no scheduler was there to see: while none ran, or between two leaders.
+about ticks that no scheduler was there to see: while none ran, or between two leaders. A schedule that is
+changed, paused, resumed, or removed and added again begins anew: what of the clock's waited then is given up.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MISSED_ON_RECORD = 100
 
 
 class Jobs(Protocol):
-    """The cluster, as far as a schedule needs it. Both raise UnavailableError or AccessError."""
+    """The cluster, as far as a schedule needs it. Each raises UnavailableError or AccessError."""
 
     def submit(self, schedule: Schedule, submission_id: str) -> None:
         """Submit the schedule's job, unless the id is known already.
@@ -30,6 +31,9 @@ class Jobs(Protocol):
 
     def running(self, submission_id: str) -> bool:
         """Whether the job has not ended; one that the cluster does not know has."""
+
+    def known(self, submission_id: str) -> bool:
+        """Whether the cluster has the job, ended or not."""
 
 
 class Firing:
@@ -57,16 +61,18 @@ class Firing:
         come between a tick's intent and its submission, and whoever leads next goes on there.
         """
         standing = self._ledger.standing(self._schedule.name)
-        if standing is None or standing.paused:
+        if standing is None:
             return
-        if due := self._due(standing.after, self._clock()):
+        if not standing.paused and (due := self._due(standing.after, self._clock())):
             self._ledger.record(due, token)
             for tick in due:
                 if tick.state is not TickState.PENDING:
                     self._tell(tick, tick.state, tick.message)
         waiting: Tick | None = None
         for tick in self._ledger.pending(self._schedule.name):
-            if waiting is None or tick.manual:
+            if not tick.manual and (standing.paused or tick.tick <= standing.since):
+                self._give_up(tick, token)
+            elif waiting is None or tick.manual:
                 done = self._submit(tick, token)
                 waiting = waiting if done or tick.manual else tick
             elif self._schedule.overlap == "skip":
@@ -96,9 +102,9 @@ class Firing:
     def _submit(self, tick: Tick, token: int) -> bool:
         """Submit the tick's job if nothing is in its way; False if the tick still waits."""
         try:
-            former = None if tick.manual else self._ledger.former(tick)
-            if former is not None and self._jobs.running(former.submission_id):
-                reason = f"{former.submission_id} still runs"
+            former = [] if tick.manual else [item.submission_id for item in self._ledger.former(tick)]
+            if running := next(filter(self._jobs.running, former), None):
+                reason = f"{running} still runs"
                 skip = self._schedule.overlap == "skip"
                 self._settle(tick, TickState.SKIPPED if skip else TickState.PENDING, reason, token)
                 return skip
@@ -111,6 +117,16 @@ class Firing:
             return True
         self._settle(tick, TickState.SUBMITTED, None, token)
         return True
+
+    def _give_up(self, tick: Tick, token: int) -> None:
+        """Settle a tick from before the schedule began anew; a leader that died may have submitted it."""
+        try:
+            known = self._jobs.known(tick.submission_id)
+        except (UnavailableError, AccessError) as error:
+            self._settle(tick, TickState.PENDING, str(error), token)
+            return
+        reason = None if known else "the schedule was changed, paused or removed while it waited"
+        self._settle(tick, TickState.SUBMITTED if known else TickState.SKIPPED, reason, token)
 
     def _settle(self, tick: Tick, state: TickState, message: str | None, token: int) -> None:
         if self._ledger.settle(tick, state, message, token):

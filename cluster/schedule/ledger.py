@@ -82,6 +82,7 @@ class Standing(Contract):
     """Where a schedule stands."""
 
     paused: bool = Field(description="True while it must not run.")
+    since: datetime = Field(description="UTC time at which it began: the clock's ticks until then are past.")
     after: datetime = Field(description="UTC time up to which every tick is on record, or does not count.")
 
 
@@ -113,7 +114,7 @@ class Ledger:
         self.lease = lease.LeaderLease(self._database, "scheduler")
 
     def adopt(self, definitions: Mapping[str, str], now: datetime, token: int) -> None:
-        """Know exactly these schedules; what is new or has changed begins ``now``."""
+        """Know exactly these schedules; what is new or has changed begins ``now``, its waiting ticks past."""
         with self._write(token) as connection:
             rows = {row["name"]: row for row in connection.execute(select(_SCHEDULES)).mappings()}
             gone = set(rows) - set(definitions)
@@ -124,7 +125,7 @@ class Ledger:
                     self._put(connection, name, definition, now, paused=paused)
 
     def set_paused(self, name: str, definition: str, now: datetime, *, paused: bool) -> None:
-        """Pause or resume. What ticked meanwhile does not count, so a resumed schedule begins ``now``."""
+        """Pause or resume: both begin ``now``. What waited before or ticked meanwhile does not count."""
         with self._write() as connection:
             row = (
                 connection.execute(select(_SCHEDULES).where(_SCHEDULES.c.name == name))
@@ -146,7 +147,8 @@ class Ledger:
             if row is None:
                 return None
             tick: datetime | None = connection.scalar(last)
-        return Standing(paused=row["paused"], after=max(row["since"], tick or row["since"]))
+        since = row["since"]
+        return Standing(paused=row["paused"], since=since, after=max(since, tick or since))
 
     def record(self, ticks: Sequence[Tick], token: int | None = None) -> None:
         """Write new ticks down. A leader names its token."""
@@ -156,11 +158,16 @@ class Ledger:
                 connection.execute(insert(_TICKS).values(**tick.model_dump(), changed_at=now))
 
     def settle(self, tick: Tick, state: TickState, message: str | None, token: int | None = None) -> bool:
-        """Write down what became of a pending tick, or why it waits; False if that was known."""
+        """Write down what became of a pending tick, or why it waits; False if that was known.
+
+        Of two that submit one tick (a person and the leader) one may fail: that its job is there has the last
+        word.
+        """
+        failed = (_TICKS.c.state == TickState.FAILED) & (state == TickState.SUBMITTED)
         same = (_TICKS.c.state == state) & (func.coalesce(_TICKS.c.message, "") == (message or ""))
         change = (
             update(_TICKS)
-            .where(_at(tick), _TICKS.c.state == TickState.PENDING, ~same)
+            .where(_at(tick), (_TICKS.c.state == TickState.PENDING) | failed, ~same)
             .values(state=state, message=message, changed_at=datetime.now(UTC))
         )
         with self._write(token) as connection:
@@ -172,16 +179,21 @@ class Ledger:
         with self._database.read() as connection:
             return [_tick(row) for row in connection.execute(query.order_by(_TICKS.c.tick)).mappings()]
 
-    def former(self, tick: Tick) -> Tick | None:
-        """The newest tick before this one whose job was submitted."""
-        query = select(_TICKS).where(
-            _TICKS.c.schedule == tick.schedule,
-            _TICKS.c.tick < tick.tick,
-            _TICKS.c.state == TickState.SUBMITTED,
+    def former(self, tick: Tick) -> list[Tick]:
+        """The ticks before this one whose jobs may run, newest first.
+
+        The newest of the clock that was submitted, which waited for those before it, and all by hand since.
+        """
+        before = (
+            (_TICKS.c.schedule == tick.schedule)
+            & (_TICKS.c.tick < tick.tick)
+            & (_TICKS.c.state == TickState.SUBMITTED)
         )
         with self._database.read() as connection:
-            row = connection.execute(query.order_by(_TICKS.c.tick.desc()).limit(1)).mappings().one_or_none()
-        return None if row is None else _tick(row)
+            newest = connection.scalar(select(func.max(_TICKS.c.tick)).where(before, ~_TICKS.c.manual))
+            recent = before if newest is None else before & (_TICKS.c.tick >= newest)
+            query = select(_TICKS).where(recent).order_by(_TICKS.c.tick.desc())
+            return [_tick(row) for row in connection.execute(query).mappings()]
 
     def history(self, name: str, limit: int) -> list[Tick]:
         """A schedule's ticks, newest first."""

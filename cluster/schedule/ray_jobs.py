@@ -47,7 +47,7 @@ class RayJobs:
                 submission_id=submission_id,
             )
         except RefusedError:
-            if not self._known(submission_id):
+            if not self.known(submission_id):
                 raise
 
     def running(self, submission_id: str) -> bool:
@@ -57,7 +57,8 @@ class RayJobs:
         except NotFoundError:  # Ray remembers jobs for the cluster's life only.
             return False
 
-    def _known(self, submission_id: str) -> bool:
+    def known(self, submission_id: str) -> bool:
+        """Whether the cluster has the job, ended or not. Raises UnavailableError or AccessError."""
         try:
             status(submission_id)
         except NotFoundError:

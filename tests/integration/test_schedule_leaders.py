@@ -70,6 +70,9 @@ class Counting:
     def running(self, submission_id: str) -> bool:
         return False
 
+    def known(self, submission_id: str) -> bool:
+        return submission_id in self.seen
+
 
 def until(true: Callable[[], bool]) -> None:
     """Wait; the test's own timeout is the limit."""

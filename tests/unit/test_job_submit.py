@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from random import randbytes
+from threading import Event, Thread
+from time import sleep
 
 import pytest
 
+import cluster.job.submit as job_submit
 from cluster.errors import MantaError, RefusedError, UnavailableError
 from cluster.job.submit import status, submit
 from cluster.schedule.config import Schedule
@@ -23,29 +27,50 @@ class Answers(BaseHTTPRequestHandler):
 
     submission: tuple[int, str] | None = (200, "")
     known: str | None = None
+    #: Held back until then: every answer about jobs.
+    silent_until: Event | None = None
+    #: Bytes of code that came, if code is not there; each upload is looked at after ``upload_s``.
+    uploaded: int | None = None
+    upload_s: float = 0.0
 
     def do_GET(self) -> None:
         if self.path == "/api/version":
             self._answer(200, json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit": "x"}))
         elif self.path.startswith("/api/packages/"):
-            self._answer(200, "{}")
-        elif self.known is not None:
-            self._answer(200, json.dumps({"type": "SUBMISSION", "status": self.known, "entrypoint": "x"}))
+            self._answer(200 if self.uploaded is None else 404, "{}")
         else:
-            self._answer(404, "Job does not exist")
+            self._job()
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        self._hold()
         if self.submission is not None:
             self._answer(*self.submission)
         else:
             self.close_connection = True
 
+    def do_PUT(self) -> None:
+        sleep(self.upload_s)
+        type(self).uploaded = len(self.rfile.read(int(self.headers["Content-Length"])))
+        self._answer(200, "{}")
+
+    def _job(self) -> None:
+        self._hold()
+        if self.known is not None:
+            self._answer(200, json.dumps({"type": "SUBMISSION", "status": self.known, "entrypoint": "x"}))
+        else:
+            self._answer(404, "Job does not exist")
+
+    def _hold(self) -> None:
+        if self.silent_until is not None:
+            self.silent_until.wait(10)
+
     def _answer(self, code: int, text: str) -> None:
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
+        with suppress(ConnectionError):  # The client has given up.
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -107,3 +132,31 @@ def test_a_job_that_is_there_already_counts_as_submitted(server: type[Answers], 
     with pytest.raises(RefusedError, match="no such field"):
         RayJobs(code).submit(SCHEDULE, "x")
     assert not RayJobs(code).running("x")
+
+
+def test_a_head_that_vanished_is_not_waited_for(
+    server: type[Answers], code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = job_submit._TIMEOUTS_S, job_submit._UPLOAD_TIMEOUTS_S
+    assert all(0 < limit < 1000 for pair in limits for limit in pair)
+    monkeypatch.setattr(job_submit, "_TIMEOUTS_S", (1.0, 1.0))
+    server.silent_until = Event()
+    try:
+        with pytest.raises(UnavailableError, match="does not answer any more"):
+            submit("tidy", working_dir=code, submission_id="x")
+        with pytest.raises(UnavailableError, match="does not answer any more"):
+            status("x")
+    finally:
+        server.silent_until.set()
+
+
+def test_code_may_take_longer_than_an_answer(
+    server: type[Answers], code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_submit, "_TIMEOUTS_S", (1.0, 1.0))
+    size = 32 * 2**20  # More than the sockets' buffers take: it is not sent before it is read.
+    (code / "data").write_bytes(randbytes(size))
+    server.submission = (200, json.dumps({"job_id": "x", "submission_id": "x"}))
+    server.uploaded, server.upload_s = 0, 2.0
+    assert submit("tidy", working_dir=code, submission_id="x") == "x"
+    assert server.uploaded > size

@@ -17,8 +17,9 @@ from cluster.schedule.config import check_configurations, load_schedules
 from cluster.schedule.ledger import Ledger, Tick, TickState, tick_of
 from cluster.settings import load_settings
 from tests.unit.test_cli import empty_home, run
+from tests.unit.test_job_submit import Answers, server
 
-__all__ = ["empty_home"]
+__all__ = ["empty_home", "server"]
 
 #: A verb that needs nothing, with the platform's own way to read a configuration.
 VERB = """
@@ -140,19 +141,46 @@ def test_list_pause_and_resume(code: Path, capsys: pytest.CaptureFixture[str]) -
     assert listed()["paused"] is False
 
 
-def test_a_run_without_a_cluster_fails_and_is_on_record(
+def test_a_run_without_a_cluster_is_on_record_and_left_to_the_scheduler(
     code: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(code, tidy())
     status, _, err = run(capsys, "schedule", "run", "nightly")
     assert status == 1
     assert "does not answer" in err
+    assert "`manta schedule start` goes on with sched-nightly-" in err
+    assert err.count("\n") == 1
     status, out, _ = run(capsys, "schedule", "history", "nightly", "--json")
     [tick] = [Tick.model_validate(tick) for tick in json.loads(out)]
-    assert (status, tick.state, tick.manual) == (0, TickState.FAILED, True)
+    assert (status, tick.state, tick.manual) == (0, TickState.PENDING, True)
     assert "does not answer" in str(tick.message)
     [kept] = Ledger(load_settings().database_url).history("nightly", 10)
     assert kept == tick
+
+
+@pytest.mark.parametrize(
+    ("submission", "known", "state"),
+    [
+        (None, "RUNNING", TickState.SUBMITTED),
+        ((503, "Service Unavailable"), "SUCCEEDED", TickState.SUBMITTED),
+        (None, None, TickState.PENDING),
+        ((400, "ValueError: no such field"), None, TickState.FAILED),
+    ],
+)
+def test_a_run_whose_answer_is_lost_is_no_failure(
+    code: Path,
+    server: type[Answers],
+    capsys: pytest.CaptureFixture[str],
+    submission: tuple[int, str] | None,
+    known: str | None,
+    state: TickState,
+) -> None:
+    write(code, tidy())
+    server.submission, server.known = submission, known
+    status, out, _ = run(capsys, "schedule", "run", "nightly")
+    [tick] = Ledger(load_settings().database_url).history("nightly", 10)
+    assert (tick.state, status) == (state, 0 if state is TickState.SUBMITTED else 1)
+    assert out == (f"{tick.submission_id}\n" if state is TickState.SUBMITTED else "")
 
 
 def test_the_schedule_in_the_readme_is_one(tmp_path: Path) -> None:

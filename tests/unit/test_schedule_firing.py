@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ class Cluster:
             raise UnavailableError("The cluster does not answer.")
         return self.jobs.get(submission_id) == "RUNNING"
 
+    def known(self, submission_id: str) -> bool:
+        if self.away:
+            raise UnavailableError("The cluster does not answer.")
+        return submission_id in self.jobs
+
     def end(self) -> None:
         self.jobs = dict.fromkeys(self.jobs, "SUCCEEDED")
 
@@ -68,6 +74,9 @@ class World:
         self.token = lease.token
         self.ledger.adopt({self.schedule.name: self.schedule.definition}, self.now, self.token)
         self.firing = Firing(self.schedule, self.ledger, self.cluster, lambda: self.now, self.lines.append)
+
+    def pause(self, paused: bool = True) -> None:
+        self.ledger.set_paused("beat", self.schedule.definition, self.now, paused=paused)
 
     def pass_time(self, **span: float) -> None:
         self.now += timedelta(**span)
@@ -239,12 +248,12 @@ def test_a_job_that_cannot_be_submitted_fails_its_tick_only(world: World, error:
 
 def test_a_pause_outlives_the_leader_and_is_not_caught_up(world: World) -> None:
     world.lead(catch_up="latest")
-    world.ledger.set_paused("beat", world.schedule.definition, world.now, paused=True)
+    world.pause()
     world.pass_time(minutes=10)
     world.lead(catch_up="latest")
     world.fire()
     assert world.history() == []
-    world.ledger.set_paused("beat", world.schedule.definition, world.now, paused=False)
+    world.pause(False)
     world.fire()
     assert world.history() == []
     world.pass_time(minutes=1)
@@ -274,3 +283,107 @@ def test_a_run_by_hand_is_beside_the_clock(world: World) -> None:
     assert world.states() == {"12:01": "submitted", "12:02": "skipped"}
     assert [tick.manual for tick in world.history()] == [False, True, False]
     assert tick.submission_id in world.cluster.jobs
+
+
+@pytest.mark.parametrize(("overlap", "state"), [("skip", "skipped"), ("queue", "pending")])
+def test_a_run_by_hand_does_not_hide_the_job_before_it(world: World, overlap: str, state: str) -> None:
+    world.lead(overlap=overlap)
+    world.pass_time(minutes=1)
+    world.fire()
+    for seconds in (70, 80):
+        by_hand = tick_of("beat", NOON + timedelta(seconds=seconds, microseconds=5), manual=True)
+        world.ledger.record([by_hand])
+        world.fire()
+        world.cluster.jobs[by_hand.submission_id] = "SUCCEEDED"
+    world.pass_time(minutes=1)
+    world.fire()
+    assert world.history()[-1].state == state
+    assert world.history()[-1].message == "sched-beat-20261122T120100Z still runs"
+    world.cluster.end()
+    world.cluster.jobs["sched-beat-20261122T120110.000005Z"] = "RUNNING"
+    world.pass_time(minutes=1)
+    world.fire()
+    # Not only the newest of those by hand is in the way, too.
+    assert "sched-beat-20261122T120110.000005Z still runs" in {tick.message for tick in world.history()}
+    assert len(world.cluster.jobs) == 3
+    world.cluster.end()
+    world.pass_time(minutes=1)
+    world.fire()
+    assert len(world.cluster.jobs) == 4
+
+
+def change(world: World) -> None:
+    world.lead(cron="30 * * * *", overlap="queue")
+
+
+def remove_and_add(world: World) -> None:
+    world.ledger.adopt({}, world.now, world.token)
+    world.pass_time(days=21)
+    world.lead(overlap="queue")
+
+
+def pause(world: World) -> None:
+    world.pause()
+
+
+def pause_and_resume(world: World) -> None:
+    world.pause()
+    world.pass_time(days=21)
+    world.pause(False)
+
+
+@pytest.mark.parametrize("begin_anew", [change, remove_and_add, pause, pause_and_resume])
+def test_a_schedule_that_begins_anew_gives_up_what_waited(
+    world: World, begin_anew: Callable[[World], None]
+) -> None:
+    world.lead(overlap="queue")
+    for _ in range(3):
+        world.pass_time(minutes=1)
+        world.fire()
+    assert world.states() == {"12:01": "submitted", "12:02": "pending", "12:03": "pending"}
+    begin_anew(world)
+    world.cluster.end()
+    world.cluster.away = True
+    world.fire()
+    assert world.states()["12:02"] == "pending"  # Whether its job is there is not known.
+    world.cluster.away = False
+    world.fire()
+    assert world.states() == {"12:01": "submitted", "12:02": "skipped", "12:03": "skipped"}
+    assert "changed, paused or removed" in str(world.history()[-1].message)
+    assert list(world.cluster.jobs) == ["sched-beat-20261122T120100Z"]
+
+
+@pytest.mark.parametrize(("moment", "state"), [("before", "skipped"), ("after", "submitted")])
+def test_what_a_killed_leader_had_submitted_is_not_given_up(world: World, moment: str, state: str) -> None:
+    world.lead()
+    world.pass_time(minutes=1)
+    world.cluster.kill = moment
+    with pytest.raises(Killed):
+        world.fire()
+    world.cluster.kill = None
+    world.pass_time(seconds=20)
+    world.lead(cron="*/2 * * * *")
+    world.pass_time(minutes=1)
+    world.fire()
+    # A job that is there stands in the way of the next, as any.
+    assert world.states() == {"12:01": state, "12:02": "skipped" if moment == "after" else "submitted"}
+
+
+def test_while_a_schedule_is_paused_a_run_by_hand_goes_on(world: World) -> None:
+    world.lead()
+    world.pause()
+    world.ledger.record([tick_of("beat", NOON + timedelta(seconds=30, microseconds=5), manual=True)])
+    world.pass_time(minutes=2)
+    world.fire()
+    assert world.states() == {"12:00": "submitted"}
+
+
+def test_of_two_that_submit_one_tick_the_one_whose_job_is_there_has_the_last_word(world: World) -> None:
+    world.lead()
+    tick = tick_of("beat", NOON + timedelta(seconds=30, microseconds=5), manual=True)
+    world.ledger.record([tick])
+    assert world.ledger.settle(tick, TickState.FAILED, "No such file.")
+    assert world.ledger.settle(tick, TickState.SUBMITTED, None, world.token)
+    assert not world.ledger.settle(tick, TickState.FAILED, "No such file.")
+    [kept] = world.history()
+    assert (kept.state, kept.message) == (TickState.SUBMITTED, None)
