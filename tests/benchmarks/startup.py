@@ -157,7 +157,7 @@ def main() -> None:
 
         directory = arguments.model or make_tiny_llama(Path(folder) / "tiny")
         address = str(ensure_model(str(directory), "startup").ref)
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": free_ports()})
             result["gateway_rss_mb_over_empty"] = memory_over_empty()

@@ -213,7 +213,7 @@ def main() -> None:
     import ray
     from ray import serve
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     results = []
     try:
         port = _free_port()
