@@ -140,8 +140,17 @@ def platform(platform_cluster: LocalCluster) -> Iterator[Settings]:
             if name != "RAY_ADDRESS":
                 patch.setenv(name, value)
         forget_settings()
+        _forget_token()
         yield load_settings()
     forget_settings()
+
+
+def _forget_token() -> None:
+    """Ray keeps the first token that a process has used: the small Ray's, from the tests before."""
+    if "ray" in sys.modules:
+        from ray._raylet import AuthenticationTokenLoader
+
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 @pytest.fixture(scope="session")
