@@ -96,13 +96,12 @@ def _deploy(file: Path, wait_s: float | None, dry_run: bool, say: Say) -> dict[s
     environment = read_runtime_env(root)
     code = None if dry_run else upload_code(root, environment.get("excludes") or [], object_store())
     plan = make_plan(content, code, environment.get("env_vars") or {}, say, dry_run=dry_run)
-    if load_settings().profile == "local":  # A real cluster may scale up to what is asked for.
-        others = [config for config in serve.configurations() if config["name"] not in plan.names]
-        preflight(
-            bundles([*others, *plan.applications]),
-            asker="What would be deployed",
-            remedy="lower num_replicas, or remove an application with `manta deploy --delete NAME`",
-        )
+    others = [config for config in serve.configurations() if config["name"] not in plan.names]
+    preflight(
+        bundles([*others, *plan.applications]),
+        asker="What would be deployed",
+        remedy="lower num_replicas, or remove an application with `manta deploy --delete NAME`",
+    )
     routes = {route.model: route.targets[0].model for route in plan.routes}
     if dry_run:
         return {
