@@ -1,0 +1,326 @@
+"""Words as datatrove's tokenisers make them, each piece of text tokenised once in a process.
+
+datatrove gives most languages spaCy's rule tokeniser. That splits at white space first and then looks at
+each piece alone, so pieces are remembered: a corpus repeats them so often that nearly all work is a
+look-up. Words get numbers, and what the rules ask of a word (its length, whether it has a letter, ...) is
+kept by number in NumPy arrays.
+
+The words are exactly datatrove's. Languages with another kind of tokeniser are passed on to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import cache
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cluster.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ENGLISH = "eng"
+
+#: Pieces, and characters in them, that a process remembers for a language (some 60 MB) before it begins anew.
+_MAX_PIECES = 200_000
+_MAX_CHARACTERS = 2**24
+#: An odd multiplier: n-grams of words are compared by a polynomial over their characters, modulo 2^64.
+_BASE = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
+
+#: How a piece changes the number of sentences: (new sentences, whether a full stop was seen) after it, for
+#: a piece that comes before any full stop, and for one that comes behind it.
+_Steps = tuple[tuple[int, bool], tuple[int, bool]]
+
+
+class Vocabulary:
+    """Words by number, with what the rules ask about each of them."""
+
+    def __init__(self) -> None:
+        from datatrove.utils.text import PUNCTUATION_SET
+
+        self._punctuation = frozenset(PUNCTUATION_SET)
+        self._numbers: dict[str, int] = {}
+        self.words: list[str] = []
+        #: Characters of all words.
+        self.size = 0
+        #: Characters of the word.
+        self.lengths: NDArray[np.int64] = np.zeros(1024, np.int64)
+        #: Whether any character is a letter.
+        self.alphabetic: NDArray[np.bool_] = np.zeros(1024, np.bool_)
+        #: Whether the word is more than punctuation.
+        self.verbal: NDArray[np.bool_] = np.zeros(1024, np.bool_)
+        #: Polynomial over the characters, and the multiplier's power that appending the word needs.
+        self.polynomials: NDArray[np.uint64] = np.zeros(1024, np.uint64)
+        self.powers: NDArray[np.uint64] = np.zeros(1024, np.uint64)
+        #: BLAKE2b of the lower-case word without what is neither letter nor digit; 0 if nothing is left. The
+        #: same in every process.
+        self.keys: NDArray[np.uint64] = np.zeros(1024, np.uint64)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def number(self, word: str) -> int:
+        """The word's number, a new one if it is new."""
+        number = self._numbers.get(word)
+        return self._add(word) if number is None else number
+
+    def known(self, words: Iterable[str]) -> set[int]:
+        """Numbers of those among ``words`` that have one."""
+        return {self._numbers[word] for word in words if word in self._numbers}
+
+    def _add(self, word: str) -> int:
+        number = len(self.words)
+        if number == len(self.lengths):
+            for name in ("lengths", "alphabetic", "verbal", "polynomials", "powers", "keys"):
+                old = getattr(self, name)
+                setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+        self._numbers[word] = number
+        self.words.append(word)
+        self.size += len(word)
+        self.lengths[number] = len(word)
+        self.alphabetic[number] = any(map(str.isalpha, word))
+        self.verbal[number] = not self._punctuation.issuperset(word)
+        self.polynomials[number], self.powers[number] = _polynomial(word)
+        self.keys[number] = _key("".join(filter(str.isalnum, word.lower())))
+        return number
+
+
+def _key(bare: str) -> int:
+    digest = hashlib.blake2b(bare.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") if bare else 0
+
+
+def _polynomial(word: str) -> tuple[int, int]:
+    if len(word) > 1000:
+        codes = np.frombuffer(word.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+        powers = np.cumprod(np.full(len(word), _BASE, np.uint64))
+        return int((codes[:-1] * powers[-2::-1]).sum(dtype=np.uint64) + codes[-1]), int(powers[-1])
+    value, power = 0, 1
+    for char in word:
+        value = (value * _BASE + ord(char)) & _MASK
+        power = (power * _BASE) & _MASK
+    return value, power
+
+
+class Words:
+    """The words of one text."""
+
+    def __init__(self, vocabulary: Vocabulary, numbers: list[int]) -> None:
+        self.vocabulary = vocabulary
+        #: The words' numbers, in order.
+        self.numbers = numbers
+        self.index: NDArray[np.int64] = np.array(numbers, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def strings(self) -> list[str]:
+        """The words themselves."""
+        return list(map(self.vocabulary.words.__getitem__, self.numbers))
+
+    def keys(self) -> NDArray[np.uint64]:
+        """A 64-bit key for each word that has a letter or digit; case and punctuation do not count.
+
+        The same in every process and on every machine.
+        """
+        keys = self.vocabulary.keys[self.index]
+        return keys[keys != 0]
+
+
+class Tokeniser:
+    """One language's words and sentences."""
+
+    def __init__(self, language: str) -> None:
+        self._tokeniser = _datatrove_tokeniser(language)
+        self.vocabulary = Vocabulary()
+
+    def words(self, text: str) -> Words:
+        """The words of a text."""
+        return self._directly(text)
+
+    def count_sentences(self, text: str) -> int:
+        """As many sentences as datatrove's ``split_into_sentences`` makes."""
+        return max(1, len(self._tokeniser.span_tokenize(text)))
+
+    def full(self) -> bool:
+        """Whether it remembers so much that a new one should take its place."""
+        return len(self.vocabulary) >= _MAX_PIECES or self.vocabulary.size >= _MAX_CHARACTERS
+
+    def _directly(self, text: str) -> Words:
+        words = self._tokeniser.word_tokenize(text)
+        return Words(self.vocabulary, list(map(self.vocabulary.number, words)))
+
+
+class PieceTokeniser(Tokeniser):
+    """A language that spaCy's rules tokenise: every piece between white space once."""
+
+    def __init__(self, language: str) -> None:
+        super().__init__(language)
+        self._nlp = self._tokeniser.tokenizer
+        self._stops = frozenset(self._nlp.get_pipe("sentencizer").punct_chars)
+        self._pieces: dict[str, tuple[int, ...]] = {}
+        self._steps: dict[str, _Steps] = {}
+        self._exceptions = _Exceptions(self._nlp.tokenizer)
+        #: Remembered pieces that hold an exception which only their neighbours could undo.
+        self._delicate: set[str] = set()
+
+    def full(self) -> bool:
+        """See :class:`Tokeniser`."""
+        return len(self._pieces) >= _MAX_PIECES or super().full()
+
+    def words(self, text: str) -> Words:
+        """See :class:`Tokeniser`."""
+        pieces = text.split()
+        if not self._safe(text, pieces):
+            return self._directly(text)
+        return Words(self.vocabulary, list(chain.from_iterable(map(self._pieces.__getitem__, pieces))))
+
+    def count_sentences(self, text: str) -> int:
+        """See :class:`Tokeniser`."""
+        pieces = text.split()
+        # White space other than single blanks is a token of its own.
+        if pieces != text.split(" ") or not self._safe(text, pieces):
+            return super().count_sentences(text)
+        count, stopped = 1, False
+        for steps in map(self._steps.__getitem__, pieces):
+            more, stopped = steps[stopped]
+            count += more
+        return count
+
+    def _learn(self, pieces: list[str]) -> None:
+        new = set(pieces).difference(self._pieces)
+        if not new:
+            return
+        # Without the zone spaCy would keep every string that it ever saw.
+        with self._nlp.memory_zone():
+            for piece in new:
+                self._nlp.max_length = len(piece) + 10
+                tokens = [(token.text, token.is_punct) for token in self._nlp.tokenizer(piece)]
+                words = [text.strip() for text, _ in tokens if text.strip()]
+                self._pieces[piece] = tuple(map(self.vocabulary.number, words))
+                self._steps[piece] = _steps(tokens, self._stops)
+                if self._exceptions.inside(piece, [text for text, _ in tokens]):
+                    self._delicate.add(piece)
+
+    def _safe(self, text: str, pieces: list[str]) -> bool:
+        """Learn the pieces; false if they might be tokenised otherwise in this text than alone."""
+        if "IS_ALPHA" in text:  # spaCy cannot read this; datatrove has a way around it.
+            return False
+        self._learn(pieces)
+        if self._delicate.isdisjoint(pieces):
+            return True
+        return not any(
+            (left in self._delicate or right in self._delicate) and self._exceptions.joins(left, right)
+            for left, right in pairwise(pieces)
+        )
+
+
+class _Exceptions:
+    """spaCy's exceptions such as ``:)`` are looked for in the whole text, after its pieces.
+
+    What is found across pieces changes nothing by itself, but hides a shorter exception that it overlaps,
+    inside one of them: ``x:) )`` has no ``:)``, since ``:))`` is an exception too.
+    """
+
+    def __init__(self, tokeniser: Any) -> None:
+        from spacy.tokenizer import Tokenizer as SpacyTokenizer
+
+        parts = ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")
+        plain = SpacyTokenizer(tokeniser.vocab, **{name: getattr(tokeniser, name) for name in parts})
+        self._known = frozenset(tokeniser.rules)
+        joints: set[str] = set()
+        for key in self._known:
+            tokens = [token.text for token in plain(key)]
+            joints.update(left[-1] + right[0] for left, right in pairwise(tokens))
+        self._joints = frozenset(joints)
+
+    def inside(self, piece: str, tokens: list[str]) -> bool:
+        """Whether a piece holds an exception and more than it."""
+        known = self._known
+        if piece in known:
+            return False
+        return any(
+            "".join(tokens[start:end]) in known
+            for start in range(min(len(tokens), 50))
+            for end in range(start + 1, min(start + 6, len(tokens)) + 1)
+        )
+
+    def joins(self, left: str, right: str) -> bool:
+        """Whether an exception could reach from one piece into the next."""
+        return left[-1] + right[0] in self._joints
+
+
+def _steps(tokens: list[tuple[str, bool]], stops: frozenset[str]) -> _Steps:
+    """spaCy's sentencizer over one piece: a sentence begins at the first word behind a full stop."""
+    ends = []
+    for stopped in (False, True):
+        count = 0
+        for text, is_punctuation in tokens:
+            is_stop = text in stops
+            if stopped and not is_punctuation and not is_stop:
+                count, stopped = count + 1, False
+            elif is_stop:
+                stopped = True
+        ends.append((count, stopped))
+    return ends[0], ends[1]
+
+
+def _datatrove_tokeniser(language: str) -> Any:
+    from datatrove.utils.word_tokenizers import load_word_tokenizer
+
+    try:
+        return load_word_tokenizer(language)
+    except ValueError:
+        raise UsageError(
+            f"language {language}: datatrove assigns no tokeniser to it; give a code such as eng or deu_Latn."
+        ) from None
+    except ImportError as error:
+        raise UsageError(f"language {language}: its tokeniser needs a package: {error}.") from None
+
+
+@cache
+def _tokenisers() -> dict[str, Tokeniser]:
+    return {}
+
+
+def tokeniser(language: str = ENGLISH) -> Tokeniser:
+    """This process's tokeniser for a language, by datatrove's code of it (``eng``, ``deu``, ``zho_Hans``).
+
+    Raises UsageError for a language that datatrove has no tokeniser for, or whose package is missing.
+    """
+    known = _tokenisers()
+    if language not in known or known[language].full():
+        known[language] = _make(language)
+    return known[language]
+
+
+def _make(language: str) -> Tokeniser:
+    from datatrove.utils.word_tokenizers import SpaCyTokenizer
+    from spacy.tokenizer import Tokenizer as SpacyTokenizer
+
+    found = _datatrove_tokeniser(language)
+    rules = isinstance(found, SpaCyTokenizer) and type(found.tokenizer.tokenizer) is SpacyTokenizer
+    return PieceTokeniser(language) if rules else Tokeniser(language)
+
+
+def n_gram_keys(keys: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    """A 64-bit key for each run of ``n`` words, from the words' keys; one for the whole if it is shorter.
+
+    Empty for no words. The same in every process and on every machine.
+    """
+    n = min(n, len(keys))
+    if not n:
+        return keys
+    rows = len(keys) - n + 1
+    mixed = keys[:rows]
+    for shift in range(1, n):
+        mixed = mixed * np.uint64(_BASE) + keys[shift : shift + rows]
+    # SplitMix64's finaliser: the low bits of a product know only low bits.
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
