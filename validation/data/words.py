@@ -320,7 +320,11 @@ def n_gram_keys(keys: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
     mixed = keys[:rows]
     for shift in range(1, n):
         mixed = mixed * np.uint64(_BASE) + keys[shift : shift + rows]
-    # SplitMix64's finaliser: the low bits of a product know only low bits.
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    return mix(mixed)
+
+
+def mix(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: every bit of a key comes to depend on every other."""
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
