@@ -42,7 +42,7 @@ class NearDuplicates(Rule):
         None,
         gt=0,
         le=1,
-        description="Least share in which MinHash signatures of candidates agree; null: all candidates count.",
+        description="Least share in which MinHash signatures of candidates agree; null: all count.",
     )
     language: str = Field(ENGLISH, description="Language whose tokeniser makes the words.")
 
