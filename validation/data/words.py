@@ -161,11 +161,15 @@ class PieceTokeniser(Tokeniser):
 
     def __init__(self, language: str) -> None:
         super().__init__(language)
+        from spacy.attrs import IS_PUNCT
+
         self._nlp = self._tokeniser.tokenizer
         self._stops = frozenset(self._nlp.get_pipe("sentencizer").punct_chars)
         self._pieces: dict[str, tuple[int, ...]] = {}
         self._steps: dict[str, _Steps] = {}
+        self._affixes = _Affixes(self._nlp.tokenizer)
         self._exceptions = _Exceptions(self._nlp.tokenizer)
+        self._is_punctuation = self._nlp.vocab.lex_attr_getters[IS_PUNCT]
         #: Remembered pieces that hold an exception which only their neighbours could undo.
         self._delicate: set[str] = set()
 
@@ -182,30 +186,44 @@ class PieceTokeniser(Tokeniser):
 
     def count_sentences(self, text: str) -> int:
         """See :class:`Tokeniser`."""
-        pieces = text.split()
-        # White space other than single blanks is a token of its own.
-        if pieces != text.split(" ") or not self._safe(text, pieces):
+        pieces, parts = text.split(), text.split(" ")
+        blanks = len(parts) != len(pieces)
+        if (blanks and [part for part in parts if part] != pieces) or (not blanks and parts != pieces):
+            # White space other than blanks is seldom, and may make tokens in several ways.
             return super().count_sentences(text)
+        if not self._safe(text, pieces):
+            return super().count_sentences(text)
+        if parts[-1] == "":
+            parts.pop()  # A blank belongs to the token before it; what more there is makes a token.
         count, stopped = 1, False
-        for steps in map(self._steps.__getitem__, pieces):
-            more, stopped = steps[stopped]
+        for part in parts:
+            more, stopped = self._steps[part][stopped] if part else (int(stopped), False)
             count += more
         return count
 
     def _learn(self, pieces: list[str]) -> None:
         new = set(pieces).difference(self._pieces)
-        if not new:
+        hard = []
+        for piece in new:
+            tokens = self._affixes.split(piece)
+            if tokens is None or self._exceptions.inside(piece, tokens):
+                hard.append(piece)
+            else:
+                self._remember(piece, tokens)
+        if not hard:
             return
         # Without the zone spaCy would keep every string that it ever saw.
         with self._nlp.memory_zone():
-            for piece in new:
-                self._nlp.max_length = len(piece) + 10
-                tokens = [(token.text, token.is_punct) for token in self._nlp.tokenizer(piece)]
-                words = [text.strip() for text, _ in tokens if text.strip()]
-                self._pieces[piece] = tuple(map(self.vocabulary.number, words))
-                self._steps[piece] = _steps(tokens, self._stops)
-                if self._exceptions.inside(piece, [text for text, _ in tokens]):
+            for piece in hard:
+                tokens = [token.text for token in self._nlp.tokenizer(piece)]
+                self._remember(piece, tokens)
+                if self._exceptions.inside(piece, tokens):
                     self._delicate.add(piece)
+
+    def _remember(self, piece: str, tokens: list[str]) -> None:
+        words = [text.strip() for text in tokens if text.strip()]
+        self._pieces[piece] = tuple(map(self.vocabulary.number, words))
+        self._steps[piece] = _steps([(text, self._is_punctuation(text)) for text in tokens], self._stops)
 
     def _safe(self, text: str, pieces: list[str]) -> bool:
         """Learn the pieces; false if they might be tokenised otherwise in this text than alone."""
@@ -214,10 +232,77 @@ class PieceTokeniser(Tokeniser):
         self._learn(pieces)
         if self._delicate.isdisjoint(pieces):
             return True
+        delicate = self._delicate
         return not any(
-            (left in self._delicate or right in self._delicate) and self._exceptions.joins(left, right)
+            (left in delicate or right in delicate) and self._joined(left, right)
             for left, right in pairwise(pieces)
         )
+
+    def _joined(self, left: str, right: str) -> bool:
+        """Whether an exception could reach from one piece into the next, at least one of them delicate.
+
+        Of a delicate piece it is not known which tokens spaCy had before it looked for exceptions.
+        """
+        words, delicate = self.vocabulary.words, self._delicate
+        for end, start in self._exceptions.joints.get(left[-1] + right[0], ()):
+            ends = left.endswith(end) if left in delicate else words[self._pieces[left][-1]] == end
+            if ends and (
+                right.startswith(start) if right in delicate else words[self._pieces[right][0]] == start
+            ):
+                return True
+        return False
+
+
+class _Affixes:
+    """spaCy's algorithm for the pieces that need no more of it than prefixes, suffixes and exceptions.
+
+    With its own rules, and without the Doc and the lexemes that it makes, which cost most of its time.
+    """
+
+    def __init__(self, tokeniser: Any) -> None:
+        from spacy.attrs import ORTH, intify_attrs
+
+        self._rules = {
+            key: [intify_attrs(part)[ORTH] for part in parts] for key, parts in tokeniser.rules.items()
+        }
+        self._prefix, self._suffix = tokeniser.prefix_search, tokeniser.suffix_search
+        self._infixes, self._whole = tokeniser.infix_finditer, tokeniser.token_match
+
+    def split(self, piece: str) -> list[str] | None:
+        """The piece's tokens; None if only spaCy can tell."""
+        rules = self._rules
+        before: list[str] = []
+        after: list[str] = []
+        while piece and piece not in rules:
+            if self._whole is not None and self._whole(piece):
+                return None
+            prefix = _length(self._prefix, piece)
+            if prefix and piece[prefix:] in rules:
+                before.append(piece[:prefix])
+                piece = piece[prefix:]
+                break
+            suffix = _length(self._suffix, piece[prefix:])
+            if suffix and piece[:-suffix] in rules:
+                after.append(piece[-suffix:])
+                piece = piece[:-suffix]
+                break
+            if not prefix and not suffix:
+                if self._infixes is not None and next(iter(self._infixes(piece)), None):
+                    return None
+                return [*before, piece, *reversed(after)]
+            if prefix + suffix > len(piece):
+                suffix = 0 if prefix else suffix
+            if prefix:
+                before.append(piece[:prefix])
+            if suffix:
+                after.append(piece[-suffix:])
+            piece = piece[prefix : len(piece) - suffix]
+        return [*before, *rules.get(piece, ()), *reversed(after)]
+
+
+def _length(search: Any, text: str) -> int:
+    match = search(text) if search is not None else None
+    return match.end() - match.start() if match else 0
 
 
 class _Exceptions:
@@ -233,11 +318,11 @@ class _Exceptions:
         parts = ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")
         plain = SpacyTokenizer(tokeniser.vocab, **{name: getattr(tokeniser, name) for name in parts})
         self._known = frozenset(tokeniser.rules)
-        joints: set[str] = set()
+        #: Neighbours in any exception as they are tokenised without it, by the characters that meet.
+        self.joints: dict[str, set[tuple[str, str]]] = {}
         for key in self._known:
-            tokens = [token.text for token in plain(key)]
-            joints.update(left[-1] + right[0] for left, right in pairwise(tokens))
-        self._joints = frozenset(joints)
+            for left, right in pairwise(token.text for token in plain(key)):
+                self.joints.setdefault(left[-1] + right[0], set()).add((left, right))
 
     def inside(self, piece: str, tokens: list[str]) -> bool:
         """Whether a piece holds an exception and more than it."""
@@ -249,10 +334,6 @@ class _Exceptions:
             for start in range(min(len(tokens), 50))
             for end in range(start + 1, min(start + 6, len(tokens)) + 1)
         )
-
-    def joins(self, left: str, right: str) -> bool:
-        """Whether an exception could reach from one piece into the next."""
-        return left[-1] + right[0] in self._joints
 
 
 def _steps(tokens: list[tuple[str, bool]], stops: frozenset[str]) -> _Steps:
