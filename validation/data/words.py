@@ -11,7 +11,8 @@ The words are exactly datatrove's. Languages with another kind of tokeniser are 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
@@ -385,8 +386,25 @@ def _make(language: str) -> Tokeniser:
     from spacy.tokenizer import Tokenizer as SpacyTokenizer
 
     found = _datatrove_tokeniser(language)
-    rules = isinstance(found, SpaCyTokenizer) and type(found.tokenizer.tokenizer) is SpacyTokenizer
+    with _without_plugins():
+        rules = isinstance(found, SpaCyTokenizer) and type(found.tokenizer.tokenizer) is SpacyTokenizer
     return PieceTokeniser(language) if rules else Tokeniser(language)
+
+
+@contextmanager
+def _without_plugins() -> Iterator[None]:
+    """Make spaCy pipelines without what other packages register for them.
+
+    A blank one needs none, and Presidio's would import transformers: three seconds in every process.
+    """
+    from spacy.util import registry
+
+    factories = registry._entry_point_factories
+    before, factories.entry_points = factories.entry_points, False
+    try:
+        yield
+    finally:
+        factories.entry_points = before
 
 
 def n_gram_keys(keys: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
