@@ -169,7 +169,7 @@ class PieceTokeniser(Tokeniser):
         self._pieces: dict[str, tuple[int, ...]] = {}
         self._steps: dict[str, _Steps] = {}
         self._affixes = _Affixes(self._nlp.tokenizer)
-        self._exceptions = _Exceptions(self._nlp.tokenizer)
+        self._exceptions = _Exceptions(self._nlp.tokenizer, self._affixes.rules)
         self._is_punctuation = self._nlp.vocab.lex_attr_getters[IS_PUNCT]
         #: Remembered pieces that hold an exception which only their neighbours could undo.
         self._delicate: set[str] = set()
@@ -207,7 +207,7 @@ class PieceTokeniser(Tokeniser):
         hard = []
         for piece in new:
             tokens = self._affixes.split(piece)
-            if tokens is None or self._exceptions.inside(piece, tokens):
+            if self._exceptions.inside(tokens):
                 hard.append(piece)
             else:
                 self._remember(piece, tokens)
@@ -216,10 +216,8 @@ class PieceTokeniser(Tokeniser):
         # Without the zone spaCy would keep every string that it ever saw.
         with self._nlp.memory_zone():
             for piece in hard:
-                tokens = [token.text for token in self._nlp.tokenizer(piece)]
-                self._remember(piece, tokens)
-                if self._exceptions.inside(piece, tokens):
-                    self._delicate.add(piece)
+                self._remember(piece, [token.text for token in self._nlp.tokenizer(piece)])
+        self._delicate.update(hard)
 
     def _remember(self, piece: str, tokens: list[str]) -> None:
         words = [text.strip() for text in tokens if text.strip()]
@@ -255,28 +253,29 @@ class PieceTokeniser(Tokeniser):
 
 
 class _Affixes:
-    """spaCy's algorithm for the pieces that need no more of it than prefixes, suffixes and exceptions.
+    """spaCy's algorithm for one piece, with the language's own rules but without its Doc and lexemes.
 
-    With its own rules, and without the Doc and the lexemes that it makes, which cost most of its time.
+    Those cost most of its time. What it lacks is the last step, :class:`_Exceptions`.
     """
 
     def __init__(self, tokeniser: Any) -> None:
         from spacy.attrs import ORTH, intify_attrs
 
-        self._rules = {
+        #: Exceptions and their tokens.
+        self.rules = {
             key: [intify_attrs(part)[ORTH] for part in parts] for key, parts in tokeniser.rules.items()
         }
         self._prefix, self._suffix = tokeniser.prefix_search, tokeniser.suffix_search
-        self._infixes, self._whole = tokeniser.infix_finditer, tokeniser.token_match
+        self._infixes = tokeniser.infix_finditer
+        self._wholes = [match for match in (tokeniser.token_match, tokeniser.url_match) if match]
+        self._token_match = tokeniser.token_match
 
-    def split(self, piece: str) -> list[str] | None:
-        """The piece's tokens; None if only spaCy can tell."""
-        rules = self._rules
+    def split(self, piece: str) -> list[str]:
+        """The piece's tokens."""
+        rules = self.rules
         before: list[str] = []
         after: list[str] = []
-        while piece and piece not in rules:
-            if self._whole is not None and self._whole(piece):
-                return None
+        while piece and piece not in rules and not (self._token_match and self._token_match(piece)):
             prefix = _length(self._prefix, piece)
             if prefix and piece[prefix:] in rules:
                 before.append(piece[:prefix])
@@ -288,9 +287,7 @@ class _Affixes:
                 piece = piece[:-suffix]
                 break
             if not prefix and not suffix:
-                if self._infixes is not None and next(iter(self._infixes(piece)), None):
-                    return None
-                return [*before, piece, *reversed(after)]
+                break
             if prefix + suffix > len(piece):
                 suffix = 0 if prefix else suffix
             if prefix:
@@ -298,7 +295,23 @@ class _Affixes:
             if suffix:
                 after.append(piece[-suffix:])
             piece = piece[prefix : len(piece) - suffix]
-        return [*before, *rules.get(piece, ()), *reversed(after)]
+        return [*before, *self._middle(piece), *reversed(after)]
+
+    def _middle(self, piece: str) -> list[str]:
+        if not piece:
+            return []
+        if piece in self.rules:
+            return self.rules[piece]
+        infixes = list(self._infixes(piece)) if self._infixes is not None else []
+        if not infixes or any(match(piece) for match in self._wholes):
+            return [piece]
+        tokens, start = [], 0
+        for infix in infixes:
+            if infix.start() == 0:
+                continue
+            tokens += [piece[start : infix.start()], infix[0]]
+            start = infix.end()
+        return [token for token in (*tokens, piece[start:]) if token]
 
 
 def _length(search: Any, text: str) -> int:
@@ -313,27 +326,29 @@ class _Exceptions:
     inside one of them: ``x:) )`` has no ``:)``, since ``:))`` is an exception too.
     """
 
-    def __init__(self, tokeniser: Any) -> None:
+    def __init__(self, tokeniser: Any, rules: dict[str, list[str]]) -> None:
         from spacy.tokenizer import Tokenizer as SpacyTokenizer
 
         parts = ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")
         plain = SpacyTokenizer(tokeniser.vocab, **{name: getattr(tokeniser, name) for name in parts})
-        self._known = frozenset(tokeniser.rules)
         #: Neighbours in any exception as they are tokenised without it, by the characters that meet.
         self.joints: dict[str, set[tuple[str, str]]] = {}
-        for key in self._known:
-            for left, right in pairwise(token.text for token in plain(key)):
+        phrases = set()
+        for key, tokens in rules.items():
+            without = tuple(token.text for token in plain(key))
+            if without != tuple(tokens):
+                phrases.add(without)
+            for left, right in pairwise(without):
                 self.joints.setdefault(left[-1] + right[0], set()).add((left, right))
+        self._phrases = frozenset(phrases)
+        self._lengths = sorted(set(map(len, phrases)))
 
-    def inside(self, piece: str, tokens: list[str]) -> bool:
-        """Whether a piece holds an exception and more than it."""
-        known = self._known
-        if piece in known:
-            return False
+    def inside(self, tokens: list[str]) -> bool:
+        """Whether an exception changes a piece's tokens further."""
         return any(
-            "".join(tokens[start:end]) in known
-            for start in range(min(len(tokens), 50))
-            for end in range(start + 1, min(start + 6, len(tokens)) + 1)
+            tuple(tokens[start : start + length]) in self._phrases
+            for length in self._lengths
+            for start in range(len(tokens) - length + 1)
         )
 
 
