@@ -130,7 +130,7 @@ class CardData(CardModel):
 
 def card_markdown(card: CardData) -> str:
     """``README.md`` of the dataset: Hugging Face's metadata, then the card."""
-    environment = _environment(autoescape=False)
+    environment = templates(autoescape=False)
     environment.filters |= {"cell": _cell}
     template = environment.get_template("card.md.jinja")
     return str(template.render(card=card, metadata=_yaml(hub_metadata(card))))
@@ -138,7 +138,7 @@ def card_markdown(card: CardData) -> str:
 
 def card_html(card: CardData) -> str:
     """``card.html``: one page without scripts, fonts or pictures from elsewhere."""
-    environment = _environment(autoescape=True)
+    environment = templates(autoescape=True)
     environment.filters |= {"short": _short}
     previous = card.previous.profile if card.previous else None
     charts = [
@@ -207,7 +207,8 @@ def _by_stage(examples: Iterable[CardExample]) -> dict[str, list[CardExample]]:
     return found
 
 
-def _environment(*, autoescape: bool) -> Any:
+def templates(*, autoescape: bool) -> Any:
+    """The room's Jinja environment."""
     import jinja2
 
     environment = jinja2.Environment(
