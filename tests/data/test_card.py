@@ -27,6 +27,7 @@ from validation.data.card import (
 )
 from validation.data.drift import compare_profiles
 from validation.data.profile import SHARES, Profile, ProfileSpec, merge_profiles, profile_block
+from validation.data.schema import CONVERSATIONS
 
 SPEC = ProfileSpec(texts=["messages"], numbers={"language_score": SHARES}, categories=["language", "source"])
 NASTY = '<script src="http://evil/x.js"></script> | ![x](http://evil/y.png) `code`\n# head ' + "long " * 200
@@ -76,7 +77,7 @@ def card(**fields: Any) -> CardData:
         "license": CardLicense(name="CC-BY-4.0", source="made up"),
         "sources": [CardSource(address="s3://raw/a.jsonl.gz", digest="ab" * 32, rows=1200)],
         "counts": {"input": 1200, **now.splits, "quarantined": 300},
-        "columns": {"row_id": "string", "messages": "list<struct<role: string, content: string>>"},
+        "columns": CONVERSATIONS,
         "stages": stages,
         "gates": [
             CardGate(

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from validation.data.charts import bar, histogram_chart
 from validation.data.drift import Drift
 from validation.data.profile import Profile
+from validation.data.schema import Columns, shown_type
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_EXAMPLES = 100
@@ -111,7 +112,7 @@ class CardData(CardModel):
     license: CardLicense = Field(description="Terms of the data.")
     sources: list[CardSource] = Field(description="What was read.")
     counts: dict[str, int] = Field(description="The manifest's: input, train, test, quarantined, ...")
-    columns: dict[str, str] = Field(default_factory=dict, description="Column of the splits to its type.")
+    columns: Columns = Field(default_factory=dict, description="The splits' schema (describe_schema).")
     stages: list[CardStage] = Field(default_factory=list, description="In their order.")
     gates: list[CardGate] = Field(default_factory=list, description="In their order.")
     examples: list[CardExample] = Field(
@@ -218,7 +219,13 @@ def templates(*, autoescape: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": "{:,}".format, "words": _words, "figure": _figure, "part": _part}
+    environment.filters |= {
+        "count": "{:,}".format,
+        "words": _words,
+        "figure": _figure,
+        "part": _part,
+        "type": shown_type,
+    }
     return environment
 
 
