@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,18 @@ class Pointed:
     manifest: Manifest | None = None
     #: The profile that it came with.
     profile_json: bytes | None = None
-    _profiles: dict[str, Profile] = field(default_factory=dict)
 
     def schemas(self) -> dict[str, Columns]:
         """By file."""
         files = [file for found in self.splits.values() for file in found]
         return {file: describe_schema(pq.read_schema(file, filesystem=self.filesystem)) for file in files}
 
-    def tables(
-        self, split: str | None = None, columns: list[str] | None = None
-    ) -> Iterator[tuple[str, pa.Table]]:
+    def tables(self, split: str | None = None) -> Iterator[tuple[str, pa.Table]]:
         """Its rows in small tables, with the split they are of: never a whole file at once."""
         for name, files in self.splits.items():
             for file in files if split in (None, name) else []:
                 with self.filesystem.open_input_file(file) as stream:
-                    for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=columns):
+                    for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS):
                         yield name, pa.Table.from_batches([batch])
 
     def rows(self, split: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -63,12 +60,8 @@ class Pointed:
 
     def profile(self, spec: ProfileSpec) -> Profile:
         """By ``spec``, computed anew from the rows that are there."""
-
-        def block(name: str, table: pa.Table) -> bytes:
-            whole = with_parts(table, name)
-            return profile_block(spec, whole)
-
-        return merge_profiles(spec, (block(name, table) for name, table in self.tables()))
+        blocks = (profile_block(spec, with_parts(table, name)) for name, table in self.tables())
+        return merge_profiles(spec, blocks)
 
 
 def open_dataset(address: str) -> Pointed:
@@ -130,13 +123,9 @@ def _folder(address: str, path: Path) -> Pointed:
     splits = splits or {"train": sorted(str(f) for f in path.glob("*.parquet"))}
     if not any(splits.values()):
         raise NotFoundError(f"{address} holds no Parquet file, neither itself nor in train/ and test/.")
-    profile = path / "profile.json"
-    return Pointed(
-        address,
-        fs.LocalFileSystem(),
-        splits,
-        profile_json=profile.read_bytes() if profile.is_file() else None,
-    )
+    told = path / "profile.json"
+    profile = told.read_bytes() if told.is_file() else None
+    return Pointed(address, fs.LocalFileSystem(), splits, profile_json=profile)
 
 
 def _store(address: str) -> ObjectStore:

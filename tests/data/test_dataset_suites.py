@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,23 +61,41 @@ def write(folder: Path, splits: Splits, told: Profile | None = None) -> Path:
     return folder
 
 
-def judge(*arguments: str) -> tuple[int, dict[str, str], str]:
-    """Run the suites as a user does; exit status, outcome by test, and what was printed."""
-    command = [sys.executable, "-m", "pytest", "tests/data/test_dataset.py", "-v", "-p", "no:cacheprovider"]
-    run = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
-    found = re.findall(r"::(test_\w+) (PASSED|FAILED|SKIPPED|ERROR)", run.stdout)
-    return run.returncode, dict(found), run.stdout
+#: Runs the suites once for each list of arguments, in one process: what they import is imported once.
+RUNNER = """
+import contextlib, io, json, sys
+import pytest
+
+class Outcomes:
+    def __init__(self):
+        self.found = {}
+    def pytest_runtest_logreport(self, report):
+        name = report.nodeid.rpartition("::")[2]
+        if report.when == "call" or report.outcome != "passed":
+            self.found[name] = report.outcome
+
+for arguments in json.loads(sys.argv[1]):
+    outcomes, said = Outcomes(), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = pytest.main(["tests/data/test_dataset.py", "-p", "no:cacheprovider", *arguments], [outcomes])
+    print(json.dumps([int(status), outcomes.found, said.getvalue()]))
+"""
+Judged = tuple[int, dict[str, str], str]
+
+
+def judge(*runs: list[str], **environment: str) -> list[Judged]:
+    """Of each run exit status, outcome by test, and what was printed."""
+    command = [sys.executable, "-c", RUNNER, json.dumps(runs)]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | environment, check=True
+    )
+    lines = [line for line in run.stdout.splitlines() if line.startswith("[")]
+    assert len(lines) == len(runs), run.stdout + run.stderr
+    return [tuple(json.loads(line)) for line in lines]
 
 
 def failed(outcomes: dict[str, str]) -> list[str]:
-    return [name for name, outcome in outcomes.items() if outcome not in ("PASSED", "SKIPPED")]
-
-
-def test_without_a_dataset_they_are_skipped_and_say_why() -> None:
-    status, outcomes, said = judge()
-    assert status == 0
-    assert set(outcomes.values()) == {"SKIPPED"}
-    assert "give --dataset" in said
+    return [name for name, outcome in outcomes.items() if outcome not in ("passed", "skipped")]
 
 
 def empty_message(splits: Splits) -> None:
@@ -99,37 +118,47 @@ def longer(splits: Splits) -> None:
     splits["train"][:] = rows(0, 90, words=60)
 
 
+CONVERSATION = "test_no_message_is_empty_and_each_conversation_ends_with_an_answer"
 FAULTS: dict[Callable[[Splits], None], tuple[str, str]] = {
-    empty_message: (
-        "test_no_message_is_empty_and_each_conversation_ends_with_an_answer",
-        "has an empty message",
-    ),
-    no_answer: ("test_no_message_is_empty_and_each_conversation_ends_with_an_answer", "does not end with"),
+    empty_message: (CONVERSATION, "has an empty message"),
+    no_answer: (CONVERSATION, "does not end with"),
     leaked: ("test_nothing_asked_in_test_is_asked_in_train", "'r7', 'r1002'"),
     repeated_id: ("test_row_ids_are_unique", "such as ['r8']"),
     longer: ("test_drift_from_the_reference_is_not_large", "large drift of messages.characters"),
 }
 
 
-@pytest.mark.slow
 def test_a_good_dataset_passes_and_each_planted_fault_fails_its_own_test(tmp_path: Path) -> None:
-    reference = write(tmp_path / "good", good())
-    status, outcomes, said = judge("--dataset", str(reference), "--reference", str(reference))
-    assert (status, failed(outcomes)) == (0, []), said
-    assert list(outcomes.values()).count("PASSED") == 7, said
-    for fault, (test, words) in FAULTS.items():
+    reference = str(write(tmp_path / "good", good()))
+    runs: list[list[str]] = [[], ["--dataset", reference, "--reference", reference]]
+    for fault in FAULTS:
         splits = good()
         fault(splits)
-        bad = write(tmp_path / fault.__name__, splits)
-        status, outcomes, said = judge("--dataset", str(bad), "--reference", str(reference))
+        bad = str(write(tmp_path / fault.__name__, splits))
+        runs.append(["--dataset", bad, "--reference", reference])
+    other = profile({"train": rows(0, 89), "test": rows(1000, 10)})
+    runs.append(["--dataset", str(write(tmp_path / "told", good(), told=other))])
+    runs.append(["--dataset", str(tmp_path / "nothing")])
+
+    nothing, fine, *faulty, told, unknown = judge(*runs)
+    assert nothing[0] == 0
+    assert set(nothing[1].values()) == {"skipped"}
+    assert "give --dataset" in nothing[2]
+    assert (fine[0], failed(fine[1])) == (0, []), fine[2]
+    assert list(fine[1].values()).count("passed") == 7, fine[2]
+    for (test, words), (status, outcomes, said) in zip(FAULTS.values(), faulty, strict=True):
         assert (status, failed(outcomes)) == (1, [test]), said
         assert words in said
-    told = write(tmp_path / "told", good(), told=profile({"train": rows(0, 89), "test": rows(1000, 10)}))
-    assert failed(judge("--dataset", str(told))[1]) == ["test_the_profile_is_that_of_the_rows"]
+    assert failed(told[1]) == ["test_the_profile_is_that_of_the_rows"], told[2]
+    assert "no such file or folder" in unknown[2]
 
 
 @pytest.mark.integration
-def test_an_artifact_is_held_to_its_manifest_and_a_suite(artifacts: ArtifactStore, team: str) -> None:
+def test_an_artifact_is_held_to_its_manifest_and_a_suite(
+    artifacts: ArtifactStore, team: str, local_ray: None
+) -> None:
+    import ray
+
     def stored(name: str, **counts: int) -> str:
         ref = ArtifactRef(team=team, kind="dataset", name=name, fingerprint="0" * 16)
         attempt = artifacts.attempt(ref, "run-1")
@@ -148,15 +177,16 @@ def test_an_artifact_is_held_to_its_manifest_and_a_suite(artifacts: ArtifactStor
         )
         return artifacts.store.uri(str(ref))
 
-    fine = stored("fine", train=90, test=10)
-    status, outcomes, said = judge("--dataset", fine, "--reference", fine, "--suite", "messages")
-    assert (status, set(outcomes.values())) == (0, {"PASSED"}), said
-    status, outcomes, said = judge(
-        "--dataset", stored("short", train=91, test=10), "--suite", "prompt-shield"
+    fine, short = stored("fine", train=90, test=10), stored("short", train=91, test=10)
+    good_run, bad_run = judge(
+        ["--dataset", fine, "--reference", fine, "--suite", "messages"],
+        ["--dataset", short, "--suite", "prompt-shield"],
+        RAY_ADDRESS=ray.get_runtime_context().gcs_address,
     )
-    assert failed(outcomes) == [
+    assert (good_run[0], set(good_run[1].values())) == (0, {"passed"}), good_run[2]
+    assert failed(bad_run[1]) == [
         "test_no_split_is_empty_and_the_counts_are_the_manifests",
         "test_the_suite_holds",
-    ], said
-    assert "other numbers of rows" in said
-    assert "expect_column_values_to_be_in_set(completion)" in said
+    ], bad_run[2]
+    assert "other numbers of rows" in bad_run[2]
+    assert "expect_column_values_to_be_in_set(completion)" in bad_run[2]
