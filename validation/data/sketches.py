@@ -17,7 +17,7 @@ HASH_BITS = 53
 #: A Count-Min sketch of this size puts 95 % of the counts at most 0.07 % of all tokens too high.
 _DEPTH, _WIDTH = 3, 4096
 #: Tokens that may turn out to be frequent ones: far more than anyone names.
-_CANDIDATES = 512
+_CANDIDATES = 2048
 
 
 def hash_texts(texts: Any) -> Any:
