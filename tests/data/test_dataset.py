@@ -10,10 +10,12 @@ these run. Without it they are skipped: there is nothing to look at.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
+from cluster.errors import MantaError
 from tests.data.pointed import Pointed, open_dataset, open_reference, question, with_parts
 from validation.data.drift import compare_profiles
 from validation.data.profile import Profile
@@ -23,6 +25,15 @@ from validation.data.suite import load_suite
 pytestmark = pytest.mark.dataset
 
 SHOWN = 5
+Found = TypeVar("Found")
+
+
+def named(option: str, address: str, read: Callable[[str], Found]) -> Found:
+    """What an option names; what cannot be opened ends the run with one sentence."""
+    try:
+        return read(address)
+    except (MantaError, OSError) as error:
+        pytest.exit(f"{option}: {error}", returncode=2)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +42,7 @@ def dataset(request: pytest.FixtureRequest) -> Pointed:
     address = request.config.getoption("--dataset")
     if address is None:
         pytest.skip("no dataset to look at: give --dataset, an artifact's address or a path")
-    return open_dataset(address)
+    return named("--dataset", address, open_dataset)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +51,7 @@ def reference(request: pytest.FixtureRequest, dataset: Pointed) -> Profile:
     address = request.config.getoption("--reference")
     if address is None:
         pytest.skip("nothing to compare with: give --reference, a profile.json or a dataset that has one")
-    return open_reference(address)
+    return named("--reference", address, open_reference)
 
 
 @pytest.fixture(scope="module")

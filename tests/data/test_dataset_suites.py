@@ -153,7 +153,8 @@ def test_a_good_dataset_passes_and_each_planted_fault_fails_its_own_test(tmp_pat
         assert (status, failed(outcomes)) == (1, [test]), said
         assert words in said
     assert failed(told[1]) == ["test_the_profile_is_that_of_the_rows"], told[2]
-    assert "no such file or folder" in unknown[2]
+    assert unknown[0] == 2
+    assert "nothing: no such file or folder" in unknown[2]
     assert (texts[0], failed(texts[1])) == (0, []), texts[2]
     assert failed(blanks[1]) == ["test_no_text_is_empty"], blanks[2]
 
