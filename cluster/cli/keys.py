@@ -216,8 +216,8 @@ def _check_published(terms: KeyTerms) -> None:
     if terms.policy is not None and terms.policy not in policies:
         known = ", ".join(sorted(policies))
         raise NotFoundError(
-            f"No guard policy {terms.policy!r} is published, only {known}: `manta deploy` publishes those that "
-            "its file names."
+            f"No guard policy {terms.policy!r} is published, only {known}: `manta deploy` publishes those "
+            "that its file names."
         )
     routes = {route.model for route in (snapshot.routes if snapshot else ())}
     for model in sorted(set(terms.models or ()) - routes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from cluster.contracts.base import Contract, Slug
 
@@ -26,7 +26,7 @@ class FormerSecret(Contract):
     """The secret before a rotation, while it is still good."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the secret.")
-    valid_until: datetime = Field(description="UTC time from which on it is refused.")
+    valid_until: AwareDatetime = Field(description="UTC time from which on it is refused.")
 
 
 class ApiKey(Contract):
@@ -39,7 +39,7 @@ class ApiKey(Contract):
     models: list[str] | None = Field(None, description="Models that it may use; all if absent.")
     policy: str | None = Field(None, description="Guard policy that overrides the route's.")
     limits: KeyLimits = Field(default_factory=KeyLimits, description="How much it may use.")
-    expires_at: datetime | None = Field(None, description="UTC time from which on it is refused.")
+    expires_at: AwareDatetime | None = Field(None, description="UTC time from which on it is refused.")
     former: FormerSecret | None = Field(None, description="The secret before it was rotated, for a while.")
     revoked: bool = Field(False, description="True once it must be refused.")
 
