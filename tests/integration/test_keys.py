@@ -19,6 +19,8 @@ from tests.conftest import S3, forget_settings
 pytestmark = pytest.mark.integration
 
 Manta = Callable[..., tuple[int, str, str]]
+#: For what does not depend on the kind of SQL.
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -101,6 +103,7 @@ MISTAKES = {
 }
 
 
+@on_sqlite
 def test_mistakes_are_one_sentence(manta: Manta) -> None:
     for words, (status, sentence) in MISTAKES.items():
         ended, out, err = manta(*words)
@@ -125,6 +128,7 @@ def test_a_crash_between_sql_and_snapshot_is_repaired(manta: Manta, database_url
     assert snapshots.newest().number == number
 
 
+@on_sqlite
 def test_a_secret_that_could_not_be_published_is_not_lost(
     manta: Manta, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +146,7 @@ def test_a_secret_that_could_not_be_published_is_not_lost(
     assert err.startswith("warning: gateways were not told")
 
 
+@on_sqlite
 def test_keys_of_another_database_stay_until_they_are_pruned(manta: Manta, tmp_path: Path) -> None:
     manta("create", "mine")
     other = KeyRepository(f"sqlite:///{tmp_path / 'other.db'}")
@@ -177,6 +182,7 @@ def test_a_publisher_that_read_too_early_brings_no_revoked_key_back(
     assert list(published()) == ["other"]
 
 
+@on_sqlite
 def test_a_published_policy_may_be_a_keys_own(manta: Manta) -> None:
     route = Route(model="m", targets=[Target(model="m", application="a")], created_at=datetime.now(UTC))
     policy = PolicyDocument(name="strict", digest="0" * 64, body={})

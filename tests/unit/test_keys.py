@@ -137,7 +137,7 @@ def _create(url: str, key_id: str) -> str | None:
 
 
 def test_of_processes_that_take_one_id_one_gets_it(database_url: str) -> None:
-    secrets = in_processes(_create, [(database_url, "bot")] * 4)
+    secrets = in_processes(_create, [(database_url, "bot")] * 3)
     won = [secret for secret in secrets if secret]
     assert [sha256_of(secret) for secret in won] == [for_gateway(KeyRepository(database_url)).sha256]
 
