@@ -130,7 +130,7 @@ def revoke(key_id: str, as_json: bool) -> int:
     record = repository.revoke(key_id)
     published = _publish(repository, "error")
     if as_json:
-        click.echo(json.dumps(_document(record)))
+        click.echo(json.dumps(_document(record) | {"published": published}))
     elif published:
         click.echo(f"{record.id} is revoked: gateways refuse it within 5 seconds")
     return 0 if published else 1
