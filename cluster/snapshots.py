@@ -45,8 +45,8 @@ def publish(change: Callable[[Snapshot], Snapshot], by: str, store: ObjectStore 
     """Publish what ``change`` makes of the newest snapshot.
 
     Of publishers that race one wins each number and the others apply their change to its result, so nothing
-    is lost; ``change`` may run several times and must only depend on what it gets. Number, time and publisher
-    are set here. A change that changes nothing publishes nothing.
+    is lost; ``change`` may run several times and must depend on nothing older than what it gets. Number, time
+    and publisher are set here. A change that changes nothing publishes nothing.
 
     :param change: from the newest snapshot (an empty one at first) to the next.
     :param by: who publishes.

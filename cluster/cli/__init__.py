@@ -31,6 +31,7 @@ _OWN = {
     "runs": "cluster.cli.runs:runs",
     "gc": "cluster.cli.runs:gc",
     "schedule": "cluster.cli.schedule:schedule",
+    "key": "cluster.cli.keys:key",
 }
 #: What works with the extra `client` alone.
 _CLIENT = frozenset({"submit", "logs", "status"})

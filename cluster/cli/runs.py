@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.cli.duration import Duration
+
 if TYPE_CHECKING:
     from cluster.contracts import RunRecord
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 #: What has no lease (a model's import) is known to be alive by its last write alone.
 _YOUNGEST = timedelta(hours=1)
-_OLDEST = timedelta(days=36_500)
 _STATES = ("running", "succeeded", "failed", "lost", "collected")
 
 
-class Age(click.ParamType[timedelta]):
-    """A duration such as 7d, 12h or 90m."""
+class Age(Duration):
+    """An age that what has no lease can be judged by."""
 
     name = "age"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         """Read it, or fail with a sentence."""
-        if isinstance(value, timedelta):
-            return value
-        parts = re.fullmatch(r"(\d+)([smhd])", value)
-        if parts is None:
-            self.fail(f"{value!r} is no age: write a number and s, m, h or d, e.g. 7d", param, ctx)
-        try:
-            age = timedelta(**{_UNITS[parts[2]]: int(parts[1])})
-        except OverflowError:
-            age = timedelta.max
-        if age > _OLDEST:
-            self.fail(f"{value!r} is older than anything can be: at most {_OLDEST.days}d", param, ctx)
+        age = super().convert(value, param, ctx)
         if age < _YOUNGEST:
             self.fail(f"{value!r} is too young: at least 1h, since a model's import has no lease", param, ctx)
         return age

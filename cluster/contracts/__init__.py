@@ -18,10 +18,19 @@ from cluster.contracts.handle import (
     UpstreamError,
     UpstreamRequest,
 )
+from cluster.contracts.key import KeyRecord, KeyTerms
 from cluster.contracts.model import ModelRef, adapter_id, engine_model_id
 from cluster.contracts.principal import Principal
 from cluster.contracts.run import Lease, RunRecord, RunState
-from cluster.contracts.snapshot import ApiKey, PolicyDocument, Route, Snapshot, Target
+from cluster.contracts.snapshot import (
+    ApiKey,
+    FormerSecret,
+    KeyLimits,
+    PolicyDocument,
+    Route,
+    Snapshot,
+    Target,
+)
 
 __all__ = [
     "Action",
@@ -32,6 +41,10 @@ __all__ = [
     "Direction",
     "FileEntry",
     "Finding",
+    "FormerSecret",
+    "KeyLimits",
+    "KeyRecord",
+    "KeyTerms",
     "Lease",
     "Manifest",
     "ModelRef",

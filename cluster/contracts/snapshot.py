@@ -5,9 +5,28 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from cluster.contracts.base import Contract, Slug
+
+
+class KeyLimits(Contract):
+    """How much one key may use; the gateway says how exactly its replicas keep to it together."""
+
+    requests_per_minute: int | None = Field(None, ge=1, description="Requests a minute; all if absent.")
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="Tokens of prompts and answers a minute; all if absent."
+    )
+    concurrent_requests: int | None = Field(
+        None, ge=1, description="Requests at work at once; all if absent."
+    )
+
+
+class FormerSecret(Contract):
+    """The secret before a rotation, while it is still good."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the secret.")
+    valid_until: AwareDatetime = Field(description="UTC time from which on it is refused.")
 
 
 class ApiKey(Contract):
@@ -19,6 +38,9 @@ class ApiKey(Contract):
     tenant: Slug = Field("default", description="The tenant that it belongs to.")
     models: list[str] | None = Field(None, description="Models that it may use; all if absent.")
     policy: str | None = Field(None, description="Guard policy that overrides the route's.")
+    limits: KeyLimits = Field(default_factory=KeyLimits, description="How much it may use.")
+    expires_at: AwareDatetime | None = Field(None, description="UTC time from which on it is refused.")
+    former: FormerSecret | None = Field(None, description="The secret before it was rotated, for a while.")
     revoked: bool = Field(False, description="True once it must be refused.")
 
 

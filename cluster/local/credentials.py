@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.contracts import ApiKey
 from cluster.errors import AccessError
 from cluster.local.home import Home
 from cluster.local.s3server import S3Credentials, write_private
@@ -41,11 +39,6 @@ class Credentials:
         """Read the files; None unless all of them exist. Raises AccessError as above."""
         files = (home.credentials, home.ray_token, home.openai_key)
         return cls.load_or_create(home) if all(file.exists() for file in files) else None
-
-    def api_key(self, team: str) -> ApiKey:
-        """The key as gateways know it: by its hash."""
-        digest = hashlib.sha256(self.openai_key.encode()).hexdigest()
-        return ApiKey(id=LOCAL_KEY_ID, sha256=digest, team=team)
 
 
 def _secret(path: Path, prefix: str) -> str:

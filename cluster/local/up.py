@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from threading import Event, Lock
 
-from cluster import snapshots
-from cluster.contracts import Snapshot
+from cluster import keys
+from cluster.contracts import KeyTerms
 from cluster.errors import RefusedError, UnavailableError
+from cluster.keys import KeyRepository
 from cluster.local import databases, ray_head, s3server
-from cluster.local.credentials import Credentials
+from cluster.local.credentials import LOCAL_KEY_ID, Credentials
 from cluster.local.down import stop_ray, stop_s3
 from cluster.local.environment import adopt, cluster_environment
 from cluster.local.home import Home, State
@@ -169,17 +170,12 @@ class _Start:
             self._say(f"runs      {figures}: see `manta runs`")
 
     def _publish_key(self) -> None:
-        key = self._credentials.api_key(self._settings.team)
-
-        def with_key(snapshot: Snapshot) -> Snapshot:
-            others = [other for other in snapshot.keys if other.id != key.id]
-            old = next((other for other in snapshot.keys if other.id == key.id), None)
-            # What an operator has set on the key (models, policy, revocation) stays while the secret does.
-            keep = old is not None and old.sha256 == key.sha256
-            return snapshot if keep else snapshot.model_copy(update={"keys": [*others, key]})
-
-        snapshot = snapshots.publish(with_key, by="manta up")
-        self._say(f"gateway   key {key.id!r} published (snapshot {snapshot.number}); next: `manta deploy`")
+        terms = KeyTerms(id=LOCAL_KEY_ID, owner="manta up", team=self._settings.team)
+        repository = KeyRepository(self._settings.database_url)
+        key = repository.adopt(terms, self._credentials.openai_key)
+        snapshot = keys.publish(repository, by="manta up")
+        state = "revoked" if key.revoked_at else "published"
+        self._say(f"gateway   key {key.id!r} {state} (snapshot {snapshot.number}); next: `manta deploy`")
 
 
 def stopwatch(write: Callable[[str], None]) -> Callable[[str], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -20,14 +20,17 @@ from cluster.contracts import Route as ModelRoute
 from deployments import sse
 from deployments.gateway.answer import Answer
 from deployments.gateway.errors import ApiError
-from deployments.gateway.pipeline import Endpoint, Pipeline, authenticate, find_route
+from deployments.gateway.limits import ReplicaCount
+from deployments.gateway.pipeline import Caller, Endpoint, Pipeline, find_route
 from deployments.gateway.upstream import Upstreams
 
 logger = logging.getLogger("ray.serve")
 _UNSOUND = re.compile(r"[^A-Za-z0-9._:-]")
 
 
-def make_app(pipeline: Pipeline, upstreams: Upstreams, *, behind_proxy: bool) -> ASGIApp:
+def make_app(
+    pipeline: Pipeline, upstreams: Upstreams, replicas: ReplicaCount, *, behind_proxy: bool
+) -> ASGIApp:
     """The whole application around one pipeline.
 
     :param behind_proxy: whether Serve's proxy stands before it, which tells clients the request id.
@@ -36,7 +39,9 @@ def make_app(pipeline: Pipeline, upstreams: Upstreams, *, behind_proxy: bool) ->
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await pipeline.poller.start()
+        await replicas.start()
         yield
+        await replicas.stop()
         await pipeline.poller.stop()
         await upstreams.close()
 
@@ -67,25 +72,29 @@ class Generation:
         """Answer one request."""
         request = Request(scope, receive)
         request_id: str = scope["state"]["request_id"]
-        authorization = request.headers.get("authorization")
         limit = self._pipeline.args.max_body_bytes
         async with self._pipeline.open(
-            self._endpoint, request_id, authorization, lambda: read_body(request, limit)
+            self._endpoint, request_id, caller_of(request), lambda: read_body(request, limit)
         ) as call:
             answer = Answer(self._endpoint, request_id, call.route.model)
             async with aclosing(self._pipeline.respond(call, answer)) as source:
                 first = await anext(source)  # A failure until here is a plain error answer.
+                headers = call.admission.headers()
                 if call.body.stream:
-                    await _send_stream(first, source, send)
+                    await _send_stream(first, source, headers, send)
                 else:
-                    await JSONResponse(first[0])(scope, receive, send)
+                    await JSONResponse(first[0], headers=headers)(scope, receive, send)
 
 
 async def _send_stream(
-    first: list[dict[str, Any]], source: AsyncIterator[list[dict[str, Any]]], send: Send
+    first: list[dict[str, Any]],
+    source: AsyncIterator[list[dict[str, Any]]],
+    headers: Mapping[str, str],
+    send: Send,
 ) -> None:
-    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    plain = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+    more = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": plain + more})
     last = sse.DONE
     try:
         await _send_part(b"".join(map(sse.encode, first)), send)
@@ -111,20 +120,23 @@ class Doors:
 
     async def models(self, request: Request) -> JSONResponse:
         """``GET /v1/models``: the models that this key may use."""
-        view = self._pipeline.poller.view
-        key = authenticate(request.headers.get("authorization"), view)
+        key, view = self._pipeline.authenticate(caller_of(request))
         mine = [route for route in view.routes.values() if key.models is None or route.model in key.models]
         return JSONResponse({"object": "list", "data": [_card(route) for route in mine]})
 
     async def model(self, request: Request) -> JSONResponse:
         """``GET /v1/models/{id}``."""
-        view = self._pipeline.poller.view
-        key = authenticate(request.headers.get("authorization"), view)
+        key, view = self._pipeline.authenticate(caller_of(request))
         return JSONResponse(_card(find_route(view, key, request.path_params["model"])))
 
     async def health(self, _: Request) -> JSONResponse:
         """``GET /healthz``: 200 once the gateway has a snapshot; needs no key."""
         return JSONResponse({"status": "ok", "snapshot": self._pipeline.poller.view.number})
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks, as far as HTTP tells; not what ``X-Forwarded-For`` claims, which anybody can write."""
+    return Caller(request.headers.get("authorization"), request.client.host if request.client else "")
 
 
 def _card(route: ModelRoute) -> dict[str, Any]:

@@ -28,6 +28,17 @@ class GatewayArgs(BaseModel):
         ge=1,
         description="Most tokens a request may ask for; the model's context is the limit if absent.",
     )
+    assumed_output_tokens: int = Field(
+        256,
+        ge=0,
+        description="What an answer of unstated length counts as in its key's tokens until it has ended.",
+    )
+    max_failed_authentications: int = Field(
+        30,
+        ge=1,
+        description="Failed authentications a minute from one address that get 401; more get 429, while "
+        "good keys stay good.",
+    )
     upstream_timeout_s: float = Field(
         300.0, gt=0, description="Longest silence of a model in seconds, a cold start included."
     )

@@ -16,6 +16,7 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
     """The gateway as it runs in a replica, with all that it reads from and counts in."""
     from cluster.snapshots import newest
     from deployments.gateway.app import make_app
+    from deployments.gateway.limits import Limiter, ReplicaCount
     from deployments.gateway.pipeline import Pipeline
     from deployments.gateway.report import Report
     from deployments.gateway.upstream import Upstreams
@@ -24,8 +25,16 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
 
     poller = Poller(newest, make_engine, args.snapshot_interval_s)
     upstreams = Upstreams(args.upstream_timeout_s, args.upstream_key_variables)
-    pipeline = Pipeline(args, poller, upstreams, Report(counters=True))
-    return make_app(pipeline, upstreams, behind_proxy=True)
+    replicas = ReplicaCount(_running_replicas, lambda: poller.limited, args.snapshot_interval_s)
+    pipeline = Pipeline(args, poller, upstreams, Report(counters=True), Limiter(lambda: replicas.value))
+    return make_app(pipeline, upstreams, replicas, behind_proxy=True)
+
+
+def _running_replicas() -> int:
+    """How many replicas of this one's deployment run. Asks Serve's controller, so it may wait."""
+    own = serve.get_replica_context()
+    deployment = serve.status().applications[own.app_name].deployments[own.deployment]
+    return int(deployment.replica_states.get("RUNNING", 0))
 
 
 @serve.deployment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ class ApiError(Exception):
     """An answer that is an error: ``{"error": {"message", "type", "param", "code"}}``.
 
     :param retry_after_s: sent as ``Retry-After``; OpenAI's clients wait that long and try again.
+    :param headers: more headers of the answer.
     """
 
     def __init__(
@@ -24,6 +26,7 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -32,6 +35,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self._headers = dict(headers or {})
 
     @property
     def body(self) -> dict[str, Any]:
@@ -41,7 +45,7 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Headers that belong to it."""
-        headers = {}
+        headers = dict(self._headers)
         if self.retry_after_s is not None:
             headers["retry-after"] = str(self.retry_after_s)
         if self.status == 401:

@@ -1,7 +1,8 @@
 """The life of a request, step by step: each step is one function on typed values.
 
-    authenticate -> take a place -> parse -> find the route and its policy -> limits -> input guards
-    -> choose a target -> upstream -> output guards on the stream -> respond; beside it: the report.
+    authenticate -> take a place, the gateway's and the key's -> parse -> find the route and its policy
+    -> limits -> reserve the key's tokens -> input guards -> choose a target -> upstream
+    -> output guards on the stream -> respond; beside it: the report.
 
 No step is optional: there is no way to a model that does not pass the guards. A stream and a whole answer
 are made from the same guarded chunks.
@@ -15,6 +16,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from starlette.requests import ClientDisconnect
@@ -33,8 +35,10 @@ from deployments.gateway.answer import Answer, Assembly
 from deployments.gateway.args import GatewayArgs
 from deployments.gateway.body import Body, ChatBody, CompletionBody, parse
 from deployments.gateway.errors import ApiError, overloaded, unknown_model
+from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
 from deployments.gateway.report import Report
+from deployments.gateway.throttle import FailedAuthentications
 from deployments.gateway.upstream import Upstreams
 from deployments.gateway.view import Poller, View
 from validation.guards import GuardContext, GuardEngine, judge_request
@@ -56,6 +60,7 @@ class Call:
     engine: GuardEngine
     body: Body
     upstream_body: dict[str, Any]
+    admission: Admission
 
     @property
     def principal(self) -> Principal:
@@ -73,8 +78,18 @@ class Call:
         return {"request_id": self.request_id, "key": self.key.id, "model": self.route.model}
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, as far as HTTP tells."""
+
+    #: The header.
+    authorization: str | None
+    #: The address that the connection came from: a load balancer's, if one stands before.
+    address: str
+
+
 def authenticate(authorization: str | None, view: View) -> ApiKey:
-    """Who asks. Raises ApiError 401."""
+    """The key of who asks. Raises ApiError 401."""
     scheme, _, secret = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         raise ApiError(
@@ -85,6 +100,8 @@ def authenticate(authorization: str | None, view: View) -> ApiKey:
     key = view.key(secret.strip())
     if key is None:
         raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
+    if key.expires_at is not None and key.expires_at <= datetime.now(UTC):
+        raise ApiError(401, "This API key has expired.", code="invalid_api_key")
     return key
 
 
@@ -108,6 +125,13 @@ def check_limits(body: Body, args: GatewayArgs) -> None:
         for field in ("max_tokens", "max_completion_tokens"):
             if (getattr(body, field, None) or 0) > args.max_output_tokens:
                 raise ApiError(400, f"'{field}' may be at most {args.max_output_tokens}.", param=field)
+
+
+def estimate_tokens(raw: bytes, body: Body, args: GatewayArgs) -> int:
+    """Most tokens that a request is likely to use: four bytes of the body each, and all that it asks for."""
+    wanted = getattr(body, "max_completion_tokens", None)
+    wanted = body.max_tokens if wanted is None else wanted
+    return len(raw) // 4 + body.choices * (args.assumed_output_tokens if wanted is None else wanted)
 
 
 async def guard_input(call: Call, report: Report) -> Call:
@@ -139,19 +163,35 @@ def choose_target(targets: Sequence[Target]) -> Target:
 class Pipeline:
     """One replica's pipeline; shared by all of its requests."""
 
-    def __init__(self, args: GatewayArgs, poller: Poller, upstreams: Upstreams, report: Report) -> None:
+    def __init__(
+        self, args: GatewayArgs, poller: Poller, upstreams: Upstreams, report: Report, limiter: Limiter
+    ) -> None:
         self.args = args
         self.poller = poller
+        self._limiter = limiter
+        self._failures = FailedAuthentications(args.max_failed_authentications)
         self._upstreams = upstreams
         self._report = report
         self._at_work = 0
+
+    def authenticate(self, caller: Caller) -> tuple[ApiKey, View]:
+        """The key of who asks, and the view that knows it.
+
+        Raises ApiError 401, or 429 for a client that has failed too often; a good key is never refused.
+        """
+        view = self.poller.view
+        try:
+            return authenticate(caller.authorization, view), view
+        except ApiError:
+            self._failures.note(caller.address)
+            raise
 
     @asynccontextmanager
     async def open(
         self,
         endpoint: Endpoint,
         request_id: str,
-        authorization: str | None,
+        caller: Caller,
         read_body: Callable[[], Awaitable[bytes]],
     ) -> AsyncGenerator[Call, None]:
         """From what came over HTTP to a call that may go to a model; it has a place among those at work.
@@ -163,15 +203,17 @@ class Pipeline:
         with ExitStack() as stack:
             try:
                 # Before a body of megabytes is read and judged.
-                key_id = authenticate(authorization, self.poller.view).id
+                key, _ = self.authenticate(caller)
+                key_id = key.id
                 stack.enter_context(self._place())
+                admission = stack.enter_context(self._limiter.admit(key))
                 raw = await read_body()
-                view = self.poller.view  # Reading may take long; the key may be revoked since.
-                key = authenticate(authorization, view)
+                key, view = self.authenticate(caller)  # Reading may take long; it may be revoked since.
                 body = parse(raw, BODIES[endpoint])
                 route = find_route(view, key, body.model)
                 model = route.model
                 check_limits(body, self.args)
+                admission.reserve_tokens(estimate_tokens(raw, body, self.args))
                 call = Call(
                     request_id=request_id,
                     endpoint=endpoint,
@@ -180,6 +222,7 @@ class Pipeline:
                     engine=view.engine(key, route),
                     body=body,
                     upstream_body=body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES),
+                    admission=admission,
                 )
                 call = await guard_input(call, self._report)
                 status = 200
@@ -258,6 +301,9 @@ class Pipeline:
             status = 500
             raise
         finally:
+            # Nobody knows what was generated for who went away, unless the engine told in time.
+            unknown = None if status in (200, 499) else 0
+            call.admission.tokens = answer.usage.get("total_tokens") or unknown
             self._report.request(
                 status=status, started=started, first_s=first_s, usage=answer.usage, **call.labels
             )

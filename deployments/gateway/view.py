@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import hmac
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from cluster.contracts import ApiKey, Route, Snapshot
+from cluster.contracts import ApiKey, KeyLimits, Route, Snapshot
 from cluster.errors import MantaError
 from deployments.gateway.errors import ApiError
 from validation.guards import GuardEngine, default_policy, parse_policy
@@ -20,14 +22,28 @@ logger = logging.getLogger("ray.serve")
 EngineFactory = Callable[..., GuardEngine]
 
 
+_PREFIX = 16
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret by its hash, the key's own or the one before."""
+
+    sha256: str
+    key: ApiKey
+    valid_until: datetime | None = None
+
+
 @dataclass(frozen=True)
 class View:
     """A snapshot, indexed. Immutable: a request keeps the one it began with."""
 
     number: int
-    keys: Mapping[str, ApiKey]
+    secrets: Mapping[str, tuple[Secret, ...]]
     routes: Mapping[str, Route]
     engines: Mapping[str, GuardEngine]
+    #: Whether any key has limits.
+    limited: bool
 
     @classmethod
     def of(cls, snapshot: Snapshot, make_engine: EngineFactory, old: View | None = None) -> View:
@@ -43,7 +59,8 @@ class View:
         policies.setdefault("default", default_policy())
         return cls(
             number=snapshot.number,
-            keys={key.sha256: key for key in snapshot.keys},
+            secrets=_by_prefix(snapshot.keys),
+            limited=any(key.limits != KeyLimits() for key in snapshot.keys),
             routes={route.model: route for route in snapshot.routes},
             engines={
                 name: known.get(policy.digest) or make_engine(policy) for name, policy in policies.items()
@@ -51,9 +68,19 @@ class View:
         )
 
     def key(self, secret: str) -> ApiKey | None:
-        """The key with that secret, unless it was revoked. Only hashes are compared."""
-        key = self.keys.get(hashlib.sha256(secret.encode()).hexdigest())
-        return None if key is None or key.revoked else key
+        """The key with that secret, unless it was revoked or the secret's time is over.
+
+        Hashes are compared, in constant time. Which of them are looked at follows from the hash of what was
+        sent: nobody can steer that towards a key's, so how long it takes tells nothing of a secret.
+        """
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        found = None
+        for known in self.secrets.get(digest[:_PREFIX], ()):
+            if hmac.compare_digest(known.sha256, digest):
+                found = known
+        if found is None or found.key.revoked or _is_over(found.valid_until):
+            return None
+        return found.key
 
     def engine(self, key: ApiKey, route: Route) -> GuardEngine:
         """The guards for this key on this route. Raises ApiError 503: without its policy nothing passes."""
@@ -64,6 +91,23 @@ class View:
                 503, f"The guard policy '{name}' is not published, so nothing may pass.", kind="server_error"
             )
         return engine
+
+
+def _by_prefix(keys: Iterable[ApiKey]) -> dict[str, tuple[Secret, ...]]:
+    """Every secret that may still be good, under the first characters of its hash."""
+    found: dict[str, tuple[Secret, ...]] = {}
+    for key in keys:
+        secrets = [Secret(key.sha256, key)]
+        if key.former is not None:
+            secrets.append(Secret(key.former.sha256, key, key.former.valid_until))
+        for secret in secrets:
+            prefix = secret.sha256[:_PREFIX]
+            found[prefix] = (*found.get(prefix, ()), secret)
+    return found
+
+
+def _is_over(moment: datetime | None) -> bool:
+    return moment is not None and moment <= datetime.now(UTC)
 
 
 class Poller:
@@ -78,6 +122,11 @@ class Poller:
         self._view: View | None = None
         self._failing = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether any key has limits, as far as is known."""
+        return self._view is not None and self._view.limited
 
     @property
     def view(self) -> View:

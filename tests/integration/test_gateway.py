@@ -16,6 +16,9 @@ import openai
 import pytest
 import yaml
 
+from cluster import keys
+from cluster.contracts import KeyLimits, KeyTerms
+from cluster.keys import KeyRepository
 from cluster.local.ray_head import ray_internal
 from cluster.settings import load_settings
 from tests.integration.serving import BASE, TUNED, Served
@@ -149,6 +152,47 @@ def test_mistakes_have_openais_exceptions(
 def test_a_wrong_key_is_told_apart(served: Served) -> None:
     with pytest.raises(openai.AuthenticationError):
         served.client(api_key="sk-wrong").chat.completions.create(**greedy())
+
+
+def test_a_key_with_limits_from_its_making_to_its_end(served: Served) -> None:
+    """The gateway learns of each change within 5 seconds, and its limits are OpenAI's to the client."""
+    repository = KeyRepository(load_settings().database_url)
+    limits = KeyLimits(requests_per_minute=2, tokens_per_minute=10_000)
+    made = repository.create(
+        KeyTerms(id="limited", owner="test", team="default", models=[BASE], limits=limits)
+    )
+    keys.publish(repository, by="test")
+    client = served.client(api_key=made.secret)
+    wait_until(client, admitted=True)
+    assert [model.id for model in client.models.list()] == [BASE]
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(**greedy(TUNED))
+    raw = client.chat.completions.with_raw_response.create(**greedy(max_tokens=2))
+    assert raw.headers["x-ratelimit-remaining-requests"] == "0"
+    assert int(raw.headers["x-ratelimit-remaining-tokens"]) < 10_000
+    with pytest.raises(openai.RateLimitError) as told:
+        client.chat.completions.create(**greedy())
+    assert told.value.code == "rate_limit_exceeded"
+    assert 0 < int(told.value.response.headers["retry-after"]) <= 61
+    repository.revoke("limited")
+    keys.publish(repository, by="test")
+    wait_until(client, admitted=False)
+
+
+def wait_until(client: openai.OpenAI, *, admitted: bool) -> None:
+    """Until the key is good, or no more; at most as long as a revocation may take."""
+    until = time.monotonic() + 5.0
+    while is_admitted(client) is not admitted:
+        assert time.monotonic() < until
+        time.sleep(0.3)  # Fewer failures in all than the gateway answers with 401.
+
+
+def is_admitted(client: openai.OpenAI) -> bool:
+    try:
+        client.models.list()
+    except openai.AuthenticationError:
+        return False
+    return True
 
 
 def test_the_prompt_is_redacted_before_the_model_sees_it(client: openai.OpenAI) -> None:

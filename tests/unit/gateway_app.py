@@ -15,6 +15,7 @@ import openai
 from cluster.contracts import ApiKey, PolicyDocument, Route, Snapshot, Target, UpstreamRequest
 from deployments.gateway.app import make_app
 from deployments.gateway.args import GatewayArgs
+from deployments.gateway.limits import Limiter, ReplicaCount
 from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.report import Report
 from deployments.gateway.upstream import Upstreams
@@ -71,10 +72,12 @@ class Script(Upstreams):
         self.targets: list[Target] = []
         self.closed = 0
         self.pause_s = 0.0
+        self.begun = asyncio.Event()
 
     async def chunks(self, target: Target, request: UpstreamRequest) -> AsyncGenerator[list[Chunk], None]:
         self.requests.append(request)
         self.targets.append(target)
+        self.begun.set()
         try:
             for item in self.says:
                 await asyncio.sleep(self.pause_s)
@@ -105,7 +108,9 @@ class Fixture:
 
 
 @asynccontextmanager
-async def gateway(first: Snapshot | None = None, **args: Any) -> AsyncIterator[Fixture]:
+async def gateway(
+    first: Snapshot | None = None, limiter: Limiter | None = None, **args: Any
+) -> AsyncIterator[Fixture]:
     """The application, started as a server starts it, and an HTTP client that calls it in this process."""
     snapshots = [first or snapshot()]
     script = Script()
@@ -113,7 +118,10 @@ async def gateway(first: Snapshot | None = None, **args: Any) -> AsyncIterator[F
     poller = Poller(
         lambda after: snapshots[-1] if snapshots[-1].number > after else None, GuardEngine, 3600.0
     )
-    app = make_app(Pipeline(settings, poller, script, Report(counters=False)), script, behind_proxy=False)
+    replicas = ReplicaCount(lambda: 1, lambda: False, 3600.0)
+    limiter = limiter or Limiter(lambda: replicas.value)
+    pipeline = Pipeline(settings, poller, script, Report(counters=False), limiter)
+    app = make_app(pipeline, script, replicas, behind_proxy=False)
     started = asyncio.Event()
     stop = asyncio.Event()
 

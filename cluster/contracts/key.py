@@ -1,0 +1,36 @@
+"""API keys as the control plane keeps them; gateways get them as :class:`ApiKey` in a snapshot."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import AwareDatetime, Field
+
+from cluster.contracts.base import Contract, Slug
+from cluster.contracts.snapshot import KeyLimits
+
+
+class KeyTerms(Contract):
+    """What is agreed when a key is made."""
+
+    id: Slug = Field(description="Public id, safe to log; never given to a second key.")
+    owner: str = Field(min_length=1, max_length=200, description="Who answers for it.")
+    team: Slug = Field(description="The team that it belongs to.")
+    tenant: Slug = Field("default", description="The tenant that it belongs to.")
+    models: list[str] | None = Field(
+        None, min_length=1, description="Public names of the models that it may use; all if absent."
+    )
+    policy: Slug | None = Field(None, description="Guard policy that overrides the route's.")
+    limits: KeyLimits = Field(default_factory=KeyLimits, description="How much it may use.")
+    expires_at: AwareDatetime | None = Field(None, description="Time from which on it is refused.")
+
+
+class KeyRecord(KeyTerms):
+    """A key on record. Its secret is nowhere."""
+
+    created_at: datetime = Field(description="UTC time at which it was made.")
+    rotated_at: datetime | None = Field(None, description="UTC time at which it last got a new secret.")
+    former_until: datetime | None = Field(
+        None, description="UTC time until which the secret before that is good; never was if absent."
+    )
+    revoked_at: datetime | None = Field(None, description="UTC time at which it was revoked.")
