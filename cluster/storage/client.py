@@ -241,15 +241,15 @@ class ObjectStore:
 
         It holds no keys (each process reads AWS_* for itself), so that a pickled plan carries none.
         """
-        from pyarrow import fs
+        from cluster.storage.arrow import PatientS3FileSystem
 
-        return fs.S3FileSystem(
+        return PatientS3FileSystem(
+            self._settings.max_attempts,
             region=self.endpoint.region,
             scheme=self.endpoint.scheme,
             endpoint_override=self.endpoint.host,
             connect_timeout=self._settings.connect_timeout_s,
             request_timeout=self._settings.read_timeout_s,
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=self._settings.max_attempts),
             allow_bucket_creation=False,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -113,3 +114,17 @@ def test_some_time_without_storage_is_waited_out(proxy: FaultProxy, store: Objec
             one.result()
     assert away.sprung is not None
     assert [item.bytes for item in store.list(f"{team}/")] == [1000] * 17
+
+
+def test_a_file_system_in_another_process_tries_as_often(proxy: FaultProxy, s3: S3, monkeypatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    # Not three, which is what pyarrow's own falls back to when it is pickled.
+    here = ObjectStore(s3.bucket, StorageSettings(max_attempts=5)).filesystem()
+    proxy.be_busy(3600)
+    tries = []
+    for files in (here, pickle.loads(pickle.dumps(here))):
+        before = proxy.slowed
+        with pytest.raises(OSError, match="503"):
+            files.open_input_stream(f"{s3.bucket}/absent")
+        tries.append(proxy.slowed - before)
+    assert tries == [5, 5]
