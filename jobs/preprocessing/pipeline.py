@@ -1,168 +1,254 @@
-"""The stages of ``jobs.preprocess`` over Ray Data, and the account that every input row is held in."""
+"""The stages of ``jobs.preprocess`` over Ray, and the account that every input row is held in.
+
+One pass of Ray Data reads and marks the rows, block by block. What needs more than one row (suites,
+duplicates, the digest) moves keys, counts and references; the text stays in its blocks, in Ray's object
+store, which spills to disk what memory does not hold.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cluster.errors import RefusedError
+from cluster.errors import MantaError, RefusedError
 from cluster.job import JobRun
 from cluster.job.preflight import preflight
-from cluster.storage import merge_row_digests
-from jobs.preprocessing.cleaning import Normalise, content_key, find_duplicates, normalised
-from jobs.preprocessing.files import SourceFile
-from jobs.preprocessing.reading import (
-    ERROR,
-    FILE,
-    LINE,
-    ROW_ID,
-    SPLIT,
-    RowFormat,
-    arrow_type,
-    raw_schema,
-    read_tables,
+from jobs.preprocessing.account import Action, Tally, Tolerance, name, nested
+from jobs.preprocessing.digest import merged_digest
+from jobs.preprocessing.duplicates import (
+    CROSSED,
+    DECISIONS,
+    EXACT,
+    NEAR,
+    codes,
+    find_exact,
+    find_near,
+    gathered,
+    id_at,
+    id_keys,
+    keys_of,
 )
-from jobs.preprocessing.shaping import Template, hashed_split
-from jobs.preprocessing.writing import Reason, block_digests, write_parquet, write_quarantine
+from jobs.preprocessing.files import SourceFile
+from jobs.preprocessing.finishing import Finishing
+from jobs.preprocessing.marking import Marking
+from jobs.preprocessing.reading import BLOCK_BYTES, READ, SIZE, read_tables
+from jobs.preprocessing.rows import (
+    ORDINAL,
+    REASON,
+    ROW_ID,
+    STAGE,
+    SUMMARY,
+    WHOLE_FILE,
+    file_of,
+    line_of,
+    quarantine_schema,
+)
+from jobs.preprocessing.writing import QUARANTINE, SPLITS, Writing, write_empty
 from jobs.session import connect
 from validation.data import GateReport, Suite
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
     import ray.data
 
-SPLITS = ("train", "test")
+
+class Told(NamedTuple):
+    """What a marked block tells the driver."""
+
+    first: int
+    tally: Tally
+    #: Place and sentence of the first line that cannot be read, and of a file.
+    broken: tuple[int, str] | None
+    broken_file: tuple[int, str] | None
 
 
 class Pipeline:
     """One preprocessing run. The methods are its stages, to be called in the order in which they stand."""
 
-    def __init__(self, job: JobRun, *, num_cpus: float) -> None:
-        self.job, self._cpus = job, num_cpus
-        self.contract: GateReport | None = None
-        self.final: GateReport | None = None
-        self.contaminated = 0
-        self._reasons: dict[str, Reason] = {}
-        self._duplicates: set[str] = set()
-        self._input = 0
-
-    def read(self, files: Sequence[SourceFile], form: RowFormat) -> None:
-        """Read all rows. Raises RefusedError about the first file or line that cannot be read."""
-        import ray
-
+    def __init__(self, job: JobRun, files: Sequence[SourceFile], *, num_cpus: float) -> None:
+        """Join the cluster. Raises UnavailableError if there is none, RefusedError if it is too small."""
+        self.job, self._files, self._cpus = job, files, num_cpus
         connect()
         preflight([{"CPU": self._cpus}], asker="Preprocessing", remedy="lower num_cpus")
         _quiet()
-        self._form = form
+        self.contract: GateReport | None = None
+        self.final: GateReport | None = None
+        self.tally = Tally()
+        self.counts: dict[str, int] = {}
+        self._rules: list[Tolerance] = []
+        #: References to blocks, in the order of files and lines.
+        self._marked: list[Any] = []
+        self._finished: list[Any] = []
+        self._bad: dict[str, dict[str, str]] = {"contract": {}, "final": {}}
+        self._actions: dict[str, Action] = {}
+        self._decisions: Any = None
+
+    def share(self, value: Any) -> Any:
+        """A reference to a value in Ray's object store."""
+        import ray
+
+        return ray.put(value)
+
+    def mark(self, marking: Marking) -> None:
+        """Read all rows, and look at each alone.
+
+        Raises RefusedError about the first file or line that cannot be read, or the first repeated id.
+        """
+        import ray
+
+        self._marking = marking
+        files, form = self._files, marking.form
 
         def rows(batch: dict[str, Any]) -> Iterator[pa.Table]:
             for number in batch["id"]:
                 yield from read_tables(files[number], form)
 
-        # One task for each file.
         numbers = ray.data.range(len(files), override_num_blocks=len(files))
-        read = numbers.map_batches(rows, batch_size=1, num_cpus=self._cpus)
-        self._raw = read.materialize()
-        self.job.progress(f"read {len(files)} files")
-        places = _narrow(self._raw, [ROW_ID, FILE, LINE, ERROR]).sort_values([FILE, LINE])
-        self._refuse_broken(places)
-        self._input = len(places)
-        if form.id_column is not None:
-            repeated = places[places.duplicated(ROW_ID)]
-            if len(repeated):
-                raise RefusedError(
-                    f"column {form.id_column} is no row id: {len(repeated)} rows repeat one, "
-                    f"such as {repeated[ROW_ID].iloc[0]!r} at line {repeated[LINE].iloc[0]}."
-                )
+        # Reading asks for less, so that Ray Data does not fuse it with what follows: the blocks of one large
+        # file are then marked by many workers.
+        read = numbers.map_batches(rows, batch_size=1, num_cpus=self._cpus / 2)
+        self._keep(self._map(read, self._marking))
+        self.job.progress(f"read {self.tally.rows['read']} rows of {len(files)} files")
+        self._refuse_broken_rules(self._marking.tolerances)
 
-    def _refuse_broken(self, places: pd.DataFrame) -> None:
-        broken = places[places[ERROR].notna()]
-        fatal = broken if not self._form.keep_broken else broken[broken[LINE] == 0]
-        if len(fatal):
-            raise RefusedError(str(fatal[ERROR].iloc[0]))
-        for row_id, error in zip(broken[ROW_ID], broken[ERROR], strict=True):
-            self._reasons[row_id] = Reason("read", error)
+    def _keep(self, marked: ray.data.Dataset) -> None:
+        """Hold the marked blocks, and hear what they tell."""
+        import ray
+
+        with _plainly():
+            self._dataset = marked.materialize()
+        blocks = self._dataset.to_arrow_refs()
+        told = list(zip(ray.get(self._each(told_by, blocks)), blocks, strict=True))
+        told.sort(key=lambda item: item[0].first)
+        self._marked = [block for _, block in told]
+        for found, _ in told:
+            self.tally.add(found.tally)
+        self._refuse_broken([found for found, _ in told])
+
+    def _refuse_broken(self, told: Sequence[Told]) -> None:
+        form = self._marking.form
+        files = [found.broken_file for found in told if found.broken_file]
+        lines = [] if form.keep_broken else [found.broken for found in told if found.broken]
+        if files or lines:
+            raise RefusedError(min(files + lines)[1])
+        if form.id_column is not None:
+            self._refuse_repeated(form.id_column)
+
+    def _refuse_repeated(self, id_column: str) -> None:
+        import ray
+
+        rows = self.tally.rows["read"]
+        repeated = ray.get(find_exact(self._each(id_keys, self._marked), rows, self._cpus))
+        if len(repeated):
+            number = repeated["ordinal"][0].as_py()
+            (row_id,) = filter(None, ray.get(self._each(id_at, self._marked, number)))
+            raise RefusedError(
+                f"column {id_column} is no row id: {len(repeated)} rows repeat one, such as {row_id!r} at "
+                f"line {line_of(number)} of {self._files[file_of(number)].address}."
+            )
+
+    def _refuse_broken_rules(self, rules: Sequence[Tolerance]) -> None:
+        self._rules += rules
+        too_many = [why for rule in rules if (why := self.tally.too_many(rule))]
+        if too_many:
+            self._refuse(f"the rules refuse the {self.tally.rows['read']} rows: {', '.join(too_many)}")
 
     def check_contract(self, suite: Suite) -> None:
-        """Judge the raw rows as they are. Raises RefusedError that names the failed expectations."""
-        readable = self._without(self._raw) if self._reasons else self._raw
-        declared = [name for name in self._form.columns if name != ROW_ID]
-        self.contract = self._judge(readable.select_columns([ROW_ID, *declared]), suite, "contract")
+        """Judge the readable rows. Raises RefusedError that names the failed expectations."""
+        declared = [column for column in self._marking.form.columns if column != ROW_ID]
+        rows = self._map(self._dataset, readable).select_columns([ROW_ID, *declared])
+        self._judge(rows, suite, "contract")
 
-    def shape(self, rule: Normalise, template: Template, keep: Sequence[str], test_fraction: float) -> None:
-        """Normalise the text, and make messages; rows that cannot be shaped go to quarantine."""
-        form, schema = self._form, shaped_schema(self._form, template, keep)
-        text = [
-            n for n, kind in form.columns.items() if kind in ("string", "messages") and n != form.id_column
-        ]
+    def remove_duplicates(self, rules: Sequence[Tolerance]) -> None:
+        """Decide which of equal (and similar) rows stays, and that none does of those that contradict.
 
-        def shaped(block: pa.Table) -> pa.Table:
-            import pyarrow as pa
+        Raises RefusedError if there are more of them than a rule allows.
+        """
+        import ray
 
-            rows = [
-                shape_row(normalised(row, text, rule), template, keep, test_fraction)
-                for row in block.to_pylist()
-            ]
-            return pa.Table.from_pylist(rows, schema=schema)
+        actions = self._actions = {rule.stage: rule.action for rule in rules}
+        rows, near = self.tally.rows["read"] + self.tally.rows["augmented"], self._marking.near
+        keys = self._each(keys_of, self._marked, ray.put(frozenset(self._bad["contract"])))
+        none = ray.put(gathered())
+        exact = find_exact(keys, rows, self._cpus) if EXACT in actions else none
+        found = {EXACT: exact}
+        if near and NEAR in actions:
+            before = exact if actions[EXACT] != "warn" else none
+            found[NEAR] = find_near(keys, before, rows, near.num_buckets, self._cpus)
+        refused = [table for stage, table in found.items() if actions.get(stage) != "warn"]
+        self._decisions = ray.remote(num_cpus=self._cpus)(gathered).remote(*refused)
+        self._count_duplicates(ray.get(self._each(codes, list(found.values()))))
+        self._refuse_broken_rules(rules)
 
-        self._shaped = self._map(self._without(self._raw), shaped).materialize()
-        self._keys = _narrow(self._shaped, [ROW_ID, FILE, LINE, SPLIT, "_key", "_answer", "_reason"])
-        unshaped = self._keys[self._keys["_reason"].notna()]
-        for row_id, reason in zip(unshaped[ROW_ID], unshaped["_reason"], strict=True):
-            self._reasons[row_id] = Reason("shape", reason)
-        self.job.progress(f"shaped {len(self._keys) - len(unshaped)} rows into messages")
-
-    def remove_duplicates(self) -> None:
-        """Keep one of equal rows, and none of rows that contradict each other, across files and splits."""
-        shaped = self._keys[self._keys["_reason"].isna()]
-        names = {FILE: "file", LINE: "line", SPLIT: "split", "_key": "key", "_answer": "label"}
-        decisions = find_duplicates(shaped.rename(columns=names))
-        self._duplicates, self.contaminated = decisions.duplicates, decisions.contaminated
-        for row_id, reason in decisions.conflicts.items():
-            self._reasons[row_id] = Reason("duplicates", reason)
-        self.job.progress(
-            f"removed {len(self._duplicates)} duplicates, {self.contaminated} of them in train and test; "
-            f"{len(decisions.conflicts)} rows contradict each other"
-        )
+    def _count_duplicates(self, found: Sequence[Mapping[int, int]]) -> None:
+        """Take decisions into the account; those that only warn never become a mark."""
+        judged = self.tally.rows["read"] - sum(self.tally.dropped.values())
+        for code, number in (item for counts in found for item in counts.items()):
+            stage, reason = DECISIONS[code]
+            self.tally.judged[stage] = judged
+            self.tally.broken[stage] += number
+            if self._actions[stage] == "warn":
+                self.tally.warned[name(stage, reason)] += number
+            self.job.progress(f"{number} rows in {stage}: {reason}")
 
     def check_final(self, suite: Suite) -> None:
-        """Judge the finished rows. Raises RefusedError that names the failed expectations."""
-        work = {FILE, LINE, SPLIT, "_key", "_answer", "_reason"}
-        kept = self._without(self._shaped)
-        names = [name for name in self._shaped.schema().names if name not in work]
-        self._finished = kept.select_columns(names).materialize()
-        self.final = self._judge(self._finished, suite, "final")
+        """Give rows their finished form, and judge them. Raises RefusedError that names what failed."""
+        import ray.data
 
-    def write(self) -> tuple[dict[str, int], str]:
-        """Write splits, quarantine and checks; return the counts and the data digest.
+        self._finish()
+        rows = self._map(ray.data.from_arrow_refs(self._finished), unmarked)
+        self._judge(rows.select_columns(self._finishing().columns()), suite, "final")
 
-        Raises RefusedError when a split is empty.
+    def _finish(self) -> None:
+        import ray
+
+        decisions = gathered() if self._decisions is None else self._decisions
+        self._finished = self._each(
+            self._finishing(), self._marked, decisions, ray.put(self._bad["contract"])
+        )
+
+    def _finishing(self) -> Finishing:
+        return Finishing(self._marking.form, self._marking.shape)
+
+    def write(self) -> str:
+        """Write splits, quarantine and checks; return the data digest.
+
+        Raises RefusedError for an empty split.
         """
-        counts: dict[str, int] = {}
-        finished = self._without(self._finished)
-        hidden = {"split", "prompt", "completion"}
-        names = [name for name in self._finished.schema().names if name not in hidden]
-        for split in SPLITS:
-            rows = self._map(finished, _only(split)).select_columns(names).materialize()
-            counts[split] = rows.count()
-            if not counts[split]:
-                raise RefusedError(f"no row is left for {split}: {self._account(counts)}.")
-            write_parquet(self.job.attempt, self.job.store, rows, split, self._cpus)
-        counts |= {
-            "quarantined": len(self._reasons),
-            "duplicates": len(self._duplicates),
-            "input": self._input,
-        }
-        self._write_apart(counts)
-        kept = counts["train"] + counts["test"]
-        assert kept + counts["quarantined"] + counts["duplicates"] == self._input, counts
-        digests = self._map(finished, block_digests)
-        digest = merge_row_digests((row["id"], row["digest"]) for row in digests.iter_rows())
-        self.job.progress(f"wrote {self._account(counts)}")
-        return counts, digest
+        digests = self._write_rows(SPLITS)
+        dropped = nested(self.tally.dropped)
+        self.counts["duplicates"] = sum(sum(dropped.get(stage, {}).values()) for stage in self._actions)
+        self.counts["input"] = self.tally.rows["read"] + self.tally.rows["augmented"]
+        for split in SPLITS if self._marking.shape.split.test_fraction else SPLITS[:1]:
+            if not self.counts[split]:
+                raise RefusedError(f"no row is left for {split}: {self._account()}.")
+        kept = self.counts["train"] + self.counts["test"]
+        assert kept + self.counts["quarantined"] == self.counts["input"], self.counts
+        self._write_checks()
+        digest = merged_digest(digests, kept, self._cpus)
+        self.job.progress(f"wrote {self._account()}")
+        return digest
+
+    def _write_rows(self, splits: Sequence[str]) -> list[Any]:
+        """Write the finished rows of the splits, and the others; give references to their digests."""
+        import ray
+
+        job, sources = self.job, [file.address for file in self._files]
+        writing = Writing(job.store, job.attempt.prefix, self._finishing().columns(), sources, splits)
+        written = self._each(writing, self._finished, ray.put(self._bad["final"]), returns=2)
+        total: Counter[str] = Counter()
+        for counts, _ in written:
+            total.update(ray.get(counts))
+        self.counts = {split: total.pop(split, 0) for split in splits}
+        self.counts["quarantined"] = total.pop(QUARANTINE, 0)
+        self.tally.dropped = total
+        if not self.counts["quarantined"]:
+            write_empty(job.attempt, QUARANTINE, quarantine_schema())
+        return [digest for _, digest in written]
 
     def _judge(self, rows: ray.data.Dataset, suite: Suite, stage: str) -> GateReport:
         # Imported here: Great Expectations costs seconds, which a broken file need not wait for.
@@ -170,107 +256,111 @@ class Pipeline:
 
         report = gate(rows, suite, ROW_ID, num_cpus=self._cpus)
         setattr(self, stage, report)
-        for row_id, labels in report.bad_rows.items():
-            self._reasons[row_id] = Reason(stage, "; ".join(labels))
+        self._bad[stage] = {row_id: "; ".join(labels) for row_id, labels in report.bad_rows.items()}
         held, number = sum(e.success for e in report.expectations), len(report.expectations)
         self.job.progress(
             f"suite {suite.name}: {held} of {number} expectations hold, "
             f"{len(report.bad_rows)} of {report.rows} rows go to quarantine"
         )
         if not report.success:
-            self._write_apart({"input": self._input, "quarantined": len(self._reasons)})
             named = ", ".join(e.describe() for e in report.failed)
-            raise RefusedError(
-                f"suite {suite.name} refuses the {report.rows} rows: {named} failed; "
-                f"rows with reasons are in {self.job.attempt.uri}quarantine/."
-            )
+            self._refuse(f"suite {suite.name} refuses the {report.rows} rows: {named} failed")
         return report
 
-    def _write_apart(self, counts: dict[str, int]) -> None:
-        columns = list(self._form.columns)
-        write_quarantine(self.job.attempt, self.job.store, self._raw, self._reasons, columns, self._cpus)
-        reports = {"contract": self.contract, "final": self.final}
+    def _refuse(self, sentence: str) -> None:
+        """End the job, and leave the rows that were refused so far to look at."""
+        if not self._finished:
+            self._finish()
+        self._write_rows(())
+        self.counts["input"] = self.tally.rows["read"] + self.tally.rows["augmented"]
+        self._write_checks()
+        raise RefusedError(f"{sentence}; rows with reasons are in {self.job.attempt.uri}quarantine/.")
+
+    def _write_checks(self) -> None:
+        suites = {"contract": self.contract, "final": self.final}
         checks = {
-            "counts": counts,
-            "contaminated": self.contaminated,
-            "suites": {stage: r.model_dump(mode="json") if r else None for stage, r in reports.items()},
+            "counts": self.counts,
+            "suites": {stage: r.model_dump(mode="json") if r else None for stage, r in suites.items()},
+            **self.tally.report(self._rules),
         }
         self.job.attempt.write("checks.json", json.dumps(checks, ensure_ascii=False, default=str).encode())
 
-    def _without(self, rows: ray.data.Dataset) -> ray.data.Dataset:
-        """The rows that are neither in quarantine nor duplicates so far."""
-        import ray
+    @property
+    def contaminated(self) -> int:
+        """Rows of train that repeat rows of test, and so are in quarantine."""
+        crossed = [name(*DECISIONS[code]) for code in CROSSED]
+        return sum(self.tally.dropped[key] for key in crossed)
 
-        gone = ray.put(frozenset(self._reasons) | self._duplicates)
-
-        def kept(block: pa.Table) -> pa.Table:
-            import ray
-
-            removed = ray.get(gone)
-            return block.filter([row_id not in removed for row_id in block[ROW_ID].to_pylist()])
-
-        return self._map(rows, kept)
+    # Moving blocks
 
     def _map(self, rows: ray.data.Dataset, function: Any) -> ray.data.Dataset:
         return rows.map_batches(function, batch_format="pyarrow", batch_size=None, num_cpus=self._cpus)
 
-    def _account(self, counts: dict[str, int]) -> str:
-        return ", ".join(f"{count} {name}" for name, count in counts.items())
+    def _each(self, function: Any, blocks: Sequence[Any], *arguments: Any, returns: int = 1) -> list[Any]:
+        """References to what a function gives for each block, made by a task for each."""
+        import ray
+
+        def call(function: Any, block: pa.Table, *arguments: Any) -> Any:
+            return function(block, *arguments)
+
+        task, shared = ray.remote(num_cpus=self._cpus, num_returns=returns)(call), ray.put(function)
+        return [task.remote(shared, block, *arguments) for block in blocks]
+
+    def _account(self) -> str:
+        return ", ".join(f"{count} {what}" for what, count in self.counts.items())
 
 
-def shaped_schema(form: RowFormat, template: Template, keep: Sequence[str]) -> pa.Schema:
-    """Schema of shaped rows."""
+def told_by(block: pa.Table) -> Told:
+    """What a marked block has to say."""
+    import pyarrow.compute as pc
+
+    tally, broken = Tally(), dict[bool, tuple[int, str]]()
+    for summary in block[SUMMARY].drop_null().to_pylist():
+        tally.add(Tally.from_bytes(summary))
+    unread = block.select([ORDINAL, REASON]).filter(pc.equal(block[STAGE], READ).fill_null(False))
+    for number, reason in zip(unread[ORDINAL].to_pylist(), unread[REASON].to_pylist(), strict=True):
+        of_file = line_of(number) == WHOLE_FILE
+        broken[of_file] = min(broken.get(of_file, (number, reason)), (number, reason))
+    first = pc.min(block[ORDINAL]).as_py() if len(block) else 0
+    return Told(first, tally, broken.get(False), broken.get(True))
+
+
+def readable(block: pa.Table) -> pa.Table:
+    """The rows that could be read."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    text, raw = pa.string(), raw_schema(form)
-    kept = [(name, text if name in template.values else raw.field(name).type) for name in keep]
-    work = [(name, raw.field(name).type) for name in (FILE, LINE, SPLIT)]
-    made = [("split", text), ("messages", arrow_type("messages")), ("prompt", text), ("completion", text)]
-    return pa.schema(
-        [(ROW_ID, text), *made, *kept, *work, ("_key", text), ("_answer", text), ("_reason", text)]
-    )
+    return block.filter(pc.invert(pc.is_in(block[STAGE], pa.array([READ, SIZE]))))
 
 
-def shape_row(
-    row: dict[str, Any], template: Template, keep: Sequence[str], test_fraction: float
-) -> dict[str, Any]:
-    """A normalised raw row as messages, with keys to compare it by, or the reason why it has none."""
-    place = {name: row[name] for name in (ROW_ID, FILE, LINE, SPLIT)}
-    try:
-        mapped = template.mapped(row)
-        messages = template.render(mapped)
-    except LookupError as problem:
-        return {**place, "_reason": str(problem.args[0])}
-    asked, answer = messages[:-1], messages[-1]["content"]
-    key = content_key({"messages": asked}, ["messages"])
-    split = row[SPLIT] or hashed_split(key, test_fraction)
-    prompt = "\n".join(m["content"] for m in asked)
-    made = {"split": split, "messages": messages, "prompt": prompt, "completion": answer, SPLIT: split}
-    return {**place, **made, **{n: mapped[n] for n in keep}, "_key": key, "_answer": answer}
+def unmarked(block: pa.Table) -> pa.Table:
+    """The rows that nothing was found against."""
+    import pyarrow.compute as pc
+
+    return block.filter(pc.is_null(block[STAGE]))
 
 
 def _quiet() -> None:
-    """The job has progress lines of its own."""
+    """The job has progress lines of its own, and blocks that are small enough to share the work out."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = BLOCK_BYTES
 
 
-def _only(split: str) -> Any:
-    def only(block: pa.Table) -> pa.Table:
-        import pyarrow.compute as pc
-
-        return block.filter(pc.equal(block["split"], split))
-
-    return only
-
-
-def _narrow(rows: ray.data.Dataset, names: Sequence[str]) -> pd.DataFrame:
-    """A few small columns of all rows, in the driver."""
-    import pandas as pd
-
-    blocks = rows.select_columns(list(names)).iter_batches(batch_size=None, batch_format="pandas")
-    return pd.concat(
-        [pd.DataFrame({n: [] for n in names}), *(b for b in blocks if len(b))], ignore_index=True
-    )
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Raise what a task raised for the user as it was, without Ray's account of the task."""
+    try:
+        yield
+    except MantaError:
+        raise
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None and not isinstance(found, MantaError):
+            found = getattr(found, "cause", None) or found.__cause__
+        if found is None:
+            raise
+        raise found from None

@@ -3,87 +3,99 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Attempt, ObjectStore, row_digest
-from jobs.preprocessing.reading import ERROR, LINE, RAW, ROW_ID, SOURCE
+from jobs.preprocessing.account import name
+from jobs.preprocessing.finishing import REPEATS
+from jobs.preprocessing.rows import (
+    ORDINAL,
+    RAW,
+    REASON,
+    ROW_ID,
+    SCORE,
+    STAGE,
+    file_of,
+    line_of,
+    quarantine_schema,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import ray.data
+
+SPLITS, QUARANTINE = ("train", "test"), "quarantine"
+#: Finished columns that suites look at, and that are not written.
+_HIDDEN = frozenset({"split", "prompt", "completion"})
 
 
 @dataclass(frozen=True)
-class Reason:
-    """Why a row is kept apart, and at which stage."""
+class Writing:
+    """Writes finished blocks; equal blocks get equal names, so that a repeated task leaves nothing twice."""
 
-    stage: str
-    reason: str
+    store: ObjectStore
+    #: Where the attempt's files go.
+    prefix: str
+    #: The finished columns, in order.
+    columns: Sequence[str]
+    #: Address of each source file, by its number.
+    sources: Sequence[str]
+    #: Splits to write, beside the quarantine.
+    splits: Sequence[str] = SPLITS
 
+    def __call__(self, block: pa.Table, bad: Mapping[str, str]) -> tuple[Counter[str], pa.Table]:
+        """Write the rows of one block; give their numbers by folder, stage and reason, and their digests.
 
-def quarantine_schema() -> pa.Schema:
-    """row_id, source file, line, stage, reason, and the raw row as JSON (a broken line itself)."""
-    import pyarrow as pa
-
-    text = pa.string()
-    return pa.schema(
-        [
-            ("row_id", text),
-            ("source", text),
-            ("line", pa.int64()),
-            ("stage", text),
-            ("reason", text),
-            ("raw", text),
-        ]
-    )
-
-
-def write_quarantine(
-    attempt: Attempt,
-    store: ObjectStore,
-    raw: ray.data.Dataset,
-    reasons: Mapping[str, Reason],
-    columns: Sequence[str],
-    num_cpus: float,
-) -> None:
-    """Write the raw rows in ``reasons`` to ``quarantine/``; one file without rows if there are none."""
-    if not reasons:
-        write_empty(attempt, "quarantine", quarantine_schema())
-        return
-    import ray
-
-    known = ray.put(dict(reasons))
-
-    def kept_apart(block: pa.Table) -> pa.Table:
+        :param bad: row id to the expectations of the final suite that the row breaks.
+        """
         import pyarrow as pa
-        import ray
+        import pyarrow.compute as pc
 
-        reasons = ray.get(known)
-        rows = []
-        for row in block.to_pylist():
-            why = reasons.get(row[ROW_ID])
-            if why is None:
-                continue
-            raw_row = row[RAW] if row[ERROR] else json.dumps({c: row[c] for c in columns}, ensure_ascii=False)
-            place = {"row_id": row[ROW_ID], "source": row[SOURCE], "line": row[LINE]}
-            rows.append({**place, "stage": why.stage, "reason": why.reason, "raw": raw_row})
-        return pa.Table.from_pylist(rows, schema=quarantine_schema())
+        counts: Counter[str] = Counter()
+        if not len(block):
+            return counts, digests([])
+        first = block[ORDINAL][0].as_py()
+        refused = pa.array([row_id in bad for row_id in block[ROW_ID].to_pylist()])
+        kept = pc.and_(pc.is_null(block[STAGE]), pc.invert(refused))
+        finished = block.filter(kept)
+        written = [c for c in self.columns if c not in _HIDDEN]
+        for split in self.splits:
+            rows = finished.filter(pc.equal(finished["split"], split))
+            self._write(rows.select(written), split, first)
+            counts[split] += len(rows)
+        apart = list(self._apart(block.filter(pc.invert(kept)), bad))
+        self._write(pa.Table.from_pylist(apart, schema=quarantine_schema()), QUARANTINE, first)
+        counts[QUARANTINE] += len(apart)
+        counts.update(name(row["stage"], row["reason"]) for row in apart)
+        return counts, digests(finished.select(list(self.columns)).to_pylist())
 
-    found = raw.map_batches(kept_apart, batch_format="pyarrow", batch_size=None, num_cpus=num_cpus)
-    write_parquet(attempt, store, found, "quarantine", num_cpus)
+    def _apart(self, rows: pa.Table, bad: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        for row in rows.to_pylist():
+            why = {"stage": row[STAGE], "reason": row[REASON], "score": row[SCORE], "raw": row[RAW]}
+            if row[STAGE] is None:
+                finished = {c: row[c] for c in self.columns if c not in _HIDDEN}
+                raw = json.dumps(finished, ensure_ascii=False)
+                why = {"stage": "final", "reason": bad[row[ROW_ID]], "score": None, "raw": raw}
+            repeats = row[REPEATS]
+            yield {
+                "row_id": row[ROW_ID],
+                "source": self.sources[file_of(row[ORDINAL])],
+                "line": line_of(row[ORDINAL]),
+                "repeats": None if repeats is None else self._place(repeats),
+                **why,
+            }
 
+    def _place(self, number: int) -> str:
+        return f"{self.sources[file_of(number)]} line {line_of(number)}"
 
-def write_parquet(
-    attempt: Attempt, store: ObjectStore, dataset: ray.data.Dataset, folder: str, num_cpus: float
-) -> None:
-    """Write a dataset below the attempt, one file for each block that is not empty."""
-    dataset.write_parquet(
-        f"{store.bucket}/{attempt.prefix}{folder}",
-        filesystem=store.filesystem(),
-        ray_remote_args={"num_cpus": num_cpus},
-    )
+    def _write(self, rows: pa.Table, folder: str, first: int) -> None:
+        import pyarrow.parquet as pq
+
+        if len(rows):
+            path = f"{self.store.bucket}/{self.prefix}{folder}/{first:016x}.parquet"
+            pq.write_table(rows, path, filesystem=self.store.filesystem(), compression="zstd")
 
 
 def write_empty(attempt: Attempt, folder: str, schema: pa.Schema) -> None:
@@ -96,14 +108,10 @@ def write_empty(attempt: Attempt, folder: str, schema: pa.Schema) -> None:
     attempt.write(f"{folder}/empty.parquet", sink.getvalue().to_pybytes())
 
 
-def block_digests(block: pa.Table) -> pa.Table:
-    """Id and SHA-256 of every row of a block; the driver merges them to the data digest."""
+def digests(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Id and SHA-256 of every row."""
     import pyarrow as pa
 
-    pairs = [row_digest(row, ROW_ID) for row in block.to_pylist()]
-    return pa.table(
-        {
-            "id": pa.array([identity for identity, _ in pairs], pa.string()),
-            "digest": pa.array([digest for _, digest in pairs], pa.binary()),
-        }
-    )
+    pairs = [row_digest(row, ROW_ID) for row in rows]
+    ids, hashes = [i for i, _ in pairs], [d for _, d in pairs]
+    return pa.table({"id": pa.array(ids, pa.string()), "digest": pa.array(hashes, pa.binary(32))})
