@@ -86,7 +86,7 @@ def run(config: EvaluateConfig) -> JobResult:
     with start_run("evaluate", "evaluation", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
         if job.done:
             return job.result(job.done)
-        everything = read_rows(artifacts, dataset, config.split)
+        everything = read_rows(artifacts, dataset, config.split, reader="evaluation")
         rows = draw(everything, config.max_rows, config.seed)
         expected = [_expected(row, config.labels) for row in rows]
         job.progress(f"{len(rows)} of {len(everything)} held-out rows of {dataset.ref}, split {config.split}")

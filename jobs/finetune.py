@@ -82,13 +82,14 @@ def run(config: FinetuneConfig) -> JobResult:
     """Fine-tune, or find it done.
 
     Raises NotFoundError for an unknown dataset or model, RefusedError for more resources than the cluster
-    has or rows that cannot be learned from, UnavailableError if there is no cluster.
+    has, a dataset without conversations or with rows that cannot be learned from, UnavailableError if there
+    is no cluster.
     """
     store = object_store()
     store.check()
     artifacts = ArtifactStore(store)
     dataset = find_artifact(artifacts, load_settings().team, "dataset", config.dataset)
-    split_files(artifacts, dataset, config.split)
+    split_files(artifacts, dataset, config.split, reader="fine-tuning")
     base = ensure_model(config.base_model, config.base_model_name, _progress())
     inputs = [ArtifactInput(address=str(m.ref), digest=m.data_digest) for m in (base, dataset)]
     with start_run("finetune", "checkpoint", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:

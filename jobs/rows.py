@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.contracts import Manifest
 from cluster.errors import NotFoundError
 from cluster.storage import ArtifactStore
+from validation.data.schema import CONVERSATIONS, SUMMARY_KEY, Columns, describe_schema, refuse_schema
 
 
 @dataclass(frozen=True)
@@ -22,25 +25,51 @@ class Row:
         return sum(len(message["content"]) for message in self.messages)
 
 
-def split_files(artifacts: ArtifactStore, dataset: Manifest, split: str) -> list[str]:
-    """Paths (``bucket/key``, for pyarrow) of a split's Parquet files. Raises NotFoundError if it has none."""
+def split_files(
+    artifacts: ArtifactStore,
+    dataset: Manifest,
+    split: str,
+    needed: Mapping[str, Any] = CONVERSATIONS,
+    reader: str = "this job",
+) -> list[str]:
+    """Paths (``bucket/key``, for pyarrow) of a split's Parquet files.
+
+    Raises NotFoundError if it has none, RefusedError if its schema lacks a needed column or has it otherwise.
+    """
     found = artifacts.uris(dataset, split, ".parquet")
     if not found:
         splits = sorted({file.path.partition("/")[0] for file in dataset.files if "/" in file.path})
         raise NotFoundError(f"{dataset.ref} has no split {split!r}; it has {', '.join(splits) or 'none'}.")
-    return [uri.removeprefix("s3://") for uri in found]
+    files = [uri.removeprefix("s3://") for uri in found]
+    # Versions made before schemas were recorded tell theirs by a file.
+    columns = dataset.summary.get(SUMMARY_KEY) or _columns(artifacts, files[0])
+    refuse_schema(columns, needed, str(dataset.ref), reader)
+    return files
 
 
-def read_rows(artifacts: ArtifactStore, dataset: Manifest, split: str) -> list[Row]:
-    """All rows of a split in row-id order. Raises NotFoundError if there is no such split or no row in it."""
+def read_rows(artifacts: ArtifactStore, dataset: Manifest, split: str, reader: str = "this job") -> list[Row]:
+    """All rows of a split in row-id order.
+
+    Raises NotFoundError if there is no such split or no row in it, RefusedError if its columns do not fit.
+    """
     import pyarrow.parquet as pq
 
-    files, filesystem = split_files(artifacts, dataset, split), artifacts.store.filesystem()
-    rows = [
-        Row(row["row_id"], row["messages"])
-        for file in files
-        for row in pq.read_table(file, columns=["row_id", "messages"], filesystem=filesystem).to_pylist()
-    ]
+    rows = []
+    for path in split_files(artifacts, dataset, split, reader=reader):
+        with artifacts.store.filesystem().open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            # Whatever the manifest says, this is what is read.
+            name = path.rpartition("/")[2]
+            columns = describe_schema(file.schema_arrow)
+            refuse_schema(columns, CONVERSATIONS, f"{dataset.ref}, {split}/{name},", reader)
+            found = file.read(columns=list(CONVERSATIONS)).to_pylist()
+        rows += [Row(row["row_id"], row["messages"]) for row in found]
     if not rows:
         raise NotFoundError(f"{dataset.ref} has no rows in split {split!r}.")
     return sorted(rows, key=lambda row: row.row_id)
+
+
+def _columns(artifacts: ArtifactStore, path: str) -> Columns:
+    import pyarrow.parquet as pq
+
+    return describe_schema(pq.read_schema(path, filesystem=artifacts.store.filesystem()))

@@ -22,6 +22,7 @@ from cluster.storage import ArtifactStore, ObjectStore
 from jobs.batch.lines import bad, parse_openai_lines
 from jobs.batch.rows import BatchRequest
 from jobs.inputs import find_artifact
+from validation.data.schema import CONVERSATIONS, MESSAGES, SUMMARY_KEY, Columns, refuse_schema
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -194,12 +195,24 @@ def _from_dataset(config: SourceConfig, store: ObjectStore, team: str) -> Source
     if not paths:
         known = ", ".join(sorted({e.path.split("/")[0] for e in manifest.files if "/" in e.path}))
         raise UsageError(f"{manifest.ref} has no split {config.split!r}; it has {known}.")
+    if SUMMARY_KEY in manifest.summary:
+        refuse_schema(manifest.summary[SUMMARY_KEY], _needed(config), str(manifest.ref), "this batch")
     prefix = artifacts.prefix(manifest)
     files = [
         SourceFile(store.uri(prefix + path), f"{store.bucket}/{prefix}{path}", "parquet", store.filesystem())
         for path in sorted(paths)
     ]
     return Source(config, files, [ArtifactInput(address=str(manifest.ref), digest=manifest.data_digest)])
+
+
+def _needed(config: SourceConfig) -> Columns:
+    """The columns of a dataset that a request is made from. Those of a template are told with their row."""
+    ids: Columns = {} if config.id_column else {"row_id": CONVERSATIONS["row_id"]}
+    if config.prompt_template is not None:
+        return ids
+    if config.prompt_column is not None:
+        return ids | {config.prompt_column: "string"}
+    return ids | {config.messages_column or "messages": MESSAGES}
 
 
 def _list_files(path: str, store: ObjectStore) -> list[SourceFile]:

@@ -81,7 +81,7 @@ def train(config: dict[str, Any]) -> None:
     plan: WorkerPlan = config["plan"]
     context = ray.train.get_context()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    rows = read_rows(ArtifactStore(object_store()), plan.dataset, plan.split)
+    rows = read_rows(ArtifactStore(object_store()), plan.dataset, plan.split, reader="fine-tuning")
     tokenizer = load_tokenizer(local_copy(plan.base))
     total = plan.arguments.total_steps(len(rows), context.get_world_size())
     trained = _start(plan, total, ray.train.get_checkpoint() or plan.resume)
