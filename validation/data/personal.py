@@ -1,0 +1,162 @@
+"""Personal data in a text: where it stands, and what is to become of it.
+
+The entities that guards know are found by the guards' own patterns, so that what is kept from training is
+what is kept from a model's answers. Any other name is Presidio's. Most texts hold nothing that any pattern
+could match; a look for that spares them the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from validation.data.verdict import Rule, Verdict
+from validation.guards.inline.pii import pii_guard
+from validation.guards.normalise import View, fold, normalise
+from validation.guards.policy import PII_ENTITIES
+from validation.guards.scan import Window
+
+if TYPE_CHECKING:
+    from validation.data.documents import Document
+
+Action = Literal["mask", "drop", "keep"]
+
+_FOLDED = re.compile(r"[^\t\n\r\x20-\x7e]+")
+#: What a folded text has if a guard's pattern matches in it, by entity.
+_GATES = {
+    "EMAIL_ADDRESS": "@",
+    "PHONE_NUMBER": r"[0-9](?:[ ./()\-]{0,3}[0-9]){7}",
+    "US_SSN": r"[0-9]{3}[ \-][0-9]{2}[ \-][0-9]{4}",
+    "CREDIT_CARD": r"[0-9](?:[ \-]{0,2}[0-9]){12}",
+    "IBAN_CODE": r"[A-Za-z]{2}[0-9]{2}(?:[ \-]?[A-Za-z0-9]){11}",
+    "IP_ADDRESS": r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|:[0-9A-Fa-f.]*:",
+}
+#: Entities of Presidio's without which a text has no digit.
+_WITH_DIGITS = frozenset({"CRYPTO", "US_BANK_NUMBER", "US_ITIN", "US_PASSPORT"})
+
+
+class PersonalSpan(NamedTuple):
+    """Personal data in a text."""
+
+    #: First code point, and the one behind the last.
+    start: int
+    end: int
+    entity: str
+    #: How sure it is, 0 to 1.
+    score: float
+    action: Action
+
+
+def _mask_all() -> dict[str, Action]:
+    return dict.fromkeys(PII_ENTITIES, "mask")
+
+
+class PersonalData(Rule):
+    """Personal data, to be masked, to cost a row its place, or to be left."""
+
+    entities: dict[str, Action] = Field(
+        default_factory=_mask_all,
+        description="Entity to mask (a placeholder takes its place), drop (the row goes) or keep (it is not "
+        "looked for): those of guards, or Presidio's names such as CRYPTO, US_PASSPORT or PERSON.",
+    )
+    min_score: float = Field(0.4, ge=0, le=1, description="Least score of what Presidio finds.")
+    language: str = Field("en", description="Language for Presidio, as an ISO 639-1 code.")
+    spacy_model: str | None = Field(
+        None, description="spaCy model (package or folder) for PERSON, LOCATION and others without a pattern."
+    )
+
+    def build(self) -> PersonalDataFinder:
+        """The finder. Raises NotFoundError for a missing model, UsageError for an entity nobody finds."""
+        return PersonalDataFinder(self)
+
+
+class PersonalDataFinder:
+    """Finds what its configuration asks to mask or to drop; a judge by the latter."""
+
+    name = "personal_data"
+
+    def __init__(self, config: PersonalData) -> None:
+        self._config = config
+        wanted = [entity for entity, action in config.entities.items() if action != "keep"]
+        ours = [entity for entity in PII_ENTITIES if entity in wanted]
+        self._theirs = [entity for entity in wanted if entity not in PII_ENTITIES]
+        # Without entities of theirs, the gate never opens.
+        self._guard = pii_guard(ours or PII_ENTITIES)
+        self._gate = re.compile("|".join(f"(?:{_GATES[entity]})" for entity in ours)) if ours else None
+        self._with_digits = _WITH_DIGITS.issuperset(self._theirs)
+        self._analyzer: Any = None
+        if self._theirs:
+            from validation.data.presidio import build_analyzer
+
+            self._analyzer = build_analyzer(self._theirs, config.language, config.spacy_model)
+
+    def find(self, text: str) -> list[PersonalSpan]:
+        """What is to be masked or dropped, in order; what overlaps is one span."""
+        return _merged([*self._by_guards(text), *self._by_presidio(text)])
+
+    def judge(self, document: Document) -> Verdict | None:
+        """Refuse a document that holds an entity to drop."""
+        return self.verdict(self.find(document.text))
+
+    def verdict(self, spans: Sequence[PersonalSpan]) -> Verdict | None:
+        """The verdict on a text by what :meth:`find` found in it."""
+        found = next((span for span in spans if span.action == "drop"), None)
+        return Verdict(found.entity.lower(), found.score) if found else None
+
+    def possible(self, text: str) -> bool:
+        """False if no guard's pattern can match anywhere in the text."""
+        if self._gate is None:
+            return False
+        if not text.isascii():
+            # Each character folds by itself, so this is the view that the guards read.
+            text = _FOLDED.sub(lambda match: "".join(map(fold, match[0])), text)
+        elif _FOLDED.search(text):
+            text = _FOLDED.sub("", text)
+        return self._gate.search(text) is not None
+
+    def _by_guards(self, text: str) -> Iterable[PersonalSpan]:
+        if not self.possible(text):
+            return
+        view: View = normalise(text)
+        for hit in self._guard.cursor().advance(Window.of(view), final=True):
+            yield PersonalSpan(hit.start, hit.end, hit.label, hit.score, self._config.entities[hit.label])
+
+    def _by_presidio(self, text: str) -> Iterable[PersonalSpan]:
+        if self._analyzer is None or (self._with_digits and not any(map(str.isdigit, text))):
+            return
+        config = self._config
+        for found in self._analyzer.analyze(
+            text, config.language, entities=self._theirs, score_threshold=config.min_score
+        ):
+            action = config.entities[found.entity_type]
+            yield PersonalSpan(found.start, found.end, found.entity_type, found.score, action)
+
+
+def _merged(spans: list[PersonalSpan]) -> list[PersonalSpan]:
+    """Overlapping spans as one: the longest gives entity and score, and drop outweighs mask."""
+    merged: list[PersonalSpan] = []
+    longest = 0
+    for span in sorted(spans, key=lambda item: (item.start, -item.end, item.entity)):
+        size = span.end - span.start
+        if not merged or span.start >= merged[-1].end:
+            merged.append(span)
+            longest = size
+            continue
+        last = merged[-1]
+        named = span if size > longest else last
+        longest = max(longest, size)
+        action: Action = "drop" if "drop" in (span.action, last.action) else "mask"
+        merged[-1] = PersonalSpan(last.start, max(last.end, span.end), named.entity, named.score, action)
+    return merged
+
+
+def masked(text: str, spans: Iterable[PersonalSpan]) -> str:
+    """The text with each of ``spans`` (in order, none overlapping) replaced, as by ``<EMAIL_ADDRESS>``."""
+    parts, position = [], 0
+    for span in spans:
+        parts += [text[position : span.start], f"<{span.entity}>"]
+        position = span.end
+    return "".join([*parts, text[position:]]) if parts else text
