@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.contracts import ArtifactInput, Manifest
-from cluster.job import JobConfig, JobResult, command, start_run
+from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.models import ensure_model
 from jobs.preprocessing.account import Tolerance
 from jobs.preprocessing.cleaning import Normalise
@@ -29,13 +29,18 @@ from jobs.preprocessing.duplicates import EXACT, NEAR
 from jobs.preprocessing.files import SourceFile, find_files, fingerprint_files, source_file
 from jobs.preprocessing.lengths import Length
 from jobs.preprocessing.marking import Marking, TextRule
+from jobs.preprocessing.parts import Parts
 from jobs.preprocessing.pipeline import Pipeline
+from jobs.preprocessing.publishing import publish
 from jobs.preprocessing.rows import RESERVED, ROW_ID, ColumnType, RowFormat
 from jobs.preprocessing.shaping import Shape, Split, Template
 from validation.data import load_suite
+from validation.data.card import CardLicense
 from validation.data.language import Language
 from validation.data.near_duplicates import NearDuplicates
+from validation.data.personal import PersonalData
 from validation.data.quality import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from validation.data.schema import SUMMARY_KEY as SCHEMA
 from validation.data.tokens import FILE as TOKENIZER
 from validation.data.verdict import Rule
 
@@ -44,6 +49,11 @@ CODE_EPOCH = 2
 FINISHED = frozenset({"row_id", "split", "messages", "prompt", "completion"})
 
 _TEXT = ("string", "messages")
+#: Fields that decide what becomes of a row by itself.
+ROW_LOCAL = {
+    *("columns", "id_column", "text_rows", "broken_lines", "max_row_bytes", "text", "normalise", "augment"),
+    *("language", "quality", "personal_data", "contamination", "length", "template", "keep", "split"),
+}
 
 
 class License(BaseModel):
@@ -95,7 +105,7 @@ class Quality(BaseModel):
 class PreprocessConfig(JobConfig):
     """Raw files, what they must hold, and what becomes of their rows."""
 
-    runtime_fields: ClassVar[frozenset[str]] = frozenset({"num_cpus"})
+    runtime_fields: ClassVar[frozenset[str]] = frozenset({"num_cpus", "incremental"})
 
     train: list[str] = Field(
         min_length=1,
@@ -130,6 +140,7 @@ class PreprocessConfig(JobConfig):
     language: Language | None = Field(None, description="Languages to keep.")
     quality: Quality = Field(default_factory=Quality, description="Rules on the form of text.")
     duplicates: Duplicates = Field(default_factory=Duplicates, description="What repeats other rows.")
+    personal_data: PersonalData | None = Field(None, description="Personal data to mask, or to refuse.")
     contamination: Against | None = Field(None, description="Evaluation sets to keep out of the data.")
     length: Length | None = Field(None, description="Limits on a row's length, in a model's tokens.")
     template: Template | None = Field(
@@ -143,6 +154,12 @@ class PreprocessConfig(JobConfig):
         None, description="Suite for the finished rows; 'messages' or 'documents' if absent."
     )
     license: License = Field(description="Terms of the data.")
+    description: str = Field("", description="What the data is and what it is for, on its card.")
+    incremental: bool = Field(
+        False,
+        description="Keep what becomes of each file's rows as an artifact (kind dataset-part), so that a "
+        "later run with more files, or a killed run's second try, looks at new files only.",
+    )
     num_cpus: float = Field(0.5, gt=0, description="Logical CPUs of each task.")
 
     @model_validator(mode="after")
@@ -193,6 +210,7 @@ class PreprocessConfig(JobConfig):
         """The rules on text that are on, in order."""
         found: list[tuple[str, str, Rule | None]] = [("language", "language", self.language)]
         found += [("quality", name, getattr(self.quality, name)) for name in Quality.model_fields]
+        found += [("personal_data", "personal_data", self.personal_data)]
         found += [("contamination", "contamination", self.contamination)]
         return [TextRule(stage, name, rule) for stage, name, rule in found if rule is not None]
 
@@ -232,15 +250,17 @@ def run(config: PreprocessConfig) -> JobResult:
         if job.done:
             return job.result(job.done)
         pipeline = Pipeline(job, files, num_cpus=config.num_cpus)
-        pipeline.mark(_marking(config, pipeline, evaluation, model))
+        marking = _marking(config, pipeline, evaluation, model)
+        pipeline.mark(marking, _parts(config, job, files, inputs) if config.incremental else None)
         if contract:
             pipeline.check_contract(contract)
         pipeline.remove_duplicates(config.duplicates.tolerances)
         pipeline.check_final(final)
         digest = pipeline.write()
-        counts = pipeline.counts
+        counts, facts = pipeline.counts, pipeline.facts()
+        told = publish(job, facts, inputs[: len(files)], _about(config)) | {SCHEMA: facts.columns}
         return job.result(
-            job.commit(counts=counts, summary=_summary(config, counts, pipeline), data_digest=digest)
+            job.commit(counts=counts, summary=_summary(config, counts, pipeline) | told, data_digest=digest)
         )
 
 
@@ -267,6 +287,37 @@ def _marking(
         tokenizer=pipeline.share(pipeline.job.artifacts.read(model, TOKENIZER)) if model else None,
         evaluation=rule.read_index(evaluation, config.num_cpus) if rule else None,
     )
+
+
+def _parts(
+    config: PreprocessConfig, job: JobRun, files: list[SourceFile], inputs: list[ArtifactInput]
+) -> Parts:
+    """Where the rows of each file are kept. The final suite and duplicates are no matter of single rows."""
+    meaning = config.model_dump(mode="json", include=ROW_LOCAL)
+    near = config.duplicates.near
+    meaning["near"] = near.model_dump(mode="json", exclude=set(Rule.model_fields)) if near else None
+    meaning["inputs"] = [
+        item.digest for item in inputs[len(files) :] if not item.address.startswith("suite:")
+    ]
+    return Parts(
+        store=job.store,
+        owner=job.settings.principal,
+        code=job.code,
+        run_id=job.run_id,
+        name=config.name,
+        meaning=meaning,
+        files=files,
+        inputs=inputs[: len(files)],
+    )
+
+
+def _about(config: PreprocessConfig) -> dict[str, Any]:
+    """What the configuration tells the card."""
+    return {
+        "license": CardLicense(**config.license.model_dump()),
+        "description": config.description,
+        "languages": list(config.language.keep) if config.language else [],
+    }
 
 
 def _summary(config: PreprocessConfig, counts: dict[str, int], pipeline: Pipeline) -> dict[str, Any]:

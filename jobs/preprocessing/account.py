@@ -45,6 +45,10 @@ class Tally:
     warned: Counter[str] = field(default_factory=Counter)
     #: Rows by what happened to them: read, augmented, labelled, masked.
     rows: Counter[str] = field(default_factory=Counter)
+    #: Rows that were read, by the number of their file.
+    files: Counter[str] = field(default_factory=Counter)
+    #: Personal data that was masked, by entity.
+    entities: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Tally) -> None:
         """Take in another block."""
@@ -83,6 +87,7 @@ class Tally:
             ],
             "dropped": nested(self.dropped),
             "warned": nested(self.warned),
+            "masked": dict(self.entities),
         }
 
 

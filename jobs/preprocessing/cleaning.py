@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -49,13 +49,18 @@ class Normalise(BaseModel):
 
 def normalised(row: Mapping[str, Any], names: Sequence[str], rule: Normalise) -> dict[str, Any]:
     """A copy of the row with the named columns (text, or lists of messages) in normal form."""
+    return mapped(row, names, rule.apply)
+
+
+def mapped(row: Mapping[str, Any], names: Sequence[str], change: Callable[[str], str]) -> dict[str, Any]:
+    """A copy of the row with every text in the named columns changed."""
     clean = dict(row)
     for name in names:
         value = clean[name]
         if isinstance(value, str):
-            clean[name] = rule.apply(value)
+            clean[name] = change(value)
         elif isinstance(value, list):
-            clean[name] = [{"role": m["role"], "content": rule.apply(m["content"])} for m in value]
+            clean[name] = [{"role": m["role"], "content": change(m["content"])} for m in value]
     return clean
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from jobs.preprocessing.shaping import Shape
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: Finished columns that suites look at, and that are not written.
+_HIDDEN = frozenset({"split", "prompt", "completion"})
 #: Ordinal of the row that a duplicate repeats.
 REPEATS = "_repeats"
 
@@ -34,6 +36,12 @@ class Finishing:
         fixed = [(ROW_ID, text), *self.shape.schema(self.form), (ORDINAL, pa.uint64())]
         marks = [(STAGE, text), (REASON, text), (SCORE, pa.float64()), (REPEATS, pa.uint64()), (RAW, text)]
         return pa.schema([*fixed, *marks])
+
+    def written_schema(self) -> pa.Schema:
+        """Of the files of a split."""
+        import pyarrow as pa
+
+        return pa.schema([field for field in self.schema() if field.name in written(self.columns())])
 
     def columns(self) -> list[str]:
         """What suites see of finished rows."""
@@ -69,6 +77,11 @@ class Finishing:
 
     def _raw(self, row: Mapping[str, Any]) -> str:
         return json.dumps({name: row[name] for name in self.form.columns}, ensure_ascii=False)
+
+
+def written(columns: Sequence[str]) -> list[str]:
+    """Those of the finished columns that files hold; the others are there for suites."""
+    return [name for name in columns if name not in _HIDDEN]
 
 
 def decided_here(block: pa.Table, decisions: pa.Table) -> dict[int, tuple[Any, ...]]:

@@ -6,6 +6,7 @@ Rows stay in their blocks, marked: they really leave when splits and quarantine 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UsageError
 from jobs.preprocessing.account import Tally, Tolerance, name
-from jobs.preprocessing.cleaning import Normalise, normalised
+from jobs.preprocessing.cleaning import Normalise, mapped, normalised
 from jobs.preprocessing.contamination import Against
 from jobs.preprocessing.lengths import Length, counter
 from jobs.preprocessing.rows import (
@@ -29,16 +30,18 @@ from jobs.preprocessing.rows import (
     STAGE,
     SUMMARY,
     RowFormat,
+    file_of,
     marked_schema,
 )
 from jobs.preprocessing.shaping import Shape
 from jobs.preprocessing.values import BrokenLine, convert
+from validation.data.personal import PersonalData
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from validation.data.near_duplicates import NearDuplicates
 
     from validation.data.documents import Document
+    from validation.data.near_duplicates import NearDuplicates
     from validation.data.verdict import Judge, Verdict
 
 Row = dict[str, Any]
@@ -61,15 +64,22 @@ class TextRule:
 
     def judge(self, evaluation: Any) -> Judge:
         """The judge, built once in a process."""
-        judge: Judge = _built(self.rule, evaluation if isinstance(self.rule, Against) else None)
+        judge: Judge = built(self.rule, evaluation if isinstance(self.rule, Against) else None)
         return judge
 
 
+def built(rule: Any, evaluation: Any = None) -> Any:
+    """What a rule's configuration builds, once in a process."""
+    kind: Any = type(rule)
+    return _built(kind, rule.model_dump_json(), evaluation)
+
+
 @cache
-def _built(rule: Any, evaluation: Any) -> Any:
+def _built(kind: Any, rule: str, evaluation: Any) -> Any:
     import ray
 
-    return rule.build() if evaluation is None else rule.build(ray.get(evaluation))
+    parsed = kind.model_validate_json(rule)
+    return parsed.build() if evaluation is None else parsed.build(ray.get(evaluation))
 
 
 #: Copies of one row that an ordinal has room for.
@@ -106,6 +116,7 @@ class Marking:
         rows = block.to_pylist()
         tally = Tally()
         tally.rows["read"] = len(rows)
+        tally.files.update(str(file_of(row[ORDINAL])) for row in rows)
         text = self._text_columns()
         for number, row in enumerate(rows):
             if row[STAGE] is None:
@@ -170,9 +181,38 @@ class Marking:
 
         document = Document("\n\n".join(self.shape.texts(row)))
         for rule, judge in judges:
-            if apply(rule.tolerance, judge.judge(document), row, tally):
+            if isinstance(rule.rule, PersonalData):
+                verdict = self._protect(row, judge, tally)
+                document = Document("\n\n".join(self.shape.texts(row)))
+            else:
+                verdict = judge.judge(document)
+            if apply(rule.tolerance, verdict, row, tally):
                 break
         return document
+
+    def _protect(self, row: Row, finder: Any, tally: Tally) -> Verdict | None:
+        """Mask personal data in all texts of the row; what refuses the row is the verdict."""
+        from validation.data.personal import masked
+
+        refused: list[Verdict] = []
+        found: Counter[str] = Counter()
+
+        def clean(text: str) -> str:
+            spans = finder.find(text)
+            refused.extend(filter(None, [finder.verdict(spans)]))
+            masks = [span for span in spans if span.action == "mask"]
+            found.update(span.entity for span in masks)
+            return masked(text, masks)
+
+        changed = mapped(row, self._text_columns(), clean)
+        if not refused or self._only_warns(PersonalData):
+            row.update(changed)
+            tally.rows["masked"] += bool(found)
+            tally.entities.update(found)
+        return refused[0] if refused else None
+
+    def _only_warns(self, kind: type) -> bool:
+        return any(isinstance(r.rule, kind) and r.tolerance.action == "warn" for r in self.rules)
 
     def _finish(self, row: Row) -> Row:
         try:
@@ -195,7 +235,7 @@ class Marking:
     @staticmethod
     def _compare(rows: Sequence[tuple[Row, Document]], near: NearDuplicates) -> None:
         """Give rows the bands of their MinHash, by which similar ones meet."""
-        found = _built(near, None).bands([document for _, document in rows])
+        found = built(near).bands([document for _, document in rows])
         for (row, _), bands in zip(rows, found, strict=True):
             row[BANDS] = bands.tobytes()
 

@@ -34,7 +34,9 @@ from jobs.preprocessing.duplicates import (
 )
 from jobs.preprocessing.files import SourceFile
 from jobs.preprocessing.finishing import Finishing
-from jobs.preprocessing.marking import Marking
+from jobs.preprocessing.marking import LENGTH, SHAPE, Marking
+from jobs.preprocessing.parts import Parts
+from jobs.preprocessing.publishing import MAX_EXAMPLES, Facts, profile_spec
 from jobs.preprocessing.reading import BLOCK_BYTES, READ, SIZE, read_tables
 from jobs.preprocessing.rows import (
     ORDINAL,
@@ -47,13 +49,19 @@ from jobs.preprocessing.rows import (
     line_of,
     quarantine_schema,
 )
-from jobs.preprocessing.writing import QUARANTINE, SPLITS, Writing, write_empty
+from jobs.preprocessing.writing import EXAMPLES, QUARANTINE, SPLITS, Writing, Written, write_empty
 from jobs.session import connect
 from validation.data import GateReport, Suite
+from validation.data.profile import Profile, combine_profiles, merge_profiles
+from validation.data.schema import describe_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
+
+
+#: Partial profiles that are held before they become one.
+MERGED_AT_ONCE = 64
 
 
 class Told(NamedTuple):
@@ -79,6 +87,8 @@ class Pipeline:
         self.final: GateReport | None = None
         self.tally = Tally()
         self.counts: dict[str, int] = {}
+        self.examples: list[Mapping[str, Any]] = []
+        self.profile: Profile | None = None
         self._rules: list[Tolerance] = []
         #: References to blocks, in the order of files and lines.
         self._marked: list[Any] = []
@@ -93,14 +103,21 @@ class Pipeline:
 
         return ray.put(value)
 
-    def mark(self, marking: Marking) -> None:
+    def mark(self, marking: Marking, parts: Parts | None = None) -> None:
         """Read all rows, and look at each alone.
 
         Raises RefusedError about the first file or line that cannot be read, or the first repeated id.
         """
-        import ray
 
         self._marking = marking
+        self._keep(self._by_file(marking, parts) if parts else self._by_block(marking))
+        self.job.progress(f"read {self.tally.rows['read']} rows of {len(self._files)} files")
+        self._refuse_broken_rules(self._marking.tolerances)
+
+    def _by_block(self, marking: Marking) -> ray.data.Dataset:
+        """Marked rows: a task reads a file, and others mark its blocks."""
+        import ray.data
+
         files, form = self._files, marking.form
 
         def rows(batch: dict[str, Any]) -> Iterator[pa.Table]:
@@ -111,9 +128,23 @@ class Pipeline:
         # Reading asks for less, so that Ray Data does not fuse it with what follows: the blocks of one large
         # file are then marked by many workers.
         read = numbers.map_batches(rows, batch_size=1, num_cpus=self._cpus / 2)
-        self._keep(self._map(read, self._marking))
-        self.job.progress(f"read {self.tally.rows['read']} rows of {len(files)} files")
-        self._refuse_broken_rules(self._marking.tolerances)
+        return self._map(read, marking)
+
+    def _by_file(self, marking: Marking, parts: Parts) -> ray.data.Dataset:
+        """Marked rows: a task makes a whole file's part, or finds it made."""
+        import ray.data
+
+        found = parts.find()
+        there = sum(part is not None for part in found)
+        self.job.progress(f"{there} of {len(found)} files are marked already")
+
+        def rows(batch: dict[str, Any]) -> Iterator[pa.Table]:
+            for number in batch["id"]:
+                part = found[number]
+                yield from parts.load(number, part) if part else parts.make(number, marking)
+
+        numbers = ray.data.range(len(found), override_num_blocks=len(found))
+        return numbers.map_batches(rows, batch_size=1, num_cpus=self._cpus)
 
     def _keep(self, marked: ray.data.Dataset) -> None:
         """Hold the marked blocks, and hear what they tell."""
@@ -238,11 +269,22 @@ class Pipeline:
         import ray
 
         job, sources = self.job, [file.address for file in self._files]
-        writing = Writing(job.store, job.attempt.prefix, self._finishing().columns(), sources, splits)
+        spec = profile_spec(self._marking.form, self._marking.shape)
+        writing = Writing(job.store, job.attempt.prefix, self._finishing().columns(), sources, splits, spec)
         written = self._each(writing, self._finished, ray.put(self._bad["final"]), returns=2)
-        total: Counter[str] = Counter()
-        for counts, _ in written:
-            total.update(ray.get(counts))
+        total, seen = Counter[str](), Counter[str]()
+        profiles: list[bytes] = []
+        for reference, _ in written:
+            found: Written = ray.get(reference)
+            total.update(found.counts)
+            profiles.append(found.profile)
+            if len(profiles) == MERGED_AT_ONCE:
+                profiles = [combine_profiles(profiles)]
+            for row in found.examples:
+                seen[name(row["stage"], row["reason"])] += 1
+                if seen[name(row["stage"], row["reason"])] <= EXAMPLES and len(self.examples) < MAX_EXAMPLES:
+                    self.examples.append(row)
+        self.profile = merge_profiles(spec, filter(None, profiles))
         self.counts = {split: total.pop(split, 0) for split in splits}
         self.counts["quarantined"] = total.pop(QUARANTINE, 0)
         self.tally.dropped = total
@@ -284,6 +326,23 @@ class Pipeline:
             **self.tally.report(self._rules),
         }
         self.job.attempt.write("checks.json", json.dumps(checks, ensure_ascii=False, default=str).encode())
+
+    def facts(self) -> Facts:
+        """All that the card tells. Once the data is written."""
+        assert self.profile is not None
+        on = [rule.stage for rule in self._rules]
+        before = [READ, SIZE, *(["contract"] if self.contract else [])]
+        local = [stage for stage in dict.fromkeys(on) if stage not in (EXACT, NEAR, LENGTH)]
+        after = [stage for stage in (LENGTH, EXACT, NEAR) if stage in on]
+        return Facts(
+            counts=self.counts,
+            tally=self.tally,
+            stages=[*before, *local, SHAPE, *after, "final"],
+            suites={"contract": self.contract, "final": self.final},
+            examples=self.examples,
+            profile=self.profile,
+            columns=describe_schema(self._finishing().written_schema()),
+        )
 
     @property
     def contaminated(self) -> int:

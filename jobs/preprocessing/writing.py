@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Attempt, ObjectStore, row_digest
 from jobs.preprocessing.account import name
-from jobs.preprocessing.finishing import REPEATS
+from jobs.preprocessing.finishing import REPEATS, written
 from jobs.preprocessing.rows import (
     ORDINAL,
     RAW,
@@ -22,13 +22,26 @@ from jobs.preprocessing.rows import (
     line_of,
     quarantine_schema,
 )
+from validation.data.profile import ProfileSpec, profile_block
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SPLITS, QUARANTINE = ("train", "test"), "quarantine"
-#: Finished columns that suites look at, and that are not written.
-_HIDDEN = frozenset({"split", "prompt", "completion"})
+#: Rows of each reason that are shown, of a block and in all.
+EXAMPLES, _SHOWN_CHARS = 2, 500
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of a block."""
+
+    #: Rows by folder, and by stage and reason.
+    counts: Counter[str]
+    #: A few rows of the quarantine, of each reason.
+    examples: Sequence[Mapping[str, Any]] = ()
+    #: Partial profile of the rows that were kept.
+    profile: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -44,9 +57,10 @@ class Writing:
     sources: Sequence[str]
     #: Splits to write, beside the quarantine.
     splits: Sequence[str] = SPLITS
+    spec: ProfileSpec | None = None
 
-    def __call__(self, block: pa.Table, bad: Mapping[str, str]) -> tuple[Counter[str], pa.Table]:
-        """Write the rows of one block; give their numbers by folder, stage and reason, and their digests.
+    def __call__(self, block: pa.Table, bad: Mapping[str, str]) -> tuple[Written, pa.Table]:
+        """Write the rows of one block; give what was written, and the digests of those that were kept.
 
         :param bad: row id to the expectations of the final suite that the row breaks.
         """
@@ -55,27 +69,28 @@ class Writing:
 
         counts: Counter[str] = Counter()
         if not len(block):
-            return counts, digests([])
+            return Written(counts), digests([])
         first = block[ORDINAL][0].as_py()
         refused = pa.array([row_id in bad for row_id in block[ROW_ID].to_pylist()])
         kept = pc.and_(pc.is_null(block[STAGE]), pc.invert(refused))
         finished = block.filter(kept)
-        written = [c for c in self.columns if c not in _HIDDEN]
         for split in self.splits:
             rows = finished.filter(pc.equal(finished["split"], split))
-            self._write(rows.select(written), split, first)
+            self._write(rows.select(written(self.columns)), split, first)
             counts[split] += len(rows)
         apart = list(self._apart(block.filter(pc.invert(kept)), bad))
         self._write(pa.Table.from_pylist(apart, schema=quarantine_schema()), QUARANTINE, first)
         counts[QUARANTINE] += len(apart)
         counts.update(name(row["stage"], row["reason"]) for row in apart)
-        return counts, digests(finished.select(list(self.columns)).to_pylist())
+        finished = finished.select(list(self.columns))
+        profile = profile_block(self.spec, finished) if self.spec else b""
+        return Written(counts, list(_examples(apart)), profile), digests(finished.to_pylist())
 
     def _apart(self, rows: pa.Table, bad: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         for row in rows.to_pylist():
             why = {"stage": row[STAGE], "reason": row[REASON], "score": row[SCORE], "raw": row[RAW]}
             if row[STAGE] is None:
-                finished = {c: row[c] for c in self.columns if c not in _HIDDEN}
+                finished = {c: row[c] for c in written(self.columns)}
                 raw = json.dumps(finished, ensure_ascii=False)
                 why = {"stage": "final", "reason": bad[row[ROW_ID]], "score": None, "raw": raw}
             repeats = row[REPEATS]
@@ -96,6 +111,16 @@ class Writing:
         if len(rows):
             path = f"{self.store.bucket}/{self.prefix}{folder}/{first:016x}.parquet"
             pq.write_table(rows, path, filesystem=self.store.filesystem(), compression="zstd")
+
+
+def _examples(apart: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    seen: Counter[tuple[str, str]] = Counter()
+    for row in apart:
+        why = (row["stage"], row["reason"])
+        seen[why] += 1
+        if seen[why] <= EXAMPLES:
+            shown = {name: row[name] for name in ("row_id", "source", "line", "stage", "reason", "score")}
+            yield {**shown, "text": (row["raw"] or "")[:_SHOWN_CHARS]}
 
 
 def write_empty(attempt: Attempt, folder: str, schema: pa.Schema) -> None:
