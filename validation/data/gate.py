@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UsageError
@@ -18,7 +18,7 @@ from validation.data.engine.frames import depends_on_nulls
 from validation.data.engine.metrics import CONDITION, Listing, Metric, Table
 from validation.data.engine.rounds import Pass, Rounds, Runner, over_dataset
 from validation.data.engine.tasks import Condition, Found
-from validation.data.report import GateReport, Severity, expectation_report
+from validation.data.report import GateReport, Severity, columns_of, expectation_report, label_of
 from validation.data.suite import Suite
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def plan_gate(
     table = Table(schema.remove_metadata(), Listing.of(form, names), row_id if row_id in names else None)
     needed = metrics_of(expectations, table, form, suite.name)
     marked, late = _marked(expectations, needed, schema, drop)
-    table = Table(table.schema, table.listing, table.row_id, frozenset(key for _, key in late))
+    typed = {n for e in expectations for n in columns_of(e) if n in names and depends_on_nulls(schema.field(n))}
+    table = replace(table, identified=frozenset(key for _, key in late), typed=tuple(sorted(typed)))
     metrics = {metric.key: metric for metrics in needed for metric in metrics}
     rounds = Rounds(list(metrics.values()), table)
     tasks = rounds.waiting_for()
@@ -237,8 +238,6 @@ def _marked(
     expectations: Sequence[Any], needed: Sequence[Sequence[Metric]], schema: pa.Schema, drop: Collection[str]
 ) -> tuple[list[tuple[str, str]], list[tuple[int, str]]]:
     """Conditions whose rows a block marks, with labels; and those known at the end only, by expectation."""
-    from validation.data.report import label_of
-
     now, late = list[tuple[str, str]](), list[tuple[int, str]]()
     for position, (expectation, metrics) in enumerate(zip(expectations, needed, strict=True)):
         wanted = f"{getattr(expectation, 'map_metric', None)}{CONDITION}"

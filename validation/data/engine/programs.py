@@ -296,12 +296,14 @@ def _histogram(metric: Metric, table: Table) -> Program:
 
 
 def _beyond(metric: Metric, table: Table) -> Program:
+    import numpy as np
+
     low, high = metric.values.get("min_value"), metric.values.get("max_value")
     if (low is None) == (high is None):
         raise UnsupportedError("column_values.between.count with both bounds or none is not supported")
     strict = metric.values.get("strict_min"), metric.values.get("strict_max")
     _, (count,) = yield [Beyond(table.domain(metric), low, high, strict)]
-    return count
+    return np.int64(count)  # Great Expectations divides it by zero where there is no row.
 
 
 def _lengths(metric: Metric, table: Table) -> Program:
