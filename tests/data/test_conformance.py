@@ -1,20 +1,24 @@
 """Every result of the engine against Great Expectations on the whole frame, whatever the data and the blocks.
 
-`--conformance-cases N` draws more (the default is what CI has time for), `--conformance-ray N` sends so many of
-them through Ray Data.
+`--conformance-cases N` draws more (the default is what CI has time for), `--conformance-ray N` sends so many
+through Ray Data.
 """
 
 from __future__ import annotations
 
 import math
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from validation.data import suite as suite_module
+from validation.data.engine import aggregates, programs
+from validation.data.engine.coverage import COVERAGE, EXACT, as_markdown, full_name
 from validation.data.suite import Suite
 
 FORMATS = ("BOOLEAN_ONLY", "BASIC", "SUMMARY", "COMPLETE")
@@ -39,8 +43,6 @@ DAYS = [date(2024, 2, 29), date(1970, 1, 1), date(2030, 12, 31)]
 MOMENTS = [datetime(2024, 2, 29, 12, 30), datetime(1969, 7, 20), datetime(2030, 1, 1)]
 NUMBERS, TEXTS = ("int", "small", "real", "skew", "huge"), ("text", "other_text", "json", "day_text")
 COLUMNS = (*NUMBERS, *TEXTS, "flag", "date", "moment", "nothing")
-#: What has been drawn in this run.
-drawn: set[str] = set()
 
 
 def types() -> dict[str, Any]:
@@ -420,7 +422,6 @@ def through_ray(table: Any, blocks: list[Any], suite: Suite, form: dict[str, Any
 
 def compare(case: Any, entries: list[dict[str, Any]], form: dict[str, Any], run: Any) -> None:
     table, blocks = case
-    drawn.update(entry["type"] for entry in entries)
     suite = suite_of(entries)
     wanted = on_whole_frame(table, suite, form)
     for entry, found, expected in zip(entries, run(table, blocks, suite, form), wanted, strict=True):
@@ -443,10 +444,75 @@ suites = st.lists(expectations(), min_size=8, max_size=16, unique_by=repr)
 forms = st.builds(result_format, st.sampled_from(FORMATS), yes)
 
 
-def test_equals_great_expectations_on_the_whole_frame(request: pytest.FixtureRequest) -> None:
-    @drawing(int(request.config.getoption("--conformance-cases")))
+@pytest.mark.parametrize("narrow", [False, True], ids=["", "narrow"])
+def test_equals_great_expectations_on_the_whole_frame(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, narrow: bool
+) -> None:
+    if narrow:  # As if rows were many: hashes in several parts, ranks by several histograms.
+        monkeypatch.setattr(programs, "MAX_HASHES", 5)
+        monkeypatch.setattr(programs, "MAX_KEYS", 3)
+
+    @drawing(int(request.config.getoption("--conformance-cases")) // 2)
     @given(tables(), suites, forms)
     def conforms(case: Any, entries: list[dict[str, Any]], form: dict[str, Any]) -> None:
         compare(case, entries, form, in_process)
 
     conforms()
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
+def test_equals_it_through_ray(request: pytest.FixtureRequest) -> None:
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+    @drawing(int(request.config.getoption("--conformance-ray")))
+    @given(tables(), st.lists(expectations(), min_size=20, max_size=30, unique_by=repr), forms)
+    def conforms(case: Any, entries: list[dict[str, Any]], form: dict[str, Any]) -> None:
+        compare(case, entries, form, through_ray)
+
+    conforms()
+
+
+def test_every_expectation_said_to_be_exact_is_drawn() -> None:
+    assert set(ARGUMENTS) == {name for name, (status, _) in COVERAGE.items() if status == EXACT}
+
+
+def test_every_core_expectation_is_in_the_table() -> None:
+    from great_expectations.expectations import core
+    from great_expectations.expectations.expectation import Expectation
+
+    kinds = [k for k in vars(core).values() if isinstance(k, type) and issubclass(k, Expectation)]
+    names = {k.expectation_type for k in kinds if not k.is_abstract()}
+    assert names == {full_name(name) for name in COVERAGE}
+
+
+def test_the_readme_has_the_table() -> None:
+    assert as_markdown() in (Path(suite_module.__file__).parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_distinct_values_beyond_what_a_block_tells_are_counted_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import pyarrow as pa
+
+    monkeypatch.setattr(aggregates, "MAX_BLOCK_VALUES", 10)
+    monkeypatch.setattr(programs, "MAX_HASHES", 50)
+    values = [f"w{i % 170}" if i % 7 else None for i in range(400)]
+    table = pa.table({"row_id": [str(i) for i in range(400)], "text": values})
+    entries = [
+        {
+            "type": "expect_column_unique_value_count_to_be_between",
+            "kwargs": {"column": "text", "min_value": 1},
+        },
+        {
+            "type": "expect_column_distinct_values_to_be_in_set",
+            "kwargs": {"column": "text", "value_set": ["a"]},
+        },
+    ]
+    blocks = [table.slice(at, 50) for at in range(0, 400, 50)]
+    found = in_process(table, blocks, suite_of(entries), result_format("BASIC", True))
+    assert found[0]["result"]["observed_value"] == len(set(values) - {None})
+    # A set that is not told cannot be compared: no number, but an error.
+    assert "more distinct values" in raised(found[1])[0]

@@ -318,8 +318,8 @@ def _quantile_values(metric: Metric, table: Table) -> Program:
     options = ("linear", "lower", "higher", "midpoint", "nearest")
     if interpolation not in options:
         raise UnsupportedError(
-            "If specified for pandas, allow_relative_error must be one an allowed value for the 'interpolation'"
-            f"parameter of .quantile() (one of {options})"
+            "If specified for pandas, allow_relative_error must be one an allowed value for the "
+            f"'interpolation'parameter of .quantile() (one of {options})"
         )
     domain = table.domain(metric)
     return (yield from _quantiles(table, domain, list(metric.values["quantiles"]), interpolation))
@@ -380,7 +380,7 @@ def _order_statistics(domain: Domain, ends: pd.Series, count: int, ranks: Sequen
             start = low + (step << bits)
             ranges[rank] = (start, min(high, start + (1 << bits) - 1), below, int(counts[step]))
     open_ = sorted({(low, high) for low, high, _, _ in ranges.values() if low < high})
-    keys = np.zeros(0, dtype=np.uint64)
+    keys: Any = np.zeros(0, dtype=np.uint64)
     if open_:
         _, (parts,) = yield [KeysBetween(domain, tuple(open_))]
         keys = np.sort(np.concatenate(parts))

@@ -1,4 +1,4 @@
-"""Passes over blocks: the first, which may ride in somebody else's, and the narrow ones that some metrics need."""
+"""Passes over blocks: the first, which may ride in somebody else's, and the narrow ones that some need."""
 
 from __future__ import annotations
 
