@@ -1,4 +1,4 @@
-"""What the gate costs beside a bare scan, beside Great Expectations on the whole frame, and within another pass.
+"""What the gate costs beside a bare scan, beside Great Expectations on the whole frame, and in another pass.
 
     python -m tests.benchmarks.gx_gate [--quick] [--rounds 3]
 
@@ -64,7 +64,25 @@ def write(folder: Path, rows: int) -> None:
     import pyarrow.parquet as pq
 
     chance = np.random.default_rng(7)
-    words = np.array("the quick brown fox jumps over a lazy dog while seven wizards judge my vow".split())
+    words = np.array(
+        [
+            "the",
+            "quick",
+            "brown",
+            "fox",
+            "jumps",
+            "over",
+            "a",
+            "lazy",
+            "dog",
+            "while",
+            "seven",
+            "wizards",
+            "judge",
+            "my",
+            "vow",
+        ]
+    )
     sentences = [" ".join(chance.choice(words, 12)) for _ in range(4_000)]
     for number in range(FILES):
         size = rows // FILES
