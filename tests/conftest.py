@@ -141,10 +141,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Of tests/model/test_kill_matrix.py."""
+    """Of tests/model/test_kill_matrix.py and tests/data/test_conformance.py."""
     group = parser.getgroup("kills")
     group.addoption("--kill-matrix", action="store_true", help="Run every verb at every point.")
     group.addoption("--kill-seeds", default="1", help="Seeds of the points in mid-write: 1,2,...")
+    group = parser.getgroup("conformance")
+    group.addoption("--conformance-cases", default="60", help="Suites to draw for the merge in one process.")
+    group.addoption("--conformance-ray", default="3", help="Suites to draw for the merge through Ray Data.")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

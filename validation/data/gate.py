@@ -1,15 +1,15 @@
 """The gate: a suite's verdict on a Ray Dataset, as a pass of its own or within somebody else's.
 
-Great Expectations judges; :mod:`validation.data.engine` computes. :func:`plan_gate` in the driver says what is
-needed, :meth:`GatePlan.judge_block` judges a block in a worker, :func:`finish_gate` in the driver makes the
-verdict of all blocks. :func:`gate` does the three.
+Great Expectations judges; :mod:`validation.data.engine` computes. :func:`plan_gate` in the driver says what
+is needed, :meth:`GatePlan.judge_block` judges a block in a worker, :func:`finish_gate` in the driver makes
+the verdict of all blocks. :func:`gate` does the three.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UsageError
@@ -18,7 +18,7 @@ from validation.data.engine.frames import depends_on_nulls
 from validation.data.engine.metrics import CONDITION, Listing, Metric, Table
 from validation.data.engine.rounds import Pass, Rounds, Runner, over_dataset
 from validation.data.engine.tasks import Condition, Found
-from validation.data.report import GateReport, Severity, expectation_report
+from validation.data.report import GateReport, Severity, columns_of, expectation_report, label_of
 from validation.data.suite import Suite
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def plan_gate(
     suite: Suite,
     schema: pa.Schema,
     row_id: str = "row_id",
-    drop: Collection[Severity] = ("critical",),
+    drop: Sequence[Severity] = ("critical",),
     result_format: dict[str, Any] | None = None,
 ) -> GatePlan:
     """Plan the judgement of rows of ``schema`` by ``suite``; imports Great Expectations (8 CPU-seconds).
@@ -82,7 +82,7 @@ def plan_gate(
     ``drop`` get a reason. ``result_format`` is Great Expectations' own; without one, a summary with
     :data:`MAX_EXAMPLES` examples by ``row_id``.
 
-    Raises UsageError that names the expectation which Great Expectations does not accept, or cannot even plan.
+    Raises UsageError that names the expectation which Great Expectations does not accept or cannot plan.
     """
     from validation.data.engine.execution import metrics_of
 
@@ -93,7 +93,10 @@ def plan_gate(
     table = Table(schema.remove_metadata(), Listing.of(form, names), row_id if row_id in names else None)
     needed = metrics_of(expectations, table, form, suite.name)
     marked, late = _marked(expectations, needed, schema, drop)
-    table = Table(table.schema, table.listing, table.row_id, frozenset(key for _, key in late))
+    typed = {
+        n for e in expectations for n in columns_of(e) if n in names and depends_on_nulls(schema.field(n))
+    }
+    table = replace(table, identified=frozenset(key for _, key in late), typed=tuple(sorted(typed)))
     metrics = {metric.key: metric for metrics in needed for metric in metrics}
     rounds = Rounds(list(metrics.values()), table)
     tasks = rounds.waiting_for()
@@ -237,8 +240,6 @@ def _marked(
     expectations: Sequence[Any], needed: Sequence[Sequence[Metric]], schema: pa.Schema, drop: Collection[str]
 ) -> tuple[list[tuple[str, str]], list[tuple[int, str]]]:
     """Conditions whose rows a block marks, with labels; and those known at the end only, by expectation."""
-    from validation.data.report import label_of
-
     now, late = list[tuple[str, str]](), list[tuple[int, str]]()
     for position, (expectation, metrics) in enumerate(zip(expectations, needed, strict=True)):
         wanted = f"{getattr(expectation, 'map_metric', None)}{CONDITION}"

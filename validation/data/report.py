@@ -68,7 +68,7 @@ class GateReport(BaseModel):
     validation: dict[str, Any] = Field(
         default_factory=dict,
         exclude=True,
-        description="Great Expectations' own validation result as JSON values, for data docs; not serialised.",
+        description="Great Expectations' own validation result as JSON values; not serialised.",
     )
 
     @property

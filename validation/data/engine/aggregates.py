@@ -1,7 +1,7 @@
 """Tasks for figures of a whole column, by parts that can be joined.
 
-They read Arrow values; what a figure looks like in pandas (a float beside nulls, a Timestamp) is decided at the
-end, when the whole table's nulls are known. Types that a task does not know are refused with
+They read Arrow values; what a figure looks like in pandas (a float beside nulls, a Timestamp) is decided at
+the end, when the whole table's nulls are known. Types that a task does not know are refused with
 :class:`UnsupportedError`, which Great Expectations shows as the expectation's exception.
 """
 
@@ -144,7 +144,7 @@ class Moments(OfColumn):
     def join(self, first: Any, second: Any) -> tuple[int, Any, float, float]:
         """Of both."""
         if not first[0] or not second[0]:
-            return tuple(first if first[0] else second)  # type: ignore[return-value]
+            return tuple(first if first[0] else second)
         count = first[0] + second[0]
         apart = second[2] - first[2]
         mean = first[2] + apart * second[0] / count
@@ -247,8 +247,8 @@ class Lengths(OfColumn):
     def join(self, first: Any, second: Any) -> tuple[int, int] | None:
         """Of both."""
         if first is None or second is None:
-            return first or second
-        return min(first[0], second[0]), max(first[1], second[1])
+            return first or second  # type: ignore[no-any-return]
+        return int(min(first[0], second[0])), int(max(first[1], second[1]))
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ class KeyHistogram(OfColumn):
         import numpy as np
 
         keys = sort_keys(block, self.domain)
-        counts = np.zeros((len(self.ranges), 65_536), dtype=np.int64)
+        counts: Any = np.zeros((len(self.ranges), 65_536), dtype=np.int64)
         for number, (start, bits) in enumerate(self.ranges):
             inside = keys[keys >= np.uint64(start)] - np.uint64(start)
             steps = inside >> np.uint64(bits)
@@ -309,7 +309,7 @@ class KeysBetween(OfColumn):
         import numpy as np
 
         keys = sort_keys(block, self.domain)
-        inside = np.zeros(len(keys), dtype=bool)
+        inside: Any = np.zeros(len(keys), dtype=bool)
         for low, high in self.ranges:
             inside |= (keys >= np.uint64(low)) & (keys <= np.uint64(high))
         return [keys[inside]]

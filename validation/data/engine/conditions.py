@@ -1,8 +1,8 @@
 """Row conditions: for each of Great Expectations' pandas map metrics the same answer without importing it.
 
 The import costs 8 CPU-seconds and 170 MB a process; each function here is the pandas expression that Great
-Expectations evaluates, and `tests/data/test_conformance.py` holds them against it. A function gets the rows of
-its domain and answers whether each meets the expectation.
+Expectations evaluates, and `tests/data/test_conformance.py` holds them against it. A function gets the rows
+of its domain and answers whether each meets the expectation.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ def _strftime(column: pd.Series, values: Values, _: Values) -> Any:
             datetime.strptime(value, form)
         except TypeError:
             raise TypeError(
-                "Values passed to expect_column_values_to_match_strftime_format must be of type string.\nIf you "
-                "want to validate a column of dates or timestamps, please call the expectation before "
-                "converting from string format."
+                "Values passed to expect_column_values_to_match_strftime_format must be of type "
+                "string.\nIf you want to validate a column of dates or timestamps, please call the "
+                "expectation before converting from string format."
             ) from None
         except ValueError:
             return False
@@ -154,9 +154,9 @@ def _dateutil(column: pd.Series, _: Values, __: Values) -> Any:
         try:
             if type(value) is not str:
                 raise TypeError(
-                    "Values passed to expect_column_values_to_be_dateutil_parseable must be of type string.\nIf "
-                    "you want to validate a column of dates or timestamps, please call the expectation before "
-                    "converting from string format."
+                    "Values passed to expect_column_values_to_be_dateutil_parseable must be of type "
+                    "string.\nIf you want to validate a column of dates or timestamps, please call the "
+                    "expectation before converting from string format."
                 )
             parse(value)
         except (ValueError, OverflowError):

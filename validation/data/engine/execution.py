@@ -32,6 +32,7 @@ from validation.data.engine.frames import depends_on_nulls, to_frame
 from validation.data.engine.metrics import (
     CONDITION,
     DERIVED,
+    INNER,
     LISTED,
     MAP,
     Metric,
@@ -42,6 +43,7 @@ from validation.data.engine.metrics import (
 )
 from validation.data.engine.programs import AGGREGATES, Reduced
 from validation.data.engine.tasks import MAX_LISTED_ROWS, Found
+from validation.data.report import columns_of
 
 BATCH = "rows"
 
@@ -96,7 +98,7 @@ class BlockwiseExecutionEngine(PandasExecutionEngine):
         name = metric.metric_name
         if name in DERIVED:
             return self._by_gx(metric, known, runtime, None)
-        if name.endswith(MAP):
+        if name.endswith(MAP) or name in INNER:
             return None, {}, {}  # Its condition has used it already.
         condition = condition_of(name)
         if condition is None:
@@ -185,7 +187,8 @@ def metrics_of(
     needed = []
     for expectation in expectations:
         metrics: dict[str, Metric] = {}
-        for engine in engines:
+        either = nullable.intersection(columns_of(expectation))
+        for engine in engines if either else engines[:1]:
             for configuration in _graph(expectation, engine, result_format, suite):
                 metric = _metric(configuration, engine)
                 metrics.setdefault(metric.key, metric)

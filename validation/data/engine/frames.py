@@ -162,7 +162,35 @@ def aligned(table: pa.Table, schema: pa.Schema, columns: Sequence[str]) -> pa.Ta
 
 #: What a ``row_condition`` may call: each looks at one row at a time.
 _ROW_LOCAL_CALLS = frozenset(
-    ["isnull", "notnull", "isna", "notna", "isin", "between", "abs", "round", "str", "dt", "contains", "startswith", "endswith", "match", "fullmatch", "len", "lower", "upper", "strip", "isdigit", "isalpha", "isnumeric", "isalnum", "isspace", "islower", "isupper", "get"]
+    [
+        "isnull",
+        "notnull",
+        "isna",
+        "notna",
+        "isin",
+        "between",
+        "abs",
+        "round",
+        "str",
+        "dt",
+        "contains",
+        "startswith",
+        "endswith",
+        "match",
+        "fullmatch",
+        "len",
+        "lower",
+        "upper",
+        "strip",
+        "isdigit",
+        "isalpha",
+        "isnumeric",
+        "isalnum",
+        "isspace",
+        "islower",
+        "isupper",
+        "get",
+    ]
 )
 _CALL = re.compile(r"(\w+)\s*\(")
 _BOUND = re.compile(r"@|\bindex\b|__")

@@ -13,17 +13,17 @@ _ODD = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
 _NULL = 0x632BE59BD9B4E019
 
 
-def row_hashes(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+def row_hashes(rows: pd.DataFrame) -> Any:
     """Two 64-bit numbers for each row, mixed apart from each other: a collision needs 128 equal bits.
 
     Raises TypeError when a value cannot be hashed, such as a list, as pandas does.
     """
     import numpy as np
 
-    both = np.empty((len(rows), 2), dtype=np.uint64)
+    both: Any = np.empty((len(rows), 2), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for half in (0, 1):
-            mixed = np.full(len(rows), half + 1, dtype=np.uint64)
+            mixed: Any = np.full(len(rows), half + 1, dtype=np.uint64)
             for position in range(rows.shape[1]):
                 mixed = _mix(mixed * np.uint64(_ODD[half]) ^ _column(rows.iloc[:, position], half), half)
             both[:, half] = mixed
@@ -41,16 +41,16 @@ def grouped(hashes: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndar
     return ordered[starts], np.diff(np.append(starts, len(ordered)))
 
 
-def contained(hashes: np.ndarray[Any, Any], distinct: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def contained(hashes: Any, distinct: Any) -> Any:
     """Which hashes are among ``distinct``, which :func:`grouped` has ordered."""
     import numpy as np
 
-    found = np.zeros(len(hashes), dtype=bool)
-    first = np.searchsorted(distinct[:, 0], hashes[:, 0], side="left")
+    found: Any = np.zeros(len(hashes), dtype=bool)
+    first: Any = np.searchsorted(distinct[:, 0], hashes[:, 0], side="left")
     last = np.searchsorted(distinct[:, 0], hashes[:, 0], side="right")
     # More than one turn only where first halves collide.
     for turn in range(int((last - first).max(initial=0))):
-        at = first + turn
+        at: Any = first + turn
         open_ = at < last
         found[open_] |= distinct[at[open_], 1] == hashes[open_, 1]
     return found

@@ -14,6 +14,9 @@ from validation.data.engine.frames import Domain, columns_in, whole_table_calls
 
 CONDITION, MAP = ".condition", ".map"
 
+#: What a condition is made of: its program has used them, and nobody else asks.
+INNER = frozenset({"column.outlier_statistics"})
+
 #: Great Expectations derives these from a condition's unexpected rows: the condition's frame is all it takes.
 LISTED = (".unexpected_values", ".unexpected_index_list", ".unexpected_index_query", ".unexpected_rows")
 COUNTED = (".unexpected_count", ".filtered_row_count")
@@ -97,6 +100,8 @@ class Table:
     row_id: str | None = None
     #: Keys of the conditions of which all unexpected rows are identified.
     identified: frozenset[str] = frozenset()
+    #: Columns whose pandas type somebody asks for, so that their nulls must be known.
+    typed: tuple[str, ...] = ()
 
     def domain(self, metric: Metric, drop_null: bool = False) -> Domain:
         """The metric's domain. Raises UnsupportedError with Great Expectations' words when there is none."""

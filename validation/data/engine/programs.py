@@ -296,12 +296,14 @@ def _histogram(metric: Metric, table: Table) -> Program:
 
 
 def _beyond(metric: Metric, table: Table) -> Program:
+    import numpy as np
+
     low, high = metric.values.get("min_value"), metric.values.get("max_value")
     if (low is None) == (high is None):
         raise UnsupportedError("column_values.between.count with both bounds or none is not supported")
     strict = metric.values.get("strict_min"), metric.values.get("strict_max")
     _, (count,) = yield [Beyond(table.domain(metric), low, high, strict)]
-    return count
+    return np.int64(count)  # Great Expectations divides it by zero where there is no row.
 
 
 def _lengths(metric: Metric, table: Table) -> Program:
@@ -316,8 +318,8 @@ def _quantile_values(metric: Metric, table: Table) -> Program:
     options = ("linear", "lower", "higher", "midpoint", "nearest")
     if interpolation not in options:
         raise UnsupportedError(
-            "If specified for pandas, allow_relative_error must be one an allowed value for the 'interpolation'"
-            f"parameter of .quantile() (one of {options})"
+            "If specified for pandas, allow_relative_error must be one an allowed value for the "
+            f"'interpolation'parameter of .quantile() (one of {options})"
         )
     domain = table.domain(metric)
     return (yield from _quantiles(table, domain, list(metric.values["quantiles"]), interpolation))
@@ -378,7 +380,7 @@ def _order_statistics(domain: Domain, ends: pd.Series, count: int, ranks: Sequen
             start = low + (step << bits)
             ranges[rank] = (start, min(high, start + (1 << bits) - 1), below, int(counts[step]))
     open_ = sorted({(low, high) for low, high, _, _ in ranges.values() if low < high})
-    keys = np.zeros(0, dtype=np.uint64)
+    keys: Any = np.zeros(0, dtype=np.uint64)
     if open_:
         _, (parts,) = yield [KeysBetween(domain, tuple(open_))]
         keys = np.sort(np.concatenate(parts))

@@ -1,4 +1,4 @@
-"""Passes over blocks: the first, which may ride in somebody else's, and the narrow ones that some metrics need."""
+"""Passes over blocks: the first, which may ride in somebody else's, and the narrow ones that some need."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Rounds:
     """All programs of a suite, going through their passes side by side."""
 
     def __init__(self, metrics: Sequence[Metric], table: Table) -> None:
-        self._schema = table.schema
+        self._schema, self._typed = table.schema, table.typed
         self.answers: dict[str, Any] = {}
         self._waiting: dict[str, tuple[Program, list[Task]]] = {}
         for metric in metrics:
@@ -109,7 +109,7 @@ class Rounds:
     def first(self) -> Pass:
         """The pass that everything starts with; it also finds out where the table has nulls."""
         tasks = self._tasks()
-        shape = Shape(Pass(self._schema, tasks).columns)
+        shape = Shape((*Pass(self._schema, tasks).columns, *self._typed))
         return Pass(self._schema, (shape, *tasks))
 
     def finish(self, first: Pass, results: dict[Task, Any], run: Runner) -> Facts:
