@@ -27,15 +27,18 @@ from jobs.preprocessing.cleaning import Normalise
 from jobs.preprocessing.contamination import Against
 from jobs.preprocessing.duplicates import EXACT, NEAR
 from jobs.preprocessing.files import SourceFile, find_files, fingerprint_files, source_file
+from jobs.preprocessing.finishing import Finishing
+from jobs.preprocessing.labels import Labels
 from jobs.preprocessing.lengths import Length
 from jobs.preprocessing.marking import Marking, TextRule
 from jobs.preprocessing.parts import Parts
 from jobs.preprocessing.pipeline import Pipeline
 from jobs.preprocessing.publishing import publish
-from jobs.preprocessing.rows import RESERVED, ROW_ID, ColumnType, RowFormat
+from jobs.preprocessing.rows import RESERVED, ROW_ID, ColumnType, RowFormat, contract_schema
 from jobs.preprocessing.shaping import Shape, Split, Template
-from validation.data import load_suite
+from validation.data import Suite, load_suite
 from validation.data.card import CardLicense
+from validation.data.gate import plan_gate
 from validation.data.language import Language
 from validation.data.near_duplicates import NearDuplicates
 from validation.data.personal import PersonalData
@@ -51,7 +54,17 @@ FINISHED = frozenset({"row_id", "split", "messages", "prompt", "completion"})
 _TEXT = ("string", "messages")
 #: Fields that decide what becomes of a row by itself.
 ROW_LOCAL = {
-    *("columns", "id_column", "text_rows", "broken_lines", "max_row_bytes", "text", "normalise", "augment"),
+    *(
+        "columns",
+        "id_column",
+        "text_rows",
+        "broken_lines",
+        "max_row_bytes",
+        "text",
+        "normalise",
+        "augment",
+        "labels",
+    ),
     *("language", "quality", "personal_data", "contamination", "length", "template", "keep", "split"),
 }
 
@@ -115,6 +128,7 @@ class PreprocessConfig(JobConfig):
     test: list[str] = Field(default_factory=list, description="Files whose rows are all held out for tests.")
     columns: dict[str, ColumnType] = Field(min_length=1, description="Columns to read, and their types.")
     id_column: str | None = Field(None, description="Column with a unique id; else a hash of file and line.")
+    labels: Labels | None = Field(None, description="Labels or feedback to join by row id.")
     text_rows: Literal["line", "file"] = Field(
         "line", description="Whether a text file holds a document a line or is one; its column is 'text'."
     )
@@ -179,6 +193,7 @@ class PreprocessConfig(JobConfig):
             "text": self.text,
             "template": [column for columns in used for column in columns],
             "split.group": [group] if group else [],
+            "labels": list(self.labels.columns) if self.labels else [],
         }
         for where, names in named.items():
             unknown = [name for name in names if name not in self.columns]
@@ -228,6 +243,7 @@ class PreprocessConfig(JobConfig):
             keep_broken=self.broken_lines == "quarantine",
             max_row_bytes=self.max_row_bytes,
             text_rows=self.text_rows,
+            joined=frozenset(self.labels.columns if self.labels else ()),
         )
 
 
@@ -241,21 +257,23 @@ def run(config: PreprocessConfig) -> JobResult:
     final = load_suite(config.final or ("messages" if config.template else "documents"))
     files = _files(config)
     inputs = fingerprint_files([file.address for file in files])
-    inputs += [ArtifactInput(address=f"suite:{s.name}", digest=s.digest) for s in (contract, final) if s]
+    inputs += [ArtifactInput(address=f"suite:{s.name}", digest=s.digest) for s in (final, contract) if s]
     evaluation = config.contamination.files() if config.contamination else []
-    inputs += fingerprint_files([file.address for file in evaluation])
+    labels = config.labels.files() if config.labels else []
+    inputs += fingerprint_files([file.address for file in [*evaluation, *labels]])
     model = ensure_model(config.length.model) if config.length else None
     inputs += [ArtifactInput(address=str(model.ref), digest=model.data_digest)] if model else []
     with start_run("preprocess", "dataset", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
         if job.done:
             return job.result(job.done)
         pipeline = Pipeline(job, files, num_cpus=config.num_cpus)
-        marking = _marking(config, pipeline, evaluation, model)
-        pipeline.mark(marking, _parts(config, job, files, inputs) if config.incremental else None)
-        if contract:
-            pipeline.check_contract(contract)
+        marking = _marking(config, pipeline, contract, evaluation, labels, model)
+        finished = Finishing(marking.form, marking.shape).suite_schema()
+        parts = _parts(config, job, files, inputs) if config.incremental else None
+        pipeline.mark(marking, plan_gate(final, finished, ROW_ID), parts)
+        pipeline.check_contract()
         pipeline.remove_duplicates(config.duplicates.tolerances)
-        pipeline.check_final(final)
+        pipeline.check_final()
         digest = pipeline.write()
         counts, facts = pipeline.counts, pipeline.facts()
         told = publish(job, facts, inputs[: len(files)], _about(config)) | {SCHEMA: facts.columns}
@@ -272,20 +290,27 @@ def _files(config: PreprocessConfig) -> list[SourceFile]:
 
 
 def _marking(
-    config: PreprocessConfig, pipeline: Pipeline, evaluation: list[SourceFile], model: Manifest | None
+    config: PreprocessConfig,
+    pipeline: Pipeline,
+    contract: Suite | None,
+    evaluation: list[SourceFile],
+    labels: list[SourceFile],
+    model: Manifest | None,
 ) -> Marking:
     """The pass that looks at each row alone, with what it needs in Ray's object store."""
-    rule = config.contamination
+    rule, form = config.contamination, config.row_format
     return Marking(
-        config.row_format,
+        form,
         config.normalise,
         config.shape,
         config.augment,
+        plan_gate(contract, contract_schema(form), ROW_ID) if contract else None,
         config.rules,
         config.duplicates.near,
         config.length,
         tokenizer=pipeline.share(pipeline.job.artifacts.read(model, TOKENIZER)) if model else None,
         evaluation=rule.read_index(evaluation, config.num_cpus) if rule else None,
+        labels=config.labels.read(labels, config.columns, config.num_cpus) if config.labels else None,
     )
 
 
@@ -296,9 +321,7 @@ def _parts(
     meaning = config.model_dump(mode="json", include=ROW_LOCAL)
     near = config.duplicates.near
     meaning["near"] = near.model_dump(mode="json", exclude=set(Rule.model_fields)) if near else None
-    meaning["inputs"] = [
-        item.digest for item in inputs[len(files) :] if not item.address.startswith("suite:")
-    ]
+    meaning["inputs"] = [item.digest for item in inputs[len(files) + 1 :]]
     return Parts(
         store=job.store,
         owner=job.settings.principal,
@@ -321,12 +344,13 @@ def _about(config: PreprocessConfig) -> dict[str, Any]:
 
 
 def _summary(config: PreprocessConfig, counts: dict[str, int], pipeline: Pipeline) -> dict[str, Any]:
-    reports = (pipeline.contract, pipeline.final)
+    reports = pipeline.suites.values()
     return {
         **counts,
-        "expectations": sum(len(r.expectations) for r in reports if r),
-        "warnings": [w.describe() for r in reports if r for w in r.warnings],
+        "expectations": sum(len(r.expectations) for r in reports),
+        "warnings": [w.describe() for r in reports for w in r.warnings],
         "contaminated": pipeline.contaminated,
+        **({"labelled": pipeline.tally.rows["labelled"]} if config.labels else {}),
         "license": config.license.model_dump(mode="json"),
         "sources": [*config.train, *config.test],
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.preprocessing.duplicates import DECISIONS
+from jobs.preprocessing.marking import CONTRACT
 from jobs.preprocessing.reading import READ, SIZE
 from jobs.preprocessing.rows import ORDINAL, RAW, REASON, ROW_ID, SCORE, SPLIT, STAGE, RowFormat
 from jobs.preprocessing.shaping import Shape
@@ -15,10 +16,13 @@ from jobs.preprocessing.shaping import Shape
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from validation.data.gate import GatePlan
+
 #: Finished columns that suites look at, and that are not written.
 _HIDDEN = frozenset({"split", "prompt", "completion"})
 #: Ordinal of the row that a duplicate repeats.
 REPEATS = "_repeats"
+FINAL = "final"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,13 @@ class Finishing:
         marks = [(STAGE, text), (REASON, text), (SCORE, pa.float64()), (REPEATS, pa.uint64()), (RAW, text)]
         return pa.schema([*fixed, *marks])
 
+    def suite_schema(self) -> pa.Schema:
+        """Of what the final suite judges."""
+        import pyarrow as pa
+
+        schema = self.schema()
+        return pa.schema([schema.field(name) for name in self.columns()])
+
     def written_schema(self) -> pa.Schema:
         """Of the files of a split."""
         import pyarrow as pa
@@ -47,17 +58,25 @@ class Finishing:
         """What suites see of finished rows."""
         return [ROW_ID, *(name for name, _ in self.shape.schema(self.form))]
 
-    def __call__(self, block: pa.Table, decisions: pa.Table, bad: Mapping[str, str]) -> pa.Table:
-        """A marked block as a finished one.
+    def __call__(
+        self, block: pa.Table, decisions: pa.Table, bad: Mapping[str, str], final: GatePlan
+    ) -> tuple[pa.Table, bytes]:
+        """A marked block as a finished one, and what it adds to the final suite's verdict.
 
         :param decisions: on duplicates, in the order of ordinals.
-        :param bad: row id to the expectations of the contract that the row breaks.
+        :param bad: row id to the expectations of the contract that the row breaks, as far as no block knew.
         """
         import pyarrow as pa
 
-        dropped = decided_here(block, decisions)
-        rows = [self._row(row, dropped, bad) for row in block.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=self.schema())
+        marked, dropped = block.to_pylist(), decided_here(block, decisions)
+        rows = [self._row(row, dropped, bad) for row in marked]
+        kept = [place for place, row in enumerate(rows) if row.get(STAGE) is None]
+        judged = pa.Table.from_pylist([rows[place] for place in kept], schema=self.suite_schema())
+        verdict = final.judge_block(judged)
+        for place, reason in zip(kept, verdict.reasons, strict=True):
+            if reason is not None:
+                rows[place] |= {STAGE: FINAL, REASON: reason, RAW: self._raw(marked[place])}
+        return pa.Table.from_pylist(rows, schema=self.schema()), verdict.partial
 
     def _row(
         self, row: dict[str, Any], dropped: Mapping[int, tuple[Any, ...]], bad: Mapping[str, str]
@@ -66,7 +85,7 @@ class Finishing:
         marks = {name: row[name] for name in (STAGE, REASON, SCORE)}
         repeats = None
         if row[ROW_ID] in bad and row[STAGE] not in (READ, SIZE):
-            marks = {STAGE: "contract", REASON: bad[row[ROW_ID]], SCORE: None}
+            marks = {STAGE: CONTRACT, REASON: bad[row[ROW_ID]], SCORE: None}
         elif row[STAGE] is None and row[ORDINAL] in dropped:
             code, repeats, score = dropped[row[ORDINAL]]
             stage, reason = DECISIONS[code]

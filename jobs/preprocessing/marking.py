@@ -17,10 +17,12 @@ from cluster.errors import UsageError
 from jobs.preprocessing.account import Tally, Tolerance, name
 from jobs.preprocessing.cleaning import Normalise, mapped, normalised
 from jobs.preprocessing.contamination import Against
+from jobs.preprocessing.labels import joined
 from jobs.preprocessing.lengths import Length, counter
 from jobs.preprocessing.rows import (
     ANSWER,
     BANDS,
+    GATE,
     KEY,
     ORDINAL,
     REASON,
@@ -30,6 +32,7 @@ from jobs.preprocessing.rows import (
     STAGE,
     SUMMARY,
     RowFormat,
+    contract_schema,
     file_of,
     marked_schema,
 )
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from validation.data.documents import Document
+    from validation.data.gate import GatePlan
     from validation.data.near_duplicates import NearDuplicates
     from validation.data.verdict import Judge, Verdict
 
@@ -68,6 +72,13 @@ class TextRule:
         return judge
 
 
+def fetched(reference: Any) -> Any:
+    """What a reference stands for."""
+    import ray
+
+    return ray.get(reference)
+
+
 def built(rule: Any, evaluation: Any = None) -> Any:
     """What a rule's configuration builds, once in a process."""
     kind: Any = type(rule)
@@ -76,15 +87,13 @@ def built(rule: Any, evaluation: Any = None) -> Any:
 
 @cache
 def _built(kind: Any, rule: str, evaluation: Any) -> Any:
-    import ray
-
     parsed = kind.model_validate_json(rule)
-    return parsed.build() if evaluation is None else parsed.build(ray.get(evaluation))
+    return parsed.build() if evaluation is None else parsed.build(fetched(evaluation))
 
 
 #: Copies of one row that an ordinal has room for.
 MAX_COPIES = 255
-SHAPE, LENGTH = "shape", "length"
+CONTRACT, SHAPE, LENGTH = "contract", "shape", "length"
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,8 @@ class Marking:
     shape: Shape
     #: ``package.module:function`` that makes more rows of one.
     augment: str | None = None
+    #: Plan of the suite that judges rows first.
+    contract: GatePlan | None = None
     #: Rules on text, in order; the first that refuses a row is its stage.
     rules: Sequence[TextRule] = ()
     near: NearDuplicates | None = None
@@ -103,6 +114,8 @@ class Marking:
     #: References to the bytes of the tokenizer that lengths are counted by, and to the evaluation sets.
     tokenizer: Any = None
     evaluation: Any = None
+    #: Reference to a table of labels.
+    labels: Any = None
 
     @property
     def tolerances(self) -> list[Tolerance]:
@@ -117,6 +130,8 @@ class Marking:
         tally = Tally()
         tally.rows["read"] = len(rows)
         tally.files.update(str(file_of(row[ORDINAL])) for row in rows)
+        if self.labels is not None:
+            tally.rows["labelled"] = joined(list(self._open(rows)), fetched(self.labels))
         text = self._text_columns()
         for number, row in enumerate(rows):
             if row[STAGE] is None:
@@ -125,6 +140,7 @@ class Marking:
             self._assign(row)
         if self.augment:
             rows += self._augmented(rows, text, tally)
+        partial = self._check(rows)
         judges = [(rule, rule.judge(self.evaluation)) for rule in self.rules]
         documents = {id(row): self._judge(row, judges, tally) for row in self._open(rows)}
         finished = {id(row): self._finish(row) for row in self._open(rows)}
@@ -132,7 +148,7 @@ class Marking:
             self._measure([(row, finished[id(row)]) for row in self._open(rows)], self.length, tally)
         if self.near:
             self._compare([(row, documents[id(row)]) for row in self._open(rows)], self.near)
-        return self._table(rows, tally)
+        return self._table(rows, tally, partial)
 
     def _text_columns(self) -> list[str]:
         kinds = self.form.columns.items()
@@ -174,6 +190,20 @@ class Marking:
             return {n: convert(values[n], kinds[n], n, text=False) for n in values if n != ROW_ID}
         except (BrokenLine, KeyError, TypeError) as problem:
             raise UsageError(f"augment {self.augment}: {problem} in a row that it made.") from None
+
+    def _check(self, rows: list[Row]) -> bytes | None:
+        """Let the contract mark the rows that break it; give what the block adds to its verdict."""
+        import pyarrow as pa
+
+        if self.contract is None:
+            return None
+        judged = list(self._open(rows))
+        table = pa.Table.from_pylist(judged, schema=contract_schema(self.form))
+        verdict = self.contract.judge_block(table)
+        for row, reason in zip(judged, verdict.reasons, strict=True):
+            if reason is not None:
+                mark(row, CONTRACT, reason)
+        return verdict.partial
 
     def _judge(self, row: Row, judges: Sequence[tuple[TextRule, Judge]], tally: Tally) -> Document:
         """Ask each rule in turn, until one refuses the row; give its text with what was made of it."""
@@ -239,11 +269,11 @@ class Marking:
         for (row, _), bands in zip(rows, found, strict=True):
             row[BANDS] = bands.tobytes()
 
-    def _table(self, rows: list[Row], tally: Tally) -> pa.Table:
+    def _table(self, rows: list[Row], tally: Tally, partial: bytes | None) -> pa.Table:
         import pyarrow as pa
 
         if rows:
-            rows[0][SUMMARY] = tally.to_bytes()
+            rows[0] |= {SUMMARY: tally.to_bytes(), GATE: partial}
         return pa.Table.from_pylist(rows, schema=marked_schema(self.form))
 
 

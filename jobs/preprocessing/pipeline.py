@@ -33,15 +33,15 @@ from jobs.preprocessing.duplicates import (
     keys_of,
 )
 from jobs.preprocessing.files import SourceFile
-from jobs.preprocessing.finishing import Finishing
-from jobs.preprocessing.marking import LENGTH, SHAPE, Marking
+from jobs.preprocessing.finishing import FINAL, Finishing
+from jobs.preprocessing.marking import CONTRACT, LENGTH, SHAPE, Marking
 from jobs.preprocessing.parts import Parts
 from jobs.preprocessing.publishing import MAX_EXAMPLES, Facts, profile_spec
 from jobs.preprocessing.reading import BLOCK_BYTES, READ, SIZE, read_tables
 from jobs.preprocessing.rows import (
+    GATE,
     ORDINAL,
     REASON,
-    ROW_ID,
     STAGE,
     SUMMARY,
     WHOLE_FILE,
@@ -49,15 +49,17 @@ from jobs.preprocessing.rows import (
     line_of,
     quarantine_schema,
 )
-from jobs.preprocessing.writing import EXAMPLES, QUARANTINE, SPLITS, Writing, Written, write_empty
+from jobs.preprocessing.writing import EXAMPLES, QUARANTINE, SPLITS, Writing, Written, kind_of, write_empty
 from jobs.session import connect
-from validation.data import GateReport, Suite
+from validation.data import GateReport
 from validation.data.profile import Profile, combine_profiles, merge_profiles
 from validation.data.schema import describe_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
+
+    from validation.data.gate import GatePlan
 
 
 #: Partial profiles that are held before they become one.
@@ -83,8 +85,7 @@ class Pipeline:
         connect()
         preflight([{"CPU": self._cpus}], asker="Preprocessing", remedy="lower num_cpus")
         _quiet()
-        self.contract: GateReport | None = None
-        self.final: GateReport | None = None
+        self.suites: dict[str, GateReport] = {}
         self.tally = Tally()
         self.counts: dict[str, int] = {}
         self.examples: list[Mapping[str, Any]] = []
@@ -93,7 +94,8 @@ class Pipeline:
         #: References to blocks, in the order of files and lines.
         self._marked: list[Any] = []
         self._finished: list[Any] = []
-        self._bad: dict[str, dict[str, str]] = {"contract": {}, "final": {}}
+        #: Rows that break a suite, as far as no block knew by itself: id to expectations.
+        self._bad: dict[str, dict[str, str]] = {CONTRACT: {}, FINAL: {}}
         self._actions: dict[str, Action] = {}
         self._decisions: Any = None
 
@@ -103,13 +105,13 @@ class Pipeline:
 
         return ray.put(value)
 
-    def mark(self, marking: Marking, parts: Parts | None = None) -> None:
+    def mark(self, marking: Marking, final: GatePlan, parts: Parts | None = None) -> None:
         """Read all rows, and look at each alone.
 
         Raises RefusedError about the first file or line that cannot be read, or the first repeated id.
         """
 
-        self._marking = marking
+        self._marking, self._final = marking, final
         self._keep(self._by_file(marking, parts) if parts else self._by_block(marking))
         self.job.progress(f"read {self.tally.rows['read']} rows of {len(self._files)} files")
         self._refuse_broken_rules(self._marking.tolerances)
@@ -188,11 +190,12 @@ class Pipeline:
         if too_many:
             self._refuse(f"the rules refuse the {self.tally.rows['read']} rows: {', '.join(too_many)}")
 
-    def check_contract(self, suite: Suite) -> None:
-        """Judge the readable rows. Raises RefusedError that names the failed expectations."""
-        declared = [column for column in self._marking.form.columns if column != ROW_ID]
-        rows = self._map(self._dataset, readable).select_columns([ROW_ID, *declared])
-        self._judge(rows, suite, "contract")
+    def check_contract(self) -> None:
+        """Judge the readable rows by what their blocks said. Raises RefusedError that names what failed."""
+        plan = self._marking.contract
+        if plan is not None:
+            partials = self._each(partial_of, self._marked)
+            self._judge(plan, partials, self._dataset, CONTRACT, {READ, SIZE})
 
     def remove_duplicates(self, rules: Sequence[Tolerance]) -> None:
         """Decide which of equal (and similar) rows stays, and that none does of those that contradict.
@@ -203,7 +206,7 @@ class Pipeline:
 
         actions = self._actions = {rule.stage: rule.action for rule in rules}
         rows, near = self.tally.rows["read"] + self.tally.rows["augmented"], self._marking.near
-        keys = self._each(keys_of, self._marked, ray.put(frozenset(self._bad["contract"])))
+        keys = self._each(keys_of, self._marked, ray.put(frozenset(self._bad[CONTRACT])))
         none = ray.put(gathered())
         exact = find_exact(keys, rows, self._cpus) if EXACT in actions else none
         found = {EXACT: exact}
@@ -226,21 +229,23 @@ class Pipeline:
                 self.tally.warned[name(stage, reason)] += number
             self.job.progress(f"{number} rows in {stage}: {reason}")
 
-    def check_final(self, suite: Suite) -> None:
+    def check_final(self) -> None:
         """Give rows their finished form, and judge them. Raises RefusedError that names what failed."""
         import ray.data
 
-        self._finish()
-        rows = self._map(ray.data.from_arrow_refs(self._finished), unmarked)
-        self._judge(rows.select_columns(self._finishing().columns()), suite, "final")
+        partials = self._finish(self._final)
+        refused = set(self._stages()) - {FINAL}
+        self._judge(self._final, partials, ray.data.from_arrow_refs(self._finished), FINAL, refused)
 
-    def _finish(self) -> None:
+    def _finish(self, plan: GatePlan) -> list[Any]:
+        """Finish all blocks; give references to what they add to the final suite's verdict."""
         import ray
 
         decisions = gathered() if self._decisions is None else self._decisions
-        self._finished = self._each(
-            self._finishing(), self._marked, decisions, ray.put(self._bad["contract"])
-        )
+        late = ray.put(self._bad[CONTRACT])
+        found = self._each(self._finishing(), self._marked, decisions, late, plan, returns=2)
+        self._finished = [block for block, _ in found]
+        return [partial for _, partial in found]
 
     def _finishing(self) -> Finishing:
         return Finishing(self._marking.form, self._marking.shape)
@@ -271,7 +276,7 @@ class Pipeline:
         job, sources = self.job, [file.address for file in self._files]
         spec = profile_spec(self._marking.form, self._marking.shape)
         writing = Writing(job.store, job.attempt.prefix, self._finishing().columns(), sources, splits, spec)
-        written = self._each(writing, self._finished, ray.put(self._bad["final"]), returns=2)
+        written = self._each(writing, self._finished, ray.put(self._bad[FINAL]), returns=2)
         total, seen = Counter[str](), Counter[str]()
         profiles: list[bytes] = []
         for reference, _ in written:
@@ -281,8 +286,9 @@ class Pipeline:
             if len(profiles) == MERGED_AT_ONCE:
                 profiles = [combine_profiles(profiles)]
             for row in found.examples:
-                seen[name(row["stage"], row["reason"])] += 1
-                if seen[name(row["stage"], row["reason"])] <= EXAMPLES and len(self.examples) < MAX_EXAMPLES:
+                why = name(row["stage"], kind_of(row["stage"], row["reason"]))
+                seen[why] += 1
+                if seen[why] <= EXAMPLES and len(self.examples) < MAX_EXAMPLES:
                     self.examples.append(row)
         self.profile = merge_profiles(spec, filter(None, profiles))
         self.counts = {split: total.pop(split, 0) for split in splits}
@@ -292,53 +298,63 @@ class Pipeline:
             write_empty(job.attempt, QUARANTINE, quarantine_schema())
         return [digest for _, digest in written]
 
-    def _judge(self, rows: ray.data.Dataset, suite: Suite, stage: str) -> GateReport:
-        # Imported here: Great Expectations costs seconds, which a broken file need not wait for.
-        from validation.data.gate import gate
+    def _judge(
+        self, plan: GatePlan, partials: Sequence[Any], blocks: ray.data.Dataset, stage: str, apart: set[str]
+    ) -> None:
+        """The verdict of all blocks; the rows that count are those of stages other than ``apart``."""
+        import ray
 
-        report = gate(rows, suite, ROW_ID, num_cpus=self._cpus)
-        setattr(self, stage, report)
+        # Imported here: Great Expectations costs seconds.
+        from validation.data.gate import finish_gate
+
+        def rows(columns: list[str]) -> ray.data.Dataset:
+            return self._map(blocks, lambda block: without(block, apart)).select_columns(columns)
+
+        found = (ray.get(partial) for partial in partials)
+        report = finish_gate(plan, filter(None, found), rows, num_cpus=self._cpus)
+        self.suites[stage] = report
         self._bad[stage] = {row_id: "; ".join(labels) for row_id, labels in report.bad_rows.items()}
         held, number = sum(e.success for e in report.expectations), len(report.expectations)
         self.job.progress(
-            f"suite {suite.name}: {held} of {number} expectations hold, "
-            f"{len(report.bad_rows)} of {report.rows} rows go to quarantine"
+            f"suite {report.suite}: {held} of {number} expectations hold for {report.rows} rows"
         )
         if not report.success:
             named = ", ".join(e.describe() for e in report.failed)
-            self._refuse(f"suite {suite.name} refuses the {report.rows} rows: {named} failed")
-        return report
+            self._refuse(f"suite {report.suite} refuses the {report.rows} rows: {named} failed")
 
     def _refuse(self, sentence: str) -> None:
         """End the job, and leave the rows that were refused so far to look at."""
         if not self._finished:
-            self._finish()
+            self._finish(self._final)
         self._write_rows(())
         self.counts["input"] = self.tally.rows["read"] + self.tally.rows["augmented"]
         self._write_checks()
         raise RefusedError(f"{sentence}; rows with reasons are in {self.job.attempt.uri}quarantine/.")
 
     def _write_checks(self) -> None:
-        suites = {"contract": self.contract, "final": self.final}
         checks = {
             "counts": self.counts,
-            "suites": {stage: r.model_dump(mode="json") if r else None for stage, r in suites.items()},
+            "suites": {stage: report.model_dump(mode="json") for stage, report in self.suites.items()},
             **self.tally.report(self._rules),
         }
         self.job.attempt.write("checks.json", json.dumps(checks, ensure_ascii=False, default=str).encode())
 
+    def _stages(self) -> list[str]:
+        """The stages that may refuse rows, in order."""
+        on = [rule.stage for rule in self._rules]
+        before = [READ, SIZE, *([CONTRACT] if self._marking.contract else [])]
+        local = [stage for stage in dict.fromkeys(on) if stage not in (EXACT, NEAR, LENGTH)]
+        after = [stage for stage in (LENGTH, EXACT, NEAR) if stage in on]
+        return [*before, *local, SHAPE, *after, FINAL]
+
     def facts(self) -> Facts:
         """All that the card tells. Once the data is written."""
         assert self.profile is not None
-        on = [rule.stage for rule in self._rules]
-        before = [READ, SIZE, *(["contract"] if self.contract else [])]
-        local = [stage for stage in dict.fromkeys(on) if stage not in (EXACT, NEAR, LENGTH)]
-        after = [stage for stage in (LENGTH, EXACT, NEAR) if stage in on]
         return Facts(
             counts=self.counts,
             tally=self.tally,
-            stages=[*before, *local, SHAPE, *after, "final"],
-            suites={"contract": self.contract, "final": self.final},
+            stages=self._stages(),
+            suites=self.suites,
             examples=self.examples,
             profile=self.profile,
             columns=describe_schema(self._finishing().written_schema()),
@@ -384,19 +400,18 @@ def told_by(block: pa.Table) -> Told:
     return Told(first, tally, broken.get(False), broken.get(True))
 
 
-def readable(block: pa.Table) -> pa.Table:
-    """The rows that could be read."""
+def partial_of(block: pa.Table) -> bytes | None:
+    """What a marked block adds to the contract's verdict."""
+    partial: bytes | None = block[GATE][0].as_py() if len(block) else None
+    return partial
+
+
+def without(block: pa.Table, stages: set[str]) -> pa.Table:
+    """The rows that were not refused at one of the stages."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    return block.filter(pc.invert(pc.is_in(block[STAGE], pa.array([READ, SIZE]))))
-
-
-def unmarked(block: pa.Table) -> pa.Table:
-    """The rows that nothing was found against."""
-    import pyarrow.compute as pc
-
-    return block.filter(pc.is_null(block[STAGE]))
+    return block.filter(pc.invert(pc.is_in(block[STAGE], pa.array(sorted(stages), pa.string()))))
 
 
 def _quiet() -> None:

@@ -34,7 +34,7 @@ class Facts:
     tally: Tally
     #: Stages that were on, in order.
     stages: Sequence[str]
-    suites: Mapping[str, GateReport | None]
+    suites: Mapping[str, GateReport]
     examples: Sequence[Mapping[str, Any]]
     profile: Profile
     #: Column of the splits to its type.
@@ -62,12 +62,15 @@ def publish(
     :param about: fields of the card that the configuration says: license, description, languages.
     """
     from validation.data.card import card_html, card_markdown
+    from validation.data.docs import docs_html
 
     previous = _previous(job, facts.profile)
     card = _card(job, facts, sources, about, previous)
     job.attempt.write(PROFILE, facts.profile.to_json())
     job.attempt.write("card.md", card_markdown(card).encode())
     job.attempt.write("card.html", card_html(card).encode())
+    results = {stage: report.validation for stage, report in facts.suites.items()}
+    job.attempt.write("docs.html", docs_html(results, job.ref.name, show_values=False).encode())
     if previous is None:
         return {}
     return {"previous": previous.address, "drift": previous.drift.verdict}
@@ -123,18 +126,17 @@ def _stages(facts: Facts) -> Iterable[CardStage]:
         yield found
 
 
-def _gates(suites: Mapping[str, GateReport | None]) -> Iterable[CardGate]:
+def _gates(suites: Mapping[str, GateReport]) -> Iterable[CardGate]:
     from validation.data.card import CardGate
 
     for stage, report in suites.items():
-        if report is not None:
-            yield CardGate(
-                stage=stage,
-                suite=report.suite,
-                expectations=len(report.expectations),
-                failed=[e.describe() for e in report.failed],
-                warnings=[e.describe() for e in report.warnings],
-            )
+        yield CardGate(
+            stage=stage,
+            suite=report.suite,
+            expectations=len(report.expectations),
+            failed=[e.describe() for e in report.failed],
+            warnings=[e.describe() for e in report.warnings],
+        )
 
 
 def _examples(rows: Sequence[Mapping[str, Any]]) -> Iterable[CardExample]:

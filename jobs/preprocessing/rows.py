@@ -28,8 +28,8 @@ ROW_ID, ORDINAL, SPLIT, STAGE, REASON, SCORE, RAW = (
     "_raw",
 )
 #: Of marked rows: what duplicates are found by, and what a block has to say (in its first row).
-KEY, ANSWER, BANDS, SUMMARY = "_key", "_answer", "_bands", "_summary"
-RESERVED = frozenset({ROW_ID, ORDINAL, SPLIT, STAGE, REASON, SCORE, RAW, KEY, ANSWER, BANDS, SUMMARY})
+KEY, ANSWER, BANDS, SUMMARY, GATE = "_key", "_answer", "_bands", "_summary", "_gate"
+RESERVED = frozenset({ROW_ID, ORDINAL, SPLIT, STAGE, REASON, SCORE, RAW, KEY, ANSWER, BANDS, SUMMARY, GATE})
 
 KEY_BYTES = 16
 #: A row with this line stands for its whole file, which cannot be read.
@@ -103,13 +103,20 @@ def raw_schema(form: RowFormat) -> pa.Schema:
     return pa.schema([*fixed, *marks, *declared_fields(form)])
 
 
+def contract_schema(form: RowFormat) -> pa.Schema:
+    """What a contract judges: row ids and declared columns."""
+    import pyarrow as pa
+
+    return pa.schema([(ROW_ID, pa.string()), *declared_fields(form)])
+
+
 def marked_schema(form: RowFormat) -> pa.Schema:
     """Rows after the pass that looks at each alone."""
     import pyarrow as pa
 
     keys = [(KEY, pa.binary(KEY_BYTES)), (ANSWER, pa.uint64()), (BANDS, pa.binary())]
     schema = raw_schema(form)
-    for name, kind in [*keys, (SUMMARY, pa.binary())]:
+    for name, kind in [*keys, (SUMMARY, pa.binary()), (GATE, pa.large_binary())]:
         schema = schema.append(pa.field(name, kind))
     return schema
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Attempt, ObjectStore, row_digest
 from jobs.preprocessing.account import name
-from jobs.preprocessing.finishing import REPEATS, written
+from jobs.preprocessing.finishing import FINAL, REPEATS, written
+from jobs.preprocessing.reading import READ
 from jobs.preprocessing.rows import (
     ORDINAL,
     RAW,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 SPLITS, QUARANTINE = ("train", "test"), "quarantine"
 #: Rows of each reason that are shown, of a block and in all.
 EXAMPLES, _SHOWN_CHARS = 2, 500
+_QUOTED = re.compile(r"(['\"]).*\1", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Writing:
         apart = list(self._apart(block.filter(pc.invert(kept)), bad))
         self._write(pa.Table.from_pylist(apart, schema=quarantine_schema()), QUARANTINE, first)
         counts[QUARANTINE] += len(apart)
-        counts.update(name(row["stage"], row["reason"]) for row in apart)
+        counts.update(name(row["stage"], kind_of(row["stage"], row["reason"])) for row in apart)
         finished = finished.select(list(self.columns))
         profile = profile_block(self.spec, finished) if self.spec else b""
         return Written(counts, list(_examples(apart)), profile), digests(finished.to_pylist())
@@ -92,7 +95,7 @@ class Writing:
             if row[STAGE] is None:
                 finished = {c: row[c] for c in written(self.columns)}
                 raw = json.dumps(finished, ensure_ascii=False)
-                why = {"stage": "final", "reason": bad[row[ROW_ID]], "score": None, "raw": raw}
+                why = {"stage": FINAL, "reason": bad[row[ROW_ID]], "score": None, "raw": raw}
             repeats = row[REPEATS]
             yield {
                 "row_id": row[ROW_ID],
@@ -113,10 +116,15 @@ class Writing:
             pq.write_table(rows, path, filesystem=self.store.filesystem(), compression="zstd")
 
 
+def kind_of(stage: str, reason: str) -> str:
+    """The reason without the row's own values, so that there are few to count."""
+    return "cannot be read" if stage == READ else _QUOTED.sub("…", reason)
+
+
 def _examples(apart: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     seen: Counter[tuple[str, str]] = Counter()
     for row in apart:
-        why = (row["stage"], row["reason"])
+        why = (row["stage"], kind_of(row["stage"], row["reason"]))
         seen[why] += 1
         if seen[why] <= EXAMPLES:
             shown = {name: row[name] for name in ("row_id", "source", "line", "stage", "reason", "score")}

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from tests.data.test_preprocess import Preprocess, preprocess  # noqa: F401 - a 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "configs" / "preprocess_text.yaml"
-THINGS = tuple(
+THINGS = re.findall(
+    r"\w+",
     "river stone cloud garden engine letter window bridge market valley harvest lantern forest captain "
-    "school winter morning village doctor painter mountain harbour kitchen journey answer teacher".split()  # noqa: SIM905
+    "school winter morning village doctor painter mountain harbour kitchen journey answer teacher",
 )
-JOINS = tuple("of the and to that have with be near under behind above for from into beside".split())  # noqa: SIM905
+JOINS = re.findall(r"\w+", "of the and to that have with be near under behind above for from into beside")
 
 
 def prose(number: int, sentences: int = 8) -> str:
@@ -74,7 +76,7 @@ def test_the_shipped_recipe_says_of_each_row_why_it_went(corpus: Corpus) -> None
     texts = [
         *(prose(number) for number in range(40)),
         "Dies ist ein deutscher Text über den Fluss und die Stadt, in der niemand mehr wohnen wollte. " * 3,
-        "Too short to be a document.",
+        "This is a note about the weather in the garden, and it is much too short to be a document.",
         "the same line again and again\n" * 60,
         prose(3) + " ",
         near,
@@ -106,7 +108,9 @@ def test_the_shipped_recipe_says_of_each_row_why_it_went(corpus: Corpus) -> None
 
 
 def test_warned_rows_stay_and_are_counted_and_too_many_fail(corpus: Corpus) -> None:
-    texts = [prose(number) for number in range(20)] + [f"Short one {number}." for number in range(5)]
+    texts = [prose(number) for number in range(20)] + [
+        f"The door of house number {number} is red." for number in range(5)
+    ]
     train = corpus.at.file("a.jsonl", jsonl(texts))
     quality = {"gopher_quality": {"action": "warn"}}
     counts = corpus(train, **PLAIN | {"quality": quality})
@@ -215,6 +219,47 @@ def test_evaluation_sets_stay_out_and_lengths_are_in_tokens(corpus: Corpus, tmp_
     )
     assert counts["train"] == 1
     assert corpus.apart() == {2: ("contamination", "in_quiz"), 3: ("length", "too_many_tokens")}
+
+
+def test_labels_are_joined_by_row_id(corpus: Corpus) -> None:
+    rows = [{"id": f"r{number}", "text": prose(number, 2), "stars": 1} for number in range(6)]
+    train = corpus.at.file("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    first = corpus.at.file("l1.csv", "row,stars,topic\nr1,3,trains\nr2,4,ships\nr9,5,nobody\n")
+    last = corpus.at.file("l2.csv", "row,stars,topic\nr2,5,planes\n")
+    fields = PLAIN | {
+        "columns": {"id": "string", "text": "string", "stars": "int64", "topic": "string"},
+        "id_column": "id",
+        "labels": {"source": [first, last], "id_column": "row", "columns": ["stars", "topic"]},
+    }
+    assert corpus(train, **fields)["train"] == 6
+    found = {row["row_id"]: (row["stars"], row["topic"]) for row in corpus.at.made("train")}
+    assert found["r0"] == (1, None)
+    assert (found["r1"], found["r2"]) == ((3, "trains"), (5, "planes"))
+    assert corpus.result.summary["labelled"] == 2
+
+
+def test_only_new_files_are_looked_at_again(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str], store: ObjectStore
+) -> None:
+    files = [corpus.at.file(f"{n}.jsonl", jsonl([prose(n * 9 + m, 2) for m in range(9)])) for n in range(3)]
+    fields = PLAIN | {"incremental": True, "broken_lines": "fail"}
+    broken = corpus.at.file("broken.jsonl", '{"text": 1}\n')
+    with pytest.raises(Exception, match="text is 1, not a string"):
+        corpus(files[0], broken, **fields)  # What was done of a failed run stays.
+    assert "0 of 2 files are marked already" in capsys.readouterr().out
+    corpus(*files[:2], **fields)
+    assert "1 of 2 files are marked already" in capsys.readouterr().out
+    # In another order, so that files have other numbers.
+    counts = corpus(files[2], *files[:2], **fields)
+    assert "2 of 3 files are marked already" in capsys.readouterr().out
+    grown = corpus.at.manifest
+    corpus(files[2], *files[:2], **fields | {"incremental": False, "description": "another version"})
+    assert corpus.at.manifest is not None
+    assert grown is not None
+    assert corpus.at.manifest.ref != grown.ref
+    assert (corpus.at.manifest.data_digest, corpus.at.manifest.counts) == (grown.data_digest, counts)
+    corpus(*files, **fields | {"max_row_bytes": 10**6})
+    assert "0 of 3 files are marked already" in capsys.readouterr().out
 
 
 def shout(row: dict[str, Any]) -> list[dict[str, Any]]:
