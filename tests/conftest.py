@@ -141,7 +141,15 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Of tests/model/test_kill_matrix.py and tests/data/test_conformance.py."""
+    """Of tests/data/test_dataset.py, test_conformance.py and tests/model/test_kill_matrix.py."""
+    data = parser.getgroup("data", "CI for data")
+    data.addoption(
+        "--dataset", help="Judge this dataset and run nothing else: an artifact's address or a path."
+    )
+    data.addoption(
+        "--reference", help="Profile to compare it with: a profile.json or a dataset that has one."
+    )
+    data.addoption("--suite", help="Suite that it must hold: a shipped one's name, or a file.")
     group = parser.getgroup("kills")
     group.addoption("--kill-matrix", action="store_true", help="Run every verb at every point.")
     group.addoption("--kill-seeds", default="1", help="Seeds of the points in mid-write: 1,2,...")
@@ -150,11 +158,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--conformance-ray", default="3", help="Suites to draw for the merge through Ray Data.")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests without real parts come first; those of the whole cluster, whose environment stays, last.
 
-    Those of several nodes come before these: two clusters at once are much for two cores.
+    Those of several nodes come before these: two clusters at once are much for two cores. Who points at a
+    dataset wants to know of that, and of nothing else.
     """
+    if config.getoption("--dataset"):
+        others = [item for item in items if item.get_closest_marker("dataset") is None]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item.get_closest_marker("dataset")]
 
     def place(item: pytest.Item) -> int:
         names = getattr(item, "fixturenames", ())

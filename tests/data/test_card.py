@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from datetime import UTC, datetime
+from functools import cache
 from html.parser import HTMLParser
 from typing import Any
 
@@ -33,6 +34,7 @@ SPEC = ProfileSpec(texts=["messages"], numbers={"language_score": SHARES}, categ
 NASTY = '<script src="http://evil/x.js"></script> | ![x](http://evil/y.png) `code`\n# head ' + "long " * 200
 
 
+@cache
 def profile(rows: int, seed: int, words: int = 60) -> Profile:
     draw = random.Random(seed)
 

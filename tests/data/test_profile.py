@@ -57,7 +57,7 @@ def profile_of(rows: list[dict[str, Any]], spec: ProfileSpec = SPEC) -> Profile:
     return merge_profiles(spec, [profile_block(spec, table(rows))])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(ROW, min_size=1, max_size=30), st.data())
 def test_any_split_merged_in_any_order_gives_the_equal_profile(
     rows: list[dict[str, Any]], data: st.DataObject

@@ -1,0 +1,192 @@
+"""The suites of CI for data pass a good dataset, and each fails on the one fault that it is there for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.contracts import ArtifactRef, CodeRevision, Principal
+from cluster.storage import ArtifactStore
+from validation.data.profile import Profile, ProfileSpec, merge_profiles, profile_block
+from validation.data.schema import describe_schema
+
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+SCHEMA = pa.schema([("row_id", pa.string()), ("messages", pa.list_(MESSAGE)), ("label", pa.string())])
+SPEC = ProfileSpec(texts=["messages"], categories=["label"])
+Splits = dict[str, list[dict[str, Any]]]
+
+
+def rows(first: int, count: int, words: int = 3) -> list[dict[str, Any]]:
+    return [
+        {
+            "row_id": f"r{n}",
+            "messages": [
+                {"role": "user", "content": f"question {n} " + "about " * words},
+                {"role": "assistant", "content": "yes"},
+            ],
+            "label": "yes",
+        }
+        for n in range(first, first + count)
+    ]
+
+
+def good() -> Splits:
+    return {"train": rows(0, 90), "test": rows(1000, 10)}
+
+
+def table(found: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(found, schema=SCHEMA)
+
+
+def profile(splits: Splits) -> Profile:
+    blocks = [table(found).append_column("split", pa.array([s] * len(found))) for s, found in splits.items()]
+    return merge_profiles(SPEC, [profile_block(SPEC, block) for block in blocks])
+
+
+def write(folder: Path, splits: Splits, told: Profile | None = None) -> Path:
+    for split, found in splits.items():
+        (folder / split).mkdir(parents=True)
+        pq.write_table(table(found), folder / split / "0.parquet")
+    (folder / "profile.json").write_bytes((told or profile(splits)).to_json())
+    return folder
+
+
+#: Runs the suites once for each list of arguments, in one process: what they import is imported once.
+RUNNER = """
+import contextlib, io, json, sys
+import pytest
+
+class Outcomes:
+    def __init__(self):
+        self.found = {}
+    def pytest_runtest_logreport(self, report):
+        name = report.nodeid.rpartition("::")[2]
+        if report.when == "call" or report.outcome != "passed":
+            self.found[name] = report.outcome
+
+for arguments in json.loads(sys.argv[1]):
+    outcomes, said = Outcomes(), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = pytest.main(["tests/data/test_dataset.py", "-p", "no:cacheprovider", *arguments], [outcomes])
+    print(json.dumps([int(status), outcomes.found, said.getvalue()]))
+"""
+Judged = tuple[int, dict[str, str], str]
+
+
+def judge(*runs: list[str], **environment: str) -> list[Judged]:
+    """Of each run exit status, outcome by test, and what was printed."""
+    command = [sys.executable, "-c", RUNNER, json.dumps(runs)]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | environment, check=True
+    )
+    lines = [line for line in run.stdout.splitlines() if line.startswith("[")]
+    assert len(lines) == len(runs), run.stdout + run.stderr
+    return [tuple(json.loads(line)) for line in lines]
+
+
+def failed(outcomes: dict[str, str]) -> list[str]:
+    return [name for name, outcome in outcomes.items() if outcome not in ("passed", "skipped")]
+
+
+def empty_message(splits: Splits) -> None:
+    splits["train"][3]["messages"][0]["content"] = "  "
+
+
+def no_answer(splits: Splits) -> None:
+    splits["test"][3]["messages"].pop()
+
+
+def leaked(splits: Splits) -> None:
+    splits["train"][7]["messages"] = splits["test"][2]["messages"]
+
+
+def repeated_id(splits: Splits) -> None:
+    splits["train"][7]["row_id"] = "r8"
+
+
+def longer(splits: Splits) -> None:
+    splits["train"][:] = rows(0, 90, words=60)
+
+
+CONVERSATION = "test_no_message_is_empty_and_each_conversation_ends_with_an_answer"
+FAULTS: dict[Callable[[Splits], None], tuple[str, str]] = {
+    empty_message: (CONVERSATION, "has an empty message"),
+    no_answer: (CONVERSATION, "does not end with"),
+    leaked: ("test_nothing_asked_in_test_is_asked_in_train", "'r7', 'r1002'"),
+    repeated_id: ("test_row_ids_are_unique", "such as ['r8']"),
+    longer: ("test_drift_from_the_reference_is_not_large", "large drift of messages.characters"),
+}
+
+
+def test_a_good_dataset_passes_and_each_planted_fault_fails_its_own_test(tmp_path: Path) -> None:
+    reference = str(write(tmp_path / "good", good()))
+    runs: list[list[str]] = [[], ["--dataset", reference, "--reference", reference]]
+    for fault in FAULTS:
+        splits = good()
+        fault(splits)
+        bad = str(write(tmp_path / fault.__name__, splits))
+        runs.append(["--dataset", bad, "--reference", reference])
+    other = profile({"train": rows(0, 89), "test": rows(1000, 10)})
+    runs.append(["--dataset", str(write(tmp_path / "told", good(), told=other))])
+    runs.append(["--dataset", str(tmp_path / "nothing")])
+
+    nothing, fine, *faulty, told, unknown = judge(*runs)
+    assert nothing[0] == 0
+    assert set(nothing[1].values()) == {"skipped"}
+    assert "give --dataset" in nothing[2]
+    assert (fine[0], failed(fine[1])) == (0, []), fine[2]
+    assert list(fine[1].values()).count("passed") == 7, fine[2]
+    for (test, words), (status, outcomes, said) in zip(FAULTS.values(), faulty, strict=True):
+        assert (status, failed(outcomes)) == (1, [test]), said
+        assert words in said
+    assert failed(told[1]) == ["test_the_profile_is_that_of_the_rows"], told[2]
+    assert "no such file or folder" in unknown[2]
+
+
+@pytest.mark.integration
+def test_an_artifact_is_held_to_its_manifest_and_a_suite(
+    artifacts: ArtifactStore, team: str, local_ray: None
+) -> None:
+    import ray
+
+    def stored(name: str, **counts: int) -> str:
+        ref = ArtifactRef(team=team, kind="dataset", name=name, fingerprint="0" * 16)
+        attempt = artifacts.attempt(ref, "run-1")
+        for split, found in good().items():
+            sink = pa.BufferOutputStream()
+            pq.write_table(table(found), sink)
+            attempt.write(f"{split}/0.parquet", sink.getvalue().to_pybytes())
+        attempt.write("profile.json", profile(good()).to_json())
+        attempt.commit(
+            owner=Principal(key_id="tester", team=team),
+            configuration={},
+            counts=counts,
+            summary={"schema": describe_schema(SCHEMA)},
+            code=CodeRevision(git_revision=None, package=None, epoch=1),
+            started_at=datetime.now(UTC),
+        )
+        return artifacts.store.uri(str(ref))
+
+    fine, short = stored("fine", train=90, test=10), stored("short", train=91, test=10)
+    good_run, bad_run = judge(
+        ["--dataset", fine, "--reference", fine, "--suite", "messages"],
+        ["--dataset", short, "--suite", "prompt-shield"],
+        RAY_ADDRESS=ray.get_runtime_context().gcs_address,
+    )
+    assert (good_run[0], set(good_run[1].values())) == (0, {"passed"}), good_run[2]
+    assert failed(bad_run[1]) == [
+        "test_no_split_is_empty_and_the_counts_are_the_manifests",
+        "test_the_suite_holds",
+    ], bad_run[2]
+    assert "other numbers of rows" in bad_run[2]
+    assert "expect_column_values_to_be_in_set(completion)" in bad_run[2]
