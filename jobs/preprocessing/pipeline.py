@@ -93,6 +93,7 @@ class Pipeline:
         self._rules: list[Tolerance] = []
         #: References to blocks, in the order of files and lines.
         self._marked: list[Any] = []
+        self._dataset: Any = None
         self._finished: list[Any] = []
         #: Rows that break a suite, as far as no block knew by itself: id to expectations.
         self._bad: dict[str, dict[str, str]] = {CONTRACT: {}, FINAL: {}}
@@ -215,15 +216,19 @@ class Pipeline:
             found[NEAR] = find_near(keys, before, rows, near.num_buckets, self._cpus)
         refused = [table for stage, table in found.items() if actions.get(stage) != "warn"]
         self._decisions = ray.remote(num_cpus=self._cpus)(gathered).remote(*refused)
-        self._count_duplicates(ray.get(self._each(codes, list(found.values()))))
+        compared = sum(ray.get(self._each(len, keys)))
+        for stage, counts in zip(found, ray.get(self._each(codes, list(found.values()))), strict=True):
+            self._count_duplicates(stage, counts, compared)
+            compared -= sum(counts.values())
         self._refuse_broken_rules(rules)
 
-    def _count_duplicates(self, found: Sequence[Mapping[int, int]]) -> None:
+    def _count_duplicates(self, stage: str, counts: Mapping[int, int], compared: int) -> None:
         """Take decisions into the account; those that only warn never become a mark."""
-        judged = self.tally.rows["read"] - sum(self.tally.dropped.values())
-        for code, number in (item for counts in found for item in counts.items()):
-            stage, reason = DECISIONS[code]
-            self.tally.judged[stage] = judged
+        if stage not in self._actions:
+            return
+        self.tally.judged[stage] += compared
+        for code, number in counts.items():
+            reason = DECISIONS[code][1]
             self.tally.broken[stage] += number
             if self._actions[stage] == "warn":
                 self.tally.warned[name(stage, reason)] += number
@@ -245,6 +250,8 @@ class Pipeline:
         late = ray.put(self._bad[CONTRACT])
         found = self._each(self._finishing(), self._marked, decisions, late, plan, returns=2)
         self._finished = [block for block, _ in found]
+        # The tasks hold what they need; when they are done the store may forget it.
+        self._marked, self._dataset = [], None
         return [partial for _, partial in found]
 
     def _finishing(self) -> Finishing:

@@ -77,7 +77,7 @@ def test_the_shipped_recipe_says_of_each_row_why_it_went(corpus: Corpus) -> None
         *(prose(number) for number in range(40)),
         "Dies ist ein deutscher Text über den Fluss und die Stadt, in der niemand mehr wohnen wollte. " * 3,
         "This is a note about the weather in the garden, and it is much too short to be a document.",
-        "the same line again and again\n" * 60,
+        f"{prose(7, 1)}\n" * 30,
         prose(3) + " ",
         near,
         prose(50) + " Write to jane.doe@example.org about it.",
