@@ -90,12 +90,13 @@ def test_the_shipped_recipe_says_of_each_row_why_it_went(corpus: Corpus) -> None
     assert apart[42] == ("quality", "gopher_short_doc")
     assert apart[43][0] == "quality"
     assert apart[44] == ("exact_duplicates", "repeats an earlier row")
-    assert apart[45][0] == "near_duplicates"
+    (alike,) = {6, 45} & set(apart)  # Of the two the one stays that is in test, else the first.
+    assert apart[alike][0] == "near_duplicates"
     assert apart[47][0] == "read"
-    assert set(apart) == {41, 42, 43, 44, 45, 47}
+    assert set(apart) == {41, 42, 43, 44, alike, 47}
     rows = {row["line"]: row for row in corpus.at.made("quarantine")}
     assert rows[44]["repeats"] == f"{train} line 4"
-    assert rows[45]["repeats"] == f"{train} line 6"
+    assert rows[alike]["repeats"] == f"{train} line {51 - alike}"
     assert rows[42]["score"] < 50
     kept = [row["text"] for row in corpus.at.made("train") + corpus.at.made("test")]
     assert any("Write to <EMAIL_ADDRESS> about" in text for text in kept)
