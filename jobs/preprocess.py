@@ -271,7 +271,7 @@ def run(config: PreprocessConfig) -> JobResult:
         finished = Finishing(marking.form, marking.shape).suite_schema()
         parts = _parts(config, job, files, inputs) if config.incremental else None
         pipeline.mark(marking, plan_gate(final, finished, ROW_ID), parts)
-        pipeline.check_contract()
+        pipeline.check_rows()
         pipeline.remove_duplicates(config.duplicates.tolerances)
         pipeline.check_final()
         digest = pipeline.write()

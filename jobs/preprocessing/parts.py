@@ -56,6 +56,10 @@ class Parts:
         """
         import pyarrow.parquet as pq
 
+        made = self._find(number)
+        if made is not None:  # By this task, whose worker was lost after the commit.
+            yield from self.load(number, made)
+            return
         started, file = datetime.now(UTC), self.files[number]
         attempt = ArtifactStore(self.store).attempt(self.ref(number), self.run_id)
         attempt.clear()

@@ -111,11 +111,9 @@ class Pipeline:
 
         Raises RefusedError about the first file or line that cannot be read, or the first repeated id.
         """
-
         self._marking, self._final = marking, final
         self._keep(self._by_file(marking, parts) if parts else self._by_block(marking))
         self.job.progress(f"read {self.tally.rows['read']} rows of {len(self._files)} files")
-        self._refuse_broken_rules(self._marking.tolerances)
 
     def _by_block(self, marking: Marking) -> ray.data.Dataset:
         """Marked rows: a task reads a file, and others mark its blocks."""
@@ -191,12 +189,13 @@ class Pipeline:
         if too_many:
             self._refuse(f"the rules refuse the {self.tally.rows['read']} rows: {', '.join(too_many)}")
 
-    def check_contract(self) -> None:
-        """Judge the readable rows by what their blocks said. Raises RefusedError that names what failed."""
+    def check_rows(self) -> None:
+        """The verdict of the contract, and of each rule. Raises RefusedError that names what failed."""
         plan = self._marking.contract
         if plan is not None:
             partials = self._each(partial_of, self._marked)
             self._judge(plan, partials, self._dataset, CONTRACT, {READ, SIZE})
+        self._refuse_broken_rules(self._marking.tolerances)
 
     def remove_duplicates(self, rules: Sequence[Tolerance]) -> None:
         """Decide which of equal (and similar) rows stays, and that none does of those that contradict.
@@ -212,7 +211,7 @@ class Pipeline:
         exact = find_exact(keys, rows, self._cpus) if EXACT in actions else none
         found = {EXACT: exact}
         if near and NEAR in actions:
-            before = exact if actions[EXACT] != "warn" else none
+            before = exact if actions.get(EXACT) != "warn" else none
             found[NEAR] = find_near(keys, before, rows, near.num_buckets, self._cpus)
         refused = [table for stage, table in found.items() if actions.get(stage) != "warn"]
         self._decisions = ray.remote(num_cpus=self._cpus)(gathered).remote(*refused)
