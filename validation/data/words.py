@@ -11,7 +11,8 @@ The words are exactly datatrove's. Languages with another kind of tokeniser are 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.errors import UsageError
+from validation.data.affixes import Affixes, Exceptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -161,11 +163,15 @@ class PieceTokeniser(Tokeniser):
 
     def __init__(self, language: str) -> None:
         super().__init__(language)
+        from spacy.attrs import IS_PUNCT
+
         self._nlp = self._tokeniser.tokenizer
         self._stops = frozenset(self._nlp.get_pipe("sentencizer").punct_chars)
         self._pieces: dict[str, tuple[int, ...]] = {}
         self._steps: dict[str, _Steps] = {}
-        self._exceptions = _Exceptions(self._nlp.tokenizer)
+        self._affixes = Affixes(self._nlp.tokenizer)
+        self._exceptions = Exceptions(self._nlp.tokenizer, self._affixes.rules)
+        self._is_punctuation = self._nlp.vocab.lex_attr_getters[IS_PUNCT]
         #: Remembered pieces that hold an exception which only their neighbours could undo.
         self._delicate: set[str] = set()
 
@@ -182,30 +188,42 @@ class PieceTokeniser(Tokeniser):
 
     def count_sentences(self, text: str) -> int:
         """See :class:`Tokeniser`."""
-        pieces = text.split()
-        # White space other than single blanks is a token of its own.
-        if pieces != text.split(" ") or not self._safe(text, pieces):
+        pieces, parts = text.split(), text.split(" ")
+        blanks = len(parts) != len(pieces)
+        if (blanks and [part for part in parts if part] != pieces) or (not blanks and parts != pieces):
+            # White space other than blanks is seldom, and may make tokens in several ways.
             return super().count_sentences(text)
+        if not self._safe(text, pieces):
+            return super().count_sentences(text)
+        if parts[-1] == "":
+            parts.pop()  # A blank belongs to the token before it; what more there is makes a token.
         count, stopped = 1, False
-        for steps in map(self._steps.__getitem__, pieces):
-            more, stopped = steps[stopped]
+        for part in parts:
+            more, stopped = self._steps[part][stopped] if part else (int(stopped), False)
             count += more
         return count
 
     def _learn(self, pieces: list[str]) -> None:
         new = set(pieces).difference(self._pieces)
-        if not new:
+        hard = []
+        for piece in new:
+            tokens = self._affixes.split(piece)
+            if self._exceptions.inside(tokens):
+                hard.append(piece)
+            else:
+                self._remember(piece, tokens)
+        if not hard:
             return
         # Without the zone spaCy would keep every string that it ever saw.
         with self._nlp.memory_zone():
-            for piece in new:
-                self._nlp.max_length = len(piece) + 10
-                tokens = [(token.text, token.is_punct) for token in self._nlp.tokenizer(piece)]
-                words = [text.strip() for text, _ in tokens if text.strip()]
-                self._pieces[piece] = tuple(map(self.vocabulary.number, words))
-                self._steps[piece] = _steps(tokens, self._stops)
-                if self._exceptions.inside(piece, [text for text, _ in tokens]):
-                    self._delicate.add(piece)
+            for piece in hard:
+                self._remember(piece, [token.text for token in self._nlp.tokenizer(piece)])
+        self._delicate.update(hard)
+
+    def _remember(self, piece: str, tokens: list[str]) -> None:
+        words = [text.strip() for text in tokens if text.strip()]
+        self._pieces[piece] = tuple(map(self.vocabulary.number, words))
+        self._steps[piece] = _steps([(text, self._is_punctuation(text)) for text in tokens], self._stops)
 
     def _safe(self, text: str, pieces: list[str]) -> bool:
         """Learn the pieces; false if they might be tokenised otherwise in this text than alone."""
@@ -214,45 +232,25 @@ class PieceTokeniser(Tokeniser):
         self._learn(pieces)
         if self._delicate.isdisjoint(pieces):
             return True
+        delicate = self._delicate
         return not any(
-            (left in self._delicate or right in self._delicate) and self._exceptions.joins(left, right)
+            (left in delicate or right in delicate) and self._joined(left, right)
             for left, right in pairwise(pieces)
         )
 
+    def _joined(self, left: str, right: str) -> bool:
+        """Whether an exception could reach from one piece into the next, at least one of them delicate.
 
-class _Exceptions:
-    """spaCy's exceptions such as ``:)`` are looked for in the whole text, after its pieces.
-
-    What is found across pieces changes nothing by itself, but hides a shorter exception that it overlaps,
-    inside one of them: ``x:) )`` has no ``:)``, since ``:))`` is an exception too.
-    """
-
-    def __init__(self, tokeniser: Any) -> None:
-        from spacy.tokenizer import Tokenizer as SpacyTokenizer
-
-        parts = ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")
-        plain = SpacyTokenizer(tokeniser.vocab, **{name: getattr(tokeniser, name) for name in parts})
-        self._known = frozenset(tokeniser.rules)
-        joints: set[str] = set()
-        for key in self._known:
-            tokens = [token.text for token in plain(key)]
-            joints.update(left[-1] + right[0] for left, right in pairwise(tokens))
-        self._joints = frozenset(joints)
-
-    def inside(self, piece: str, tokens: list[str]) -> bool:
-        """Whether a piece holds an exception and more than it."""
-        known = self._known
-        if piece in known:
-            return False
-        return any(
-            "".join(tokens[start:end]) in known
-            for start in range(min(len(tokens), 50))
-            for end in range(start + 1, min(start + 6, len(tokens)) + 1)
-        )
-
-    def joins(self, left: str, right: str) -> bool:
-        """Whether an exception could reach from one piece into the next."""
-        return left[-1] + right[0] in self._joints
+        Of a delicate piece it is not known which tokens spaCy had before it looked for exceptions.
+        """
+        words, delicate = self.vocabulary.words, self._delicate
+        for end, start in self._exceptions.joints.get(left[-1] + right[0], ()):
+            ends = left.endswith(end) if left in delicate else words[self._pieces[left][-1]] == end
+            if ends and (
+                right.startswith(start) if right in delicate else words[self._pieces[right][0]] == start
+            ):
+                return True
+        return False
 
 
 def _steps(tokens: list[tuple[str, bool]], stops: frozenset[str]) -> _Steps:
@@ -304,8 +302,25 @@ def _make(language: str) -> Tokeniser:
     from spacy.tokenizer import Tokenizer as SpacyTokenizer
 
     found = _datatrove_tokeniser(language)
-    rules = isinstance(found, SpaCyTokenizer) and type(found.tokenizer.tokenizer) is SpacyTokenizer
+    with _without_plugins():
+        rules = isinstance(found, SpaCyTokenizer) and type(found.tokenizer.tokenizer) is SpacyTokenizer
     return PieceTokeniser(language) if rules else Tokeniser(language)
+
+
+@contextmanager
+def _without_plugins() -> Iterator[None]:
+    """Make spaCy pipelines without what other packages register for them.
+
+    A blank one needs none, and Presidio's would import transformers: three seconds in every process.
+    """
+    from spacy.util import registry
+
+    factories = registry._entry_point_factories
+    before, factories.entry_points = factories.entry_points, False
+    try:
+        yield
+    finally:
+        factories.entry_points = before
 
 
 def n_gram_keys(keys: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
