@@ -199,12 +199,14 @@ def _judged(
         import pyarrow as pa
 
         verdict = plan.judge_block(table)
-        broken = [i for i, reason in enumerate(verdict.reasons) if reason is not None]
+        broken = pa.array([i for i, reason in enumerate(verdict.reasons) if reason is not None], pa.int64())
         ids = [str(identity) for identity in table[plan.row_id].take(broken).to_pylist()]
         columns = {
             "partial": pa.array([verdict.partial], pa.large_binary()),
             "ids": pa.array([ids], pa.large_list(pa.string())),
-            "reasons": pa.array([[verdict.reasons[i] for i in broken]], pa.large_list(pa.string())),
+            "reasons": pa.array(
+                [[verdict.reasons[i] for i in broken.to_pylist()]], pa.large_list(pa.string())
+            ),
         }
         return pa.table(columns)
 
