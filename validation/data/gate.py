@@ -62,11 +62,14 @@ class GatePlan:
         """Judge the rows of one block, in a worker; ``table`` has :attr:`columns`, and may have others."""
         block = self.first.block(table)
         partial = self.first.run(block)
-        labels: list[list[str]] = [[] for _ in range(table.num_rows)]
+        labels: dict[int, list[str]] = {}
         for condition, label in self.marks:
             for position in block.unexpected.get(condition, ()):
-                labels[position].append(label)
-        return BlockVerdict(["; ".join(found) if found else None for found in labels], partial)
+                labels.setdefault(int(position), []).append(label)
+        reasons: list[str | None] = [None] * table.num_rows
+        for position, found in labels.items():
+            reasons[position] = "; ".join(found)
+        return BlockVerdict(reasons, partial)
 
 
 def plan_gate(
@@ -196,12 +199,14 @@ def _judged(
         import pyarrow as pa
 
         verdict = plan.judge_block(table)
-        broken = [i for i, reason in enumerate(verdict.reasons) if reason is not None]
+        broken = pa.array([i for i, reason in enumerate(verdict.reasons) if reason is not None], pa.int64())
         ids = [str(identity) for identity in table[plan.row_id].take(broken).to_pylist()]
         columns = {
             "partial": pa.array([verdict.partial], pa.large_binary()),
             "ids": pa.array([ids], pa.large_list(pa.string())),
-            "reasons": pa.array([[verdict.reasons[i] for i in broken]], pa.large_list(pa.string())),
+            "reasons": pa.array(
+                [[verdict.reasons[i] for i in broken.to_pylist()]], pa.large_list(pa.string())
+            ),
         }
         return pa.table(columns)
 

@@ -10,9 +10,10 @@ EXACT, UNSUPPORTED = "exact", "not supported"
 #: Without the leading ``expect_``. How it is computed, for those that are.
 _ROWS = "rows of a block"
 _PARTS = "parts of a column"
+_NUMBERS = "parts of a column; numbers and booleans"
 _VALUES = "distinct values, up to 50,000 in a block and 500,000 in all"
 _HASHES = "128-bit hashes, a part of the hash space at a time; a second narrow pass names the rows"
-_RANKS = "order statistics, by narrow passes over histograms"
+_RANKS = "order statistics, by narrow passes over histograms; numbers and times"
 _NAMES = "names and types of columns"
 
 COVERAGE: dict[str, tuple[str, str]] = {
@@ -47,9 +48,9 @@ COVERAGE: dict[str, tuple[str, str]] = {
     "column_values_to_not_be_outliers": (EXACT, "quartiles or deviation, then rows in a further narrow pass"),
     "column_min_to_be_between": (EXACT, _PARTS),
     "column_max_to_be_between": (EXACT, _PARTS),
-    "column_sum_to_be_between": (EXACT, _PARTS),
-    "column_mean_to_be_between": (EXACT, _PARTS),
-    "column_stdev_to_be_between": (EXACT, f"{_PARTS}, by Chan's merge"),
+    "column_sum_to_be_between": (EXACT, _NUMBERS),
+    "column_mean_to_be_between": (EXACT, _NUMBERS),
+    "column_stdev_to_be_between": (EXACT, f"{_NUMBERS}; by Chan's merge"),
     "column_proportion_of_non_null_values_to_be_between": (EXACT, _PARTS),
     "column_median_to_be_between": (EXACT, _RANKS),
     "column_quantile_values_to_be_between": (EXACT, _RANKS),

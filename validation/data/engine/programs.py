@@ -194,20 +194,17 @@ def _deviation(moments: Any) -> float:
 
 
 def _moments(metric: Metric, table: Table) -> Program:
+    import pyarrow as pa
+
     domain = table.domain(metric)
     facts, (moments,) = yield [Moments(domain)]
     if metric.name == "column.mean":
         return _mean(moments)
     if metric.name == "column.standard_deviation":
         return _deviation(moments)
-    holed = domain.columns[0] in facts.holed and not _is_boolean(table, domain)
-    return float(moments[1]) if holed else moments[1]
-
-
-def _is_boolean(table: Table, domain: Domain) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_boolean(table.schema.field(domain.columns[0]).type))
+    kind = table.schema.field(domain.columns[0]).type
+    holed = domain.columns[0] in facts.holed and not pa.types.is_boolean(kind)
+    return float(moments[1]) if holed or pa.types.is_floating(kind) else moments[1]
 
 
 def _non_null(metric: Metric, table: Table) -> Program:

@@ -84,6 +84,8 @@ class Found:
     #: Of ordered conditions: the part's first row and its first and last value.
     first: pa.Table | None = None
     last: pa.Table | None = None
+    #: Of ordered conditions: columns that had the form of holed ones.
+    holed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ def _joined(first: Found, second: Found, limit: int) -> Found:
         ids=first.ids + second.ids,
         provisional=first.provisional or second.provisional,
         last=second.last,
+        holed=first.holed | second.holed,
     )
 
 
@@ -209,6 +212,7 @@ class Ordered(Condition):
             found.first = block.table.select(names).take([int(index[0])])
             found.first = found.first.append_column("_position", [[int(index[0])]])
             found.last = block.table.select(list(self.domain.columns)).take([int(index[-1])])
+            found.holed = Shape(()).block(block)[1] if block.holed is None else block.holed
         return found
 
     def join(self, first: Found, second: Found) -> Found:
@@ -231,7 +235,7 @@ class Ordered(Condition):
         assert second.first is not None
         two = _together([first.last, second.first.select(list(self.domain.columns))])
         try:
-            if not self._unexpected(to_frame(two, frozenset()))[1]:
+            if not self._unexpected(to_frame(two, first.holed | second.holed))[1]:
                 return second
         except Exception as error:
             return replace(second, error=str(error))
