@@ -35,6 +35,11 @@ class Pointed:
     #: The profile that it came with.
     profile_json: bytes | None = None
 
+    @property
+    def conversations(self) -> bool:
+        """Whether its rows are conversations; else they are texts."""
+        return any("messages" in columns for columns in self.schemas().values())
+
     def schemas(self) -> dict[str, Columns]:
         """By file."""
         files = [file for found in self.splits.values() for file in found]

@@ -10,10 +10,12 @@ these run. Without it they are skipped: there is nothing to look at.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
+from cluster.errors import MantaError
 from tests.data.pointed import Pointed, open_dataset, open_reference, question, with_parts
 from validation.data.drift import compare_profiles
 from validation.data.profile import Profile
@@ -23,6 +25,15 @@ from validation.data.suite import load_suite
 pytestmark = pytest.mark.dataset
 
 SHOWN = 5
+Found = TypeVar("Found")
+
+
+def named(option: str, address: str, read: Callable[[str], Found]) -> Found:
+    """What an option names; what cannot be opened ends the run with one sentence."""
+    try:
+        return read(address)
+    except (MantaError, OSError) as error:
+        pytest.exit(f"{option}: {error}", returncode=2)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +42,7 @@ def dataset(request: pytest.FixtureRequest) -> Pointed:
     address = request.config.getoption("--dataset")
     if address is None:
         pytest.skip("no dataset to look at: give --dataset, an artifact's address or a path")
-    return open_dataset(address)
+    return named("--dataset", address, open_dataset)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +51,7 @@ def reference(request: pytest.FixtureRequest, dataset: Pointed) -> Profile:
     address = request.config.getoption("--reference")
     if address is None:
         pytest.skip("nothing to compare with: give --reference, a profile.json or a dataset that has one")
-    return open_reference(address)
+    return named("--reference", address, open_reference)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +67,12 @@ def ray_data(dataset: Pointed) -> Iterator[None]:
         ray.shutdown()
 
 
-def test_every_file_has_the_columns_of_conversations(dataset: Pointed) -> None:
+def test_every_file_has_the_columns_that_training_reads(dataset: Pointed) -> None:
     for file, columns in dataset.schemas().items():
-        refuse_schema(columns, CONVERSATIONS, file, "training")
+        needed = CONVERSATIONS if dataset.conversations else {"row_id": "string"}
+        refuse_schema(columns, needed, file, "training")
+        texts = [name for name, kind in columns.items() if kind == "string" and name != "row_id"]
+        assert dataset.conversations or texts, f"{file} has neither messages nor any text: {columns}"
 
 
 def test_the_schema_is_the_recorded_one(dataset: Pointed) -> None:
@@ -80,6 +94,8 @@ def test_no_split_is_empty_and_the_counts_are_the_manifests(dataset: Pointed) ->
 
 def test_no_message_is_empty_and_each_conversation_ends_with_an_answer(dataset: Pointed) -> None:
     wrong = []
+    if not dataset.conversations:
+        pytest.skip("these are texts, not conversations")
     for split, row in dataset.rows():
         messages = row["messages"] or []
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
@@ -87,6 +103,17 @@ def test_no_message_is_empty_and_each_conversation_ends_with_an_answer(dataset: 
         elif not all((message["content"] or "").strip() for message in messages):
             wrong.append((split, row["row_id"], "has an empty message"))
     assert not wrong, f"{len(wrong)} rows, such as {wrong[:SHOWN]}"
+
+
+def test_no_text_is_empty(dataset: Pointed) -> None:
+    if dataset.conversations:
+        pytest.skip("these are conversations, not texts")
+    empty = [
+        (split, row["row_id"])
+        for split, row in dataset.rows()
+        if not any(str(value or "").strip() for name, value in row.items() if name != "row_id")
+    ]
+    assert not empty, f"{len(empty)} rows hold nothing, such as {empty[:SHOWN]}"
 
 
 def test_row_ids_are_unique(dataset: Pointed) -> None:
@@ -115,7 +142,7 @@ def test_the_profile_is_that_of_the_rows(dataset: Pointed) -> None:
         pytest.skip("no profile.json came with this dataset")
     told = Profile.from_json(dataset.profile_json)
     # Columns that only the job saw cannot be measured again.
-    columns = {"split", *next(iter(dataset.schemas().values()))}
+    columns = next(with_parts(table, split) for split, table in dataset.tables()).column_names
     spec = told.spec.model_copy(
         update={
             "texts": [c for c in told.spec.texts if c in columns],

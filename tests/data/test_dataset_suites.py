@@ -139,8 +139,11 @@ def test_a_good_dataset_passes_and_each_planted_fault_fails_its_own_test(tmp_pat
     other = profile({"train": rows(0, 89), "test": rows(1000, 10)})
     runs.append(["--dataset", str(write(tmp_path / "told", good(), told=other))])
     runs.append(["--dataset", str(tmp_path / "nothing")])
+    for name, text in (("texts", "a text"), ("blanks", " ")):
+        pq.write_table(pa.table({"row_id": ["a", "b"], "text": ["one", text]}), tmp_path / f"{name}.parquet")
+        runs.append(["--dataset", str(tmp_path / f"{name}.parquet")])
 
-    nothing, fine, *faulty, told, unknown = judge(*runs)
+    nothing, fine, *faulty, told, unknown, texts, blanks = judge(*runs)
     assert nothing[0] == 0
     assert set(nothing[1].values()) == {"skipped"}
     assert "give --dataset" in nothing[2]
@@ -150,7 +153,10 @@ def test_a_good_dataset_passes_and_each_planted_fault_fails_its_own_test(tmp_pat
         assert (status, failed(outcomes)) == (1, [test]), said
         assert words in said
     assert failed(told[1]) == ["test_the_profile_is_that_of_the_rows"], told[2]
-    assert "no such file or folder" in unknown[2]
+    assert unknown[0] == 2
+    assert "nothing: no such file or folder" in unknown[2]
+    assert (texts[0], failed(texts[1])) == (0, []), texts[2]
+    assert failed(blanks[1]) == ["test_no_text_is_empty"], blanks[2]
 
 
 @pytest.mark.integration
@@ -183,7 +189,11 @@ def test_an_artifact_is_held_to_its_manifest_and_a_suite(
         ["--dataset", short, "--suite", "prompt-shield"],
         RAY_ADDRESS=ray.get_runtime_context().gcs_address,
     )
-    assert (good_run[0], set(good_run[1].values())) == (0, {"passed"}), good_run[2]
+    assert (good_run[0], failed(good_run[1])) == (0, []), good_run[2]
+    # Only that of texts is not for it.
+    assert [name for name, outcome in good_run[1].items() if outcome == "skipped"] == [
+        "test_no_text_is_empty"
+    ]
     assert failed(bad_run[1]) == [
         "test_no_split_is_empty_and_the_counts_are_the_manifests",
         "test_the_suite_holds",

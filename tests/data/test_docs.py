@@ -82,6 +82,11 @@ def test_the_page_is_whole_without_a_network(result: dict[str, Any]) -> None:
     assert "text values must not be null, at least 90 % of the time." in seen.text
     assert "2 of 6" in seen.text
     assert MARKUP not in Page(docs_html({"contract": result}, "a dataset", show_values=False)).text
+    masked = Page(
+        docs_html({"contract": result}, "a dataset", mask=lambda text: text.replace("evil", "***"))
+    ).text
+    assert MARKUP.replace("evil", "***") in masked
+    assert "evil" not in masked
 
 
 def test_what_is_no_result_is_refused() -> None:

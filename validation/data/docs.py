@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from validation.data.card import templates
 MAX_SHOWN = 10
 _PARAMETER = re.compile(r"\$(\w+)")
 Outcome = Literal["held", "failed", "error"]
+Mask = Callable[[str], str]
 
 
 class DocsModel(BaseModel):
@@ -70,24 +71,33 @@ class SuiteDocs(DocsModel):
         return sum(e.outcome == outcome for e in self.expectations)
 
 
-def docs_html(results: Mapping[str, Mapping[str, Any]], title: str, *, show_values: bool = True) -> str:
+def docs_html(
+    results: Mapping[str, Mapping[str, Any]],
+    title: str,
+    *,
+    mask: Mask = str,
+    show_values: bool = True,
+) -> str:
     """``docs.html`` of validation results, for the driver: it imports Great Expectations.
 
     :param results: name of the gate to its result as ``to_json_dict()`` gives it.
-    :param show_values: False leaves out unexpected values, which may hold personal data.
+    :param mask: makes personal data in a value unreadable: raw rows are judged before theirs is masked.
+    :param show_values: False leaves out unexpected values.
 
     Raises UsageError for what is no validation result.
     """
-    suites = [suite_docs(stage, result, show_values=show_values) for stage, result in results.items()]
+    suites = [suite_docs(name, result, mask, show_values=show_values) for name, result in results.items()]
     template = templates(autoescape=True).get_template("docs.html.jinja")
     return str(template.render(title=title, suites=suites, made_at=datetime.now(UTC)))
 
 
-def suite_docs(stage: str, result: Mapping[str, Any], *, show_values: bool = True) -> SuiteDocs:
+def suite_docs(
+    stage: str, result: Mapping[str, Any], mask: Mask = str, *, show_values: bool = True
+) -> SuiteDocs:
     """One validation result, in Great Expectations' words. Raises UsageError for what is none."""
     if not isinstance(result.get("results"), Sequence) or "success" not in result:
         raise UsageError(f"The result of {stage} is no validation result: it has no success and results.")
-    found = [_expectation(entry, show_values=show_values) for entry in result["results"]]
+    found = [_expectation(entry, mask, show_values=show_values) for entry in result["results"]]
     order = {"error": 0, "failed": 1, "held": 2}
     run_id = (result.get("meta") or {}).get("run_id") or {}
     return SuiteDocs(
@@ -99,7 +109,7 @@ def suite_docs(stage: str, result: Mapping[str, Any], *, show_values: bool = Tru
     )
 
 
-def _expectation(entry: Mapping[str, Any], *, show_values: bool) -> ExpectationDocs:
+def _expectation(entry: Mapping[str, Any], mask: Mask, *, show_values: bool) -> ExpectationDocs:
     configuration, result = entry["expectation_config"], entry.get("result") or {}
     kwargs, error = configuration["kwargs"], _error(entry.get("exception_info") or {})
     columns = [kwargs[k] for k in ("column", "column_A", "column_B") if kwargs.get(k)]
@@ -111,12 +121,12 @@ def _expectation(entry: Mapping[str, Any], *, show_values: bool) -> ExpectationD
         type=configuration["type"],
         column=", ".join(str(c) for c in columns) if "column_set" not in kwargs else "",
         sentence=sentence,
-        observed="" if error else observed,
+        observed="" if error else mask(observed),
         severity=str(configuration.get("severity") or "critical"),
         outcome=outcome,
-        error=error,
+        error=mask(error) if error else None,
         counts=_counts(result),
-        unexpected=_unexpected(result) if show_values and not entry["success"] else {},
+        unexpected=_unexpected(result, mask) if show_values and not entry["success"] else {},
         rows=_rows(result) if not entry["success"] else [],
         notes=[str(n) for n in (notes if isinstance(notes, list) else [notes])],
     )
@@ -181,14 +191,12 @@ def _counts(result: Mapping[str, Any]) -> dict[str, str]:
     return counts
 
 
-def _unexpected(result: Mapping[str, Any]) -> dict[str, int | None]:
-    counted = result.get("partial_unexpected_counts") or []
-    found: dict[str, int | None] = {
-        _shown(item["value"]): item["count"] for item in counted if isinstance(item, dict) and "count" in item
-    }
-    for value in [] if found else result.get("partial_unexpected_list") or []:
-        found.setdefault(_shown(value), None)
-    return dict(list(found.items())[:MAX_SHOWN])
+def _unexpected(result: Mapping[str, Any], mask: Mask) -> dict[str, int | None]:
+    counted = [item for item in result.get("partial_unexpected_counts") or [] if "count" in item]
+    listed = [] if counted else result.get("partial_unexpected_list") or []
+    values = [(item["value"], item["count"]) for item in counted] + [(value, None) for value in listed]
+    # Masked before it is cut: half an address is not recognised as one.
+    return {_cut(mask(_text(value))): count for value, count in values[:MAX_SHOWN]}
 
 
 def _rows(result: Mapping[str, Any]) -> list[str]:
@@ -208,6 +216,13 @@ def _error(info: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _shown(value: Any, limit: int = 200) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def _shown(value: Any) -> str:
+    return _cut(_text(value))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _cut(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
