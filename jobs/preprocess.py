@@ -3,14 +3,17 @@
     ray job submit --address http://127.0.0.1:8265 --runtime-env runtime_env.yaml --working-dir . -- \
         python -m jobs.preprocess --config jobs/configs/demo/preprocess.yaml
 
-read -> normalise -> contract -> shape -> exact duplicates -> split -> final suite -> write. A stage whose
-section is in the configuration is on.
+One pass reads the files, joins labels, normalises and augments, and looks at each row alone: contract ->
+language -> quality -> personal data -> contamination -> shape -> length. Then exact and near duplicates are
+found over all files, rows get their finished form, and the final suite judges them. A stage whose section is
+in the configuration is on; jobs/configs/preprocess_text.yaml is the recipe for plain corpora.
 
 The artifact (kind ``dataset``) holds ``train/*.parquet`` and ``test/*.parquet`` (row_id, messages or a
 document's columns, and the columns in ``keep``), ``quarantine/*.parquet`` (row_id, source, line, stage,
-reason, score, which row it repeats, raw) and ``checks.json`` (what suites and rules said). Every row that was
-read is kept or in quarantine. If a critical expectation fails, or more rows break a rule than it allows, the
-job fails too: quarantine and checks then stand under its attempt, but no manifest.
+reason, score, which row it repeats, and the row as it was then), ``checks.json`` (what suites and rules
+said), ``profile.json``, the card (``card.md``, ``card.html``) and its suites' page (``docs.html``).
+Every row that was read or made is kept or in quarantine. If a critical expectation fails, or more rows break
+a rule than it allows, the job fails too: quarantine and checks then stand under its attempt, but no manifest.
 """
 
 from __future__ import annotations

@@ -8,16 +8,15 @@ store, which spills to disk what memory does not hold.
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from cluster.errors import MantaError, RefusedError
+from cluster.errors import RefusedError
 from cluster.job import JobRun
 from cluster.job.preflight import preflight
 from jobs.preprocessing.account import Action, Tally, Tolerance, name, nested
+from jobs.preprocessing.blocks import Told, partial_of, plainly, quiet, told_by, without
 from jobs.preprocessing.digest import merged_digest
 from jobs.preprocessing.duplicates import (
     CROSSED,
@@ -37,14 +36,8 @@ from jobs.preprocessing.finishing import FINAL, Finishing
 from jobs.preprocessing.marking import CONTRACT, LENGTH, SHAPE, Marking
 from jobs.preprocessing.parts import Parts
 from jobs.preprocessing.publishing import MAX_EXAMPLES, Facts, profile_spec
-from jobs.preprocessing.reading import BLOCK_BYTES, READ, SIZE, read_tables
+from jobs.preprocessing.reading import READ, SIZE, read_tables
 from jobs.preprocessing.rows import (
-    GATE,
-    ORDINAL,
-    REASON,
-    STAGE,
-    SUMMARY,
-    WHOLE_FILE,
     file_of,
     line_of,
     quarantine_schema,
@@ -66,16 +59,6 @@ if TYPE_CHECKING:
 MERGED_AT_ONCE = 64
 
 
-class Told(NamedTuple):
-    """What a marked block tells the driver."""
-
-    first: int
-    tally: Tally
-    #: Place and sentence of the first line that cannot be read, and of a file.
-    broken: tuple[int, str] | None
-    broken_file: tuple[int, str] | None
-
-
 class Pipeline:
     """One preprocessing run. The methods are its stages, to be called in the order in which they stand."""
 
@@ -84,7 +67,7 @@ class Pipeline:
         self.job, self._files, self._cpus = job, files, num_cpus
         connect()
         preflight([{"CPU": self._cpus}], asker="Preprocessing", remedy="lower num_cpus")
-        _quiet()
+        quiet()
         self.suites: dict[str, GateReport] = {}
         self.tally = Tally()
         self.counts: dict[str, int] = {}
@@ -151,7 +134,7 @@ class Pipeline:
         """Hold the marked blocks, and hear what they tell."""
         import ray
 
-        with _plainly():
+        with plainly():
             self._dataset = marked.materialize()
         blocks = self._dataset.to_arrow_refs()
         told = list(zip(ray.get(self._each(told_by, blocks)), blocks, strict=True))
@@ -389,58 +372,3 @@ class Pipeline:
 
     def _account(self) -> str:
         return ", ".join(f"{count} {what}" for what, count in self.counts.items())
-
-
-def told_by(block: pa.Table) -> Told:
-    """What a marked block has to say."""
-    import pyarrow.compute as pc
-
-    tally, broken = Tally(), dict[bool, tuple[int, str]]()
-    for summary in block[SUMMARY].drop_null().to_pylist():
-        tally.add(Tally.from_bytes(summary))
-    unread = block.select([ORDINAL, REASON]).filter(pc.equal(block[STAGE], READ).fill_null(False))
-    for number, reason in zip(unread[ORDINAL].to_pylist(), unread[REASON].to_pylist(), strict=True):
-        of_file = line_of(number) == WHOLE_FILE
-        broken[of_file] = min(broken.get(of_file, (number, reason)), (number, reason))
-    first = pc.min(block[ORDINAL]).as_py() if len(block) else 0
-    return Told(first, tally, broken.get(False), broken.get(True))
-
-
-def partial_of(block: pa.Table) -> bytes | None:
-    """What a marked block adds to the contract's verdict."""
-    partial: bytes | None = block[GATE][0].as_py() if len(block) else None
-    return partial
-
-
-def without(block: pa.Table, stages: set[str]) -> pa.Table:
-    """The rows that were not refused at one of the stages."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    return block.filter(pc.invert(pc.is_in(block[STAGE], pa.array(sorted(stages), pa.string()))))
-
-
-def _quiet() -> None:
-    """The job has progress lines of its own, and blocks that are small enough to share the work out."""
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = BLOCK_BYTES
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """Raise what a task raised for the user as it was, without Ray's account of the task."""
-    try:
-        yield
-    except MantaError:
-        raise
-    except Exception as error:
-        found: BaseException | None = error
-        while found is not None and not isinstance(found, MantaError):
-            found = getattr(found, "cause", None) or found.__cause__
-        if found is None:
-            raise
-        raise found from None
