@@ -51,7 +51,7 @@ class Corpus:
         self.at = preprocess
 
     def __call__(self, *sources: str, **fields: Any) -> dict[str, int]:
-        values = read_yaml(RECIPE) | {"name": self.at.name, "train": list(sources)} | fields
+        values = read_yaml(RECIPE) | {"name": self.at.name, "train": list(sources), "num_cpus": 2} | fields
         self.result = run(PreprocessConfig.model_validate(values))
         manifest = self.at.manifest
         assert manifest is not None
@@ -311,11 +311,11 @@ def test_rows_make_the_same_data_however_they_are_split(
     texts = [prose(number % 90, 3) for number in range(120)]
     rows = [json.dumps({"id": f"r{n:03d}", "text": text}) + "\n" for n, text in enumerate(texts)]
     fields = read_yaml(RECIPE) | {"columns": {"id": "string", "text": "string"}, "id_column": "id"}
-    fields |= {"quality": {}, "split": {"test_fraction": 0.3}}
+    fields |= {"language": None, "quality": {}, "split": {"test_fraction": 0.3}}
     one = corpus.at.file("a.jsonl", "".join(rows))
     many = [
-        corpus.at.file(f"b{part}.jsonl", "".join(rows[at : at + 17]))
-        for part, at in enumerate(range(0, 120, 17))
+        corpus.at.file(f"b{part}.jsonl", "".join(rows[at : at + 47]))
+        for part, at in enumerate(range(0, 120, 47))
     ]
     counts = corpus(one, **{k: v for k, v in fields.items() if k not in ("name", "train")})
     first = corpus.at.manifest
