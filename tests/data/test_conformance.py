@@ -351,6 +351,8 @@ def plain(value: Any) -> Any:
     """JSON values that compare: NumPy's scalars as Python's, NaN as itself."""
     if hasattr(value, "item"):
         value = value.item()
+    if hasattr(value, "to_dict"):  # Unexpected rows are a frame.
+        value = value.to_dict("records")
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -393,8 +395,9 @@ def check(entry: dict[str, Any], found: dict[str, Any], wanted: dict[str, Any], 
     assert_same(result, expected, where)
 
 
-def result_format(form: str, named: bool) -> dict[str, Any]:
+def result_format(form: str, named: bool, extra: str | None = None) -> dict[str, Any]:
     made: dict[str, Any] = {"result_format": form, "partial_unexpected_count": 5}
+    made |= {extra: True} if extra else {}
     return made | ({"unexpected_index_column_names": ["row_id"]} if named else {})
 
 
@@ -417,7 +420,7 @@ def through_ray(table: Any, blocks: list[Any], suite: Suite, form: dict[str, Any
 
     dataset = ray.data.from_arrow(blocks)
     plan = plan_gate(suite, table.schema, "row_id", result_format=form)
-    partials = partials_of(dataset.select_columns(list(plan.first.columns)), plan.first, 0.5)
+    partials = partials_of(dataset.select_columns(plan.columns), plan.first, 0.5)
     found: list[dict[str, Any]] = finish_gate(plan, partials, dataset.select_columns).validation["results"]
     return found
 
@@ -443,7 +446,10 @@ def drawing(cases: int) -> Any:
 
 
 suites = st.lists(expectations(), min_size=8, max_size=16, unique_by=repr)
-forms = st.builds(result_format, st.sampled_from(FORMATS), yes)
+extras = st.sampled_from(
+    [None, None, "include_unexpected_rows", "return_unexpected_index_query", "exclude_unexpected_values"]
+)
+forms = st.builds(result_format, st.sampled_from(FORMATS), yes, extras)
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["", "narrow"])
