@@ -109,6 +109,7 @@ def tables(draw: Any) -> Any:
 column = st.sampled_from(COLUMNS)
 number = st.sampled_from(NUMBERS)
 added = st.sampled_from([name for name in COLUMNS if name not in ("date", "moment")])
+lined = st.sampled_from([*NUMBERS, *TEXTS, "nothing"])
 ranked = st.sampled_from([name for name in COLUMNS if name != "flag"])
 mostly = st.sampled_from([1.0, 0.9, 0.5, 0.1])
 pattern = st.sampled_from([r"^a", r"\d", r"^\d+$", "ß|日", r"\.0$", r"(?i)A(?=b)"])
@@ -219,7 +220,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         having(column=added), share, having(threshold=st.sampled_from([0.5, 1.5, 3]), double_sided=yes)
     ),
     "column_values_to_not_be_outliers": merged(
-        having(column=ranked),
+        having(column=lined),
         share,
         having(method=st.sampled_from(["iqr", "std"]), multiplier=st.sampled_from([0.5, 1.5])),
     ),
