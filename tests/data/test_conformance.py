@@ -122,6 +122,8 @@ conditions = st.sampled_from(
         "small in [1, 2, 3]",
         "text.isnull()",
         "`int` > 100",
+        {"type": "comparison", "column": {"name": "small"}, "operator": ">", "parameter": 1},
+        {"type": "nullity", "column": {"name": "text"}, "is_null": False},
     ]
 )
 
@@ -308,7 +310,8 @@ def expectations(draw: Any) -> dict[str, Any]:
     name = draw(st.sampled_from(sorted(ARGUMENTS)))
     kwargs = dict(draw(ARGUMENTS[name]))
     if name in CONDITIONED and draw(st.integers(0, 4)) == 0:
-        kwargs |= {"row_condition": draw(conditions), "condition_parser": "pandas"}
+        kwargs["row_condition"] = draw(conditions)
+        kwargs |= {"condition_parser": "pandas"} if isinstance(kwargs["row_condition"], str) else {}
     if "column" in kwargs and name.startswith("column_values") and draw(st.integers(0, 40)) == 0:
         kwargs["column"] = "absent"
     return {"type": f"expect_{name}", "kwargs": kwargs}

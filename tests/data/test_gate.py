@@ -321,11 +321,6 @@ def test_what_cannot_be_judged_is_refused_by_name(entry: dict[str, Any], words: 
             {"column": "text", "row_condition": "other > other.mean()", "condition_parser": "pandas"},
             "mean",
         ),
-        (
-            "column_values_to_not_be_null",
-            {"column": "text", "row_condition": "other > 1"},
-            "condition_parser",
-        ),
     ],
 )
 def test_what_is_not_computed_fails_as_great_expectations_own_exception(
