@@ -82,8 +82,8 @@ class Listing:
         limit: int | None = None if query else partial
         if form == "BOOLEAN_ONLY" and not query:
             limit = 0
-        elif form == "COMPLETE":
-            limit = None
+        elif form == "COMPLETE" or result_format.get("exclude_unexpected_values"):
+            limit = None  # Without values Great Expectations lists the identities of all rows, in any format.
         columns = tuple(result_format.get("unexpected_index_column_names") or ())
         if result_format.get("include_unexpected_rows"):
             columns = names
