@@ -154,7 +154,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kill-matrix", action="store_true", help="Run every verb at every point.")
     group.addoption("--kill-seeds", default="1", help="Seeds of the points in mid-write: 1,2,...")
     group = parser.getgroup("conformance")
-    group.addoption("--conformance-cases", default="60", help="Suites to draw for the merge in one process.")
+    group.addoption("--conformance-cases", default="50", help="Suites to draw for the merge in one process.")
     group.addoption("--conformance-ray", default="3", help="Suites to draw for the merge through Ray Data.")
 
 

@@ -109,6 +109,7 @@ def tables(draw: Any) -> Any:
 column = st.sampled_from(COLUMNS)
 number = st.sampled_from(NUMBERS)
 added = st.sampled_from([name for name in COLUMNS if name not in ("date", "moment")])
+lined = st.sampled_from([*NUMBERS, *TEXTS, "nothing"])
 ranked = st.sampled_from([name for name in COLUMNS if name != "flag"])
 mostly = st.sampled_from([1.0, 0.9, 0.5, 0.1])
 pattern = st.sampled_from([r"^a", r"\d", r"^\d+$", "ß|日", r"\.0$", r"(?i)A(?=b)"])
@@ -121,6 +122,8 @@ conditions = st.sampled_from(
         "small in [1, 2, 3]",
         "text.isnull()",
         "`int` > 100",
+        {"type": "comparison", "column": {"name": "small"}, "operator": ">", "parameter": 1},
+        {"type": "nullity", "column": {"name": "text"}, "is_null": False},
     ]
 )
 
@@ -219,7 +222,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         having(column=added), share, having(threshold=st.sampled_from([0.5, 1.5, 3]), double_sided=yes)
     ),
     "column_values_to_not_be_outliers": merged(
-        having(column=ranked),
+        having(column=lined),
         share,
         having(method=st.sampled_from(["iqr", "std"]), multiplier=st.sampled_from([0.5, 1.5])),
     ),
@@ -307,7 +310,8 @@ def expectations(draw: Any) -> dict[str, Any]:
     name = draw(st.sampled_from(sorted(ARGUMENTS)))
     kwargs = dict(draw(ARGUMENTS[name]))
     if name in CONDITIONED and draw(st.integers(0, 4)) == 0:
-        kwargs |= {"row_condition": draw(conditions), "condition_parser": "pandas"}
+        kwargs["row_condition"] = draw(conditions)
+        kwargs |= {"condition_parser": "pandas"} if isinstance(kwargs["row_condition"], str) else {}
     if "column" in kwargs and name.startswith("column_values") and draw(st.integers(0, 40)) == 0:
         kwargs["column"] = "absent"
     return {"type": f"expect_{name}", "kwargs": kwargs}
@@ -351,6 +355,8 @@ def plain(value: Any) -> Any:
     """JSON values that compare: NumPy's scalars as Python's, NaN as itself."""
     if hasattr(value, "item"):
         value = value.item()
+    if hasattr(value, "to_dict"):  # Unexpected rows are a frame.
+        value = value.to_dict("records")
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -393,8 +399,9 @@ def check(entry: dict[str, Any], found: dict[str, Any], wanted: dict[str, Any], 
     assert_same(result, expected, where)
 
 
-def result_format(form: str, named: bool) -> dict[str, Any]:
+def result_format(form: str, named: bool, extra: str | None = None) -> dict[str, Any]:
     made: dict[str, Any] = {"result_format": form, "partial_unexpected_count": 5}
+    made |= {extra: True} if extra else {}
     return made | ({"unexpected_index_column_names": ["row_id"]} if named else {})
 
 
@@ -417,7 +424,7 @@ def through_ray(table: Any, blocks: list[Any], suite: Suite, form: dict[str, Any
 
     dataset = ray.data.from_arrow(blocks)
     plan = plan_gate(suite, table.schema, "row_id", result_format=form)
-    partials = partials_of(dataset.select_columns(list(plan.first.columns)), plan.first, 0.5)
+    partials = partials_of(dataset.select_columns(plan.columns), plan.first, 0.5)
     found: list[dict[str, Any]] = finish_gate(plan, partials, dataset.select_columns).validation["results"]
     return found
 
@@ -443,7 +450,10 @@ def drawing(cases: int) -> Any:
 
 
 suites = st.lists(expectations(), min_size=8, max_size=16, unique_by=repr)
-forms = st.builds(result_format, st.sampled_from(FORMATS), yes)
+extras = st.sampled_from(
+    [None, None, "include_unexpected_rows", "return_unexpected_index_query", "exclude_unexpected_values"]
+)
+forms = st.builds(result_format, st.sampled_from(FORMATS), yes, extras)
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["", "narrow"])

@@ -314,17 +314,12 @@ def test_what_cannot_be_judged_is_refused_by_name(entry: dict[str, Any], words: 
 @pytest.mark.parametrize(
     ("name", "kwargs", "words"),
     [
-        ("table_row_count_to_equal_other_table", {"other_table_name": "t"}, "table.row_count"),
+        ("table_row_count_to_equal_other_table", {"other_table_name": "t"}, "another one cannot be named"),
         ("column_sum_to_be_between", {"column": "text", "min_value": 1}, "sum"),
         (
             "column_values_to_not_be_null",
             {"column": "text", "row_condition": "other > other.mean()", "condition_parser": "pandas"},
             "mean",
-        ),
-        (
-            "column_values_to_not_be_null",
-            {"column": "text", "row_condition": "other > 1"},
-            "condition_parser",
         ),
     ],
 )
@@ -347,7 +342,7 @@ def test_a_users_own_expectation_is_judged_in_the_workers() -> None:
     assert ExpectColumnValuesToBeShouted.map_metric == "column_values.shouted"
     suite = suite_of([("column_values_to_be_shouted", {"column": "text", "mostly": 0.4})])
     whole = frame(60, 11)
-    whole["text"] = [t.upper() if t and i % 2 else t for i, t in enumerate(whole["text"])]
+    whole["text"] = [t.upper() if isinstance(t, str) and i % 2 else t for i, t in enumerate(whole["text"])]
     assert_equal(gate(dataset(whole, 11, 4), suite), on_whole_frame(whole, suite))
 
 

@@ -210,14 +210,13 @@ def _judged(
         }
         return pa.table(columns)
 
-    with in_order():
-        judged = dataset.select_columns(plan.columns).map_batches(
-            judge, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus
-        )
-        for row in judged.iter_rows():
-            for identity, reason in zip(row["ids"], row["reasons"], strict=True):
-                marked.setdefault(identity, []).extend(reason.split("; "))
-            yield row["partial"]
+    judged = dataset.select_columns(plan.columns).map_batches(
+        judge, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus
+    )
+    for row in in_order(judged):
+        for identity, reason in zip(row["ids"], row["reasons"], strict=True):
+            marked.setdefault(identity, []).extend(reason.split("; "))
+        yield row["partial"]
 
 
 def _summary(row_id: str) -> dict[str, Any]:

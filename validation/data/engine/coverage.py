@@ -76,14 +76,6 @@ COVERAGE: dict[str, tuple[str, str]] = {
     "table_row_count_to_equal_other_table": (UNSUPPORTED, "SQL only, in Great Expectations too"),
     "unexpected_rows_expectation": (UNSUPPORTED, "SQL only, in Great Expectations too"),
     "query_results_to_match_comparison": (UNSUPPORTED, "SQL only, in Great Expectations too"),
-    "column_pair_cramers_phi_value_to_be_less_than": (UNSUPPORTED, "no metric in Great Expectations either"),
-    "column_chisquare_test_p_value_to_be_greater_than": (
-        UNSUPPORTED,
-        "no metric in Great Expectations either",
-    ),
-    "column_bootstrapped_ks_test_p_value_to_be_greater_than": (UNSUPPORTED, "samples the column at random"),
-    "column_parameterized_distribution_ks_test_p_value_to_be_greater_than": (UNSUPPORTED, "needs all values"),
-    "multicolumn_values_to_be_unique": (UNSUPPORTED, "no metric in Great Expectations either"),
 }
 
 

@@ -60,7 +60,7 @@ class Metric:
 
 def metric_key(name: str, domain: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     """Identity of a metric by what it is computed from."""
-    told = {k: v for k, v in domain.items() if k not in ("batch_id", "table") and v is not None}
+    told = {k: v for k, v in domain.items() if k != "batch_id" and v is not None}
     return json.dumps([name, told, dict(values or {})], sort_keys=True, default=repr)
 
 
@@ -82,8 +82,8 @@ class Listing:
         limit: int | None = None if query else partial
         if form == "BOOLEAN_ONLY" and not query:
             limit = 0
-        elif form == "COMPLETE":
-            limit = None
+        elif form == "COMPLETE" or result_format.get("exclude_unexpected_values"):
+            limit = None  # Without values Great Expectations lists the identities of all rows, in any format.
         columns = tuple(result_format.get("unexpected_index_column_names") or ())
         if result_format.get("include_unexpected_rows"):
             columns = names
@@ -106,6 +106,8 @@ class Table:
     def domain(self, metric: Metric, drop_null: bool = False) -> Domain:
         """The metric's domain. Raises UnsupportedError with Great Expectations' words when there is none."""
         kwargs, names = metric.domain, self.schema.names
+        if kwargs.get("table"):
+            raise UnsupportedError("the engine has one table: another one cannot be named")
         if kwargs.get("column") is not None:
             columns: tuple[str, ...] = (kwargs["column"],)
         elif kwargs.get("column_A") is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -169,20 +168,19 @@ def partials_of(rows: ray.data.Dataset, wanted: Pass, num_cpus: float) -> Iterab
         work: Pass = ray.get(shared)
         return pa.table({"partial": pa.array([work.run(work.block(table))], pa.large_binary())})
 
-    with in_order():
-        judged = rows.map_batches(judge, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus)
-        for row in judged.iter_rows():
-            yield row["partial"]
+    judged = rows.map_batches(judge, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus)
+    for row in in_order(judged):
+        yield row["partial"]
 
 
-@contextmanager
-def in_order() -> Iterator[None]:
-    """Ray Data gives results back in the order of the blocks."""
-    import ray.data
+def in_order(judged: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """A dataset's rows in the order of its blocks.
 
-    options = ray.data.DataContext.get_current().execution_options
+    The option belongs to the context that all datasets from one reading share, so it is put back.
+    """
+    options = judged.context.execution_options
     before, options.preserve_order = options.preserve_order, True
     try:
-        yield
+        yield from judged.iter_rows()
     finally:
         options.preserve_order = before
