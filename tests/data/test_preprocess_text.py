@@ -259,6 +259,12 @@ def test_only_new_files_are_looked_at_again(
     assert grown is not None
     assert corpus.at.manifest.ref != grown.ref
     assert (corpus.at.manifest.data_digest, corpus.at.manifest.counts) == (grown.data_digest, counts)
+    # Equal data has not drifted; what a version says of itself is beside it.
+    assert corpus.result.summary["previous"] == str(grown.ref)
+    assert corpus.result.summary["drift"] == "stable"
+    assert corpus.result.summary["schema"] == {"row_id": "string", "text": "string"}
+    names = {file.path for file in corpus.at.manifest.files}
+    assert names >= {"profile.json", "card.md", "card.html", "docs.html", "checks.json"}
     corpus(*files, **fields | {"max_row_bytes": 10**6})
     assert "0 of 3 files are marked already" in capsys.readouterr().out
 
