@@ -1,12 +1,19 @@
-"""Make a dataset version: read, check, clean, deduplicate, shape, split, check again, write.
+"""Make a dataset version: a declared pipeline from raw files to checked rows.
 
     ray job submit --address http://127.0.0.1:8265 --runtime-env runtime_env.yaml --working-dir . -- \
         python -m jobs.preprocess --config jobs/configs/demo/preprocess.yaml
 
-The artifact (kind ``dataset``) holds ``train/*.parquet`` and ``test/*.parquet`` (row_id, messages, and the
-columns in ``keep``), ``quarantine/*.parquet`` (row_id, source, line, stage, reason, raw) and ``checks.json``
-(what Great Expectations said). Every input row is kept, in quarantine, or a duplicate. If a critical
-expectation fails, the job does too: quarantine and checks then stand under its attempt, but no manifest.
+One pass reads the files, joins labels, normalises and augments, and looks at each row alone: contract ->
+language -> quality -> personal data -> contamination -> shape -> length. Then exact and near duplicates are
+found over all files, rows get their finished form, and the final suite judges them. A stage whose section is
+in the configuration is on; jobs/configs/preprocess_text.yaml is the recipe for plain corpora.
+
+The artifact (kind ``dataset``) holds ``train/*.parquet`` and ``test/*.parquet`` (row_id, messages or a
+document's columns, and the columns in ``keep``), ``quarantine/*.parquet`` (row_id, source, line, stage,
+reason, score, which row it repeats, and the row as it was then), ``checks.json`` (what suites and rules
+said), ``profile.json``, the card (``card.md``, ``card.html``) and its suites' page (``docs.html``).
+Every row that was read or made is kept or in quarantine. If a critical expectation fails, or more rows break
+a rule than it allows, the job fails too: quarantine and checks then stand under its attempt, but no manifest.
 """
 
 from __future__ import annotations
@@ -15,18 +22,54 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cluster.contracts import ArtifactInput
-from cluster.job import JobConfig, JobResult, command, start_run
+from cluster.contracts import ArtifactInput, Manifest
+from cluster.job import JobConfig, JobResult, JobRun, command, start_run
+from cluster.models import ensure_model
+from jobs.preprocessing.account import Tolerance
 from jobs.preprocessing.cleaning import Normalise
-from jobs.preprocessing.files import find_files, fingerprint_files, source_file
+from jobs.preprocessing.contamination import Against
+from jobs.preprocessing.duplicates import EXACT, NEAR
+from jobs.preprocessing.files import SourceFile, find_files, fingerprint_files, source_file
+from jobs.preprocessing.finishing import Finishing
+from jobs.preprocessing.labels import Labels
+from jobs.preprocessing.lengths import Length
+from jobs.preprocessing.marking import Marking, TextRule
+from jobs.preprocessing.parts import Parts
 from jobs.preprocessing.pipeline import Pipeline
-from jobs.preprocessing.reading import RESERVED, ColumnType, RowFormat
-from jobs.preprocessing.shaping import Template
-from validation.data import load_suite
+from jobs.preprocessing.publishing import publish
+from jobs.preprocessing.rows import RESERVED, ROW_ID, ColumnType, RowFormat, contract_schema
+from jobs.preprocessing.shaping import Shape, Split, Template
+from validation.data import Suite, load_suite
+from validation.data.card import CardLicense
+from validation.data.gate import plan_gate
+from validation.data.language import Language
+from validation.data.near_duplicates import NearDuplicates
+from validation.data.personal import PersonalData
+from validation.data.quality import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from validation.data.schema import SUMMARY_KEY as SCHEMA
+from validation.data.tokens import FILE as TOKENIZER
+from validation.data.verdict import Rule
 
-CODE_EPOCH = 1
-#: Columns that shaped rows have beside those in ``keep``; the final suite may look at all of them.
-SHAPED = frozenset({"row_id", "split", "messages", "prompt", "completion"})
+CODE_EPOCH = 2
+#: Columns that finished rows have beside those in ``keep``; the final suite may look at all of them.
+FINISHED = frozenset({"row_id", "split", "messages", "prompt", "completion"})
+
+_TEXT = ("string", "messages")
+#: Fields that decide what becomes of a row by itself.
+ROW_LOCAL = {
+    *(
+        "columns",
+        "id_column",
+        "text_rows",
+        "broken_lines",
+        "max_row_bytes",
+        "text",
+        "normalise",
+        "augment",
+        "labels",
+    ),
+    *("language", "quality", "personal_data", "contamination", "length", "template", "keep", "split"),
+}
 
 
 class License(BaseModel):
@@ -39,62 +82,172 @@ class License(BaseModel):
     text: str | None = Field(None, description="Address of the licence's text.")
 
 
+class Duplicates(BaseModel):
+    """Rows that repeat others, in all files and splits: the first stays, test before train."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    exact: Rule | None = Field(
+        Rule(), description="Rows with the same text (or question) after normalising; null to keep them."
+    )
+    near: NearDuplicates | None = Field(
+        None, description="Rows whose texts share most of their word n-grams, by MinHash."
+    )
+
+    @model_validator(mode="after")
+    def _bands_only(self) -> Self:
+        if self.near and self.near.min_jaccard is not None:
+            raise ValueError("near.min_jaccard is not for this job, which shuffles bands and no signatures")
+        return self
+
+    @property
+    def tolerances(self) -> list[Tolerance]:
+        """Those of the stages that are on."""
+        stages = {EXACT: self.exact, NEAR: self.near}
+        return [Tolerance.of(stage, stage, rule) for stage, rule in stages.items() if rule is not None]
+
+
+class Quality(BaseModel):
+    """Rules on the form of text, by the names of the corpora that they were made for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gopher_repetition: GopherRepetition | None = Field(None, description="Repeated lines and n-grams.")
+    gopher_quality: GopherQuality | None = Field(None, description="What ordinary prose looks like.")
+    c4_quality: C4Quality | None = Field(None, description="Boilerplate, and too few sentences.")
+    fineweb_quality: FineWebQuality | None = Field(None, description="Lists, and lines without an end.")
+
+
 class PreprocessConfig(JobConfig):
     """Raw files, what they must hold, and what becomes of their rows."""
 
-    runtime_fields: ClassVar[frozenset[str]] = frozenset({"num_cpus"})
+    runtime_fields: ClassVar[frozenset[str]] = frozenset({"num_cpus", "incremental"})
 
     train: list[str] = Field(
         min_length=1,
-        description="CSV, JSON Lines or Parquet files: local paths, s3:// addresses, folders or globs.",
+        description="CSV, JSON Lines, Parquet, Arrow or text files: local paths, s3:// addresses, folders "
+        "(also of Hugging Face datasets saved to disk) or globs; compressed ones too.",
     )
     test: list[str] = Field(default_factory=list, description="Files whose rows are all held out for tests.")
-    test_fraction: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Without test files: share of rows held out, by a hash of their content; 0.1.",
-    )
     columns: dict[str, ColumnType] = Field(min_length=1, description="Columns to read, and their types.")
     id_column: str | None = Field(None, description="Column with a unique id; else a hash of file and line.")
+    labels: Labels | None = Field(None, description="Labels or feedback to join by row id.")
+    text_rows: Literal["line", "file"] = Field(
+        "line", description="Whether a text file holds a document a line or is one; its column is 'text'."
+    )
     broken_lines: Literal["fail", "quarantine"] = Field(
         "fail", description="What a line that cannot be read leads to."
     )
-    contract: str = Field(description="Suite for the raw rows: a shipped one's name, or a file.")
-    final: str = Field(
-        "messages", description="Suite for the finished rows: a shipped one's name, or a file."
+    max_row_bytes: int = Field(
+        16 * 2**20, gt=0, description="A row of more bytes goes to quarantine, whatever it holds."
+    )
+    text: list[str] = Field(
+        default_factory=list,
+        description="Columns that rules on text look at, together; else all of text but id and group.",
     )
     normalise: Normalise = Field(default_factory=Normalise, description="How text is brought to one form.")
-    template: Template = Field(description="How a row becomes messages.")
+    augment: str | None = Field(
+        None,
+        description="Hook 'package.module:function' that gets a row of train as a mapping and gives a list "
+        "of more rows; their ids are <row id>#1 and so on.",
+    )
+    contract: str | None = Field(
+        None, description="Suite for the normalised rows: a shipped one's name, or a file."
+    )
+    language: Language | None = Field(None, description="Languages to keep.")
+    quality: Quality = Field(default_factory=Quality, description="Rules on the form of text.")
+    duplicates: Duplicates = Field(default_factory=Duplicates, description="What repeats other rows.")
+    personal_data: PersonalData | None = Field(None, description="Personal data to mask, or to refuse.")
+    contamination: Against | None = Field(None, description="Evaluation sets to keep out of the data.")
+    length: Length | None = Field(None, description="Limits on a row's length, in a model's tokens.")
+    template: Template | None = Field(
+        None, description="How a row becomes messages; without it a row is a document and keeps its columns."
+    )
     keep: list[str] = Field(
         default_factory=list, description="Columns to keep beside the messages, values mapped."
     )
+    split: Split | None = Field(None, description="Without test files: which rows are held out.")
+    final: str | None = Field(
+        None, description="Suite for the finished rows; 'messages' or 'documents' if absent."
+    )
     license: License = Field(description="Terms of the data.")
+    description: str = Field("", description="What the data is and what it is for, on its card.")
+    incremental: bool = Field(
+        False,
+        description="Keep what becomes of each file's rows as an artifact (kind dataset-part), so that a "
+        "later run with more files, or a killed run's second try, looks at new files only.",
+    )
     num_cpus: float = Field(0.5, gt=0, description="Logical CPUs of each task.")
 
     @model_validator(mode="after")
     def _columns_known(self) -> Self:
-        if self.test and self.test_fraction is not None:
-            raise ValueError("give either test files or a test_fraction")
+        if self.test and self.split is not None:
+            raise ValueError("give either test files or a split")
         # A column row_id may be read if it is the id.
-        taken = RESERVED - {self.id_column} if self.id_column == "row_id" else RESERVED
+        taken = RESERVED - {self.id_column} if self.id_column == ROW_ID else RESERVED
         reserved = sorted(taken & set(self.columns))
         if reserved:
             raise ValueError(f"columns must not be called {', '.join(reserved)}: the job uses these names")
-        template = self.template
+        template, group = self.template, self.split.group if self.split else None
+        used = (template.prompt_columns, template.completion_columns, template.values) if template else ()
         named = {
             "id_column": [self.id_column] if self.id_column else [],
             "keep": self.keep,
-            "template": [*template.prompt_columns, *template.completion_columns, *template.values],
+            "text": self.text,
+            "template": [column for columns in used for column in columns],
+            "split.group": [group] if group else [],
+            "labels": list(self.labels.columns) if self.labels else [],
         }
         for where, names in named.items():
             unknown = [name for name in names if name not in self.columns]
             if unknown:
                 raise ValueError(f"{where} names {', '.join(unknown)}, not among the columns")
-        made = sorted(SHAPED & set(self.keep))
+        made = sorted(FINISHED & set(self.kept))
         if made:
             raise ValueError(f"keep names {', '.join(made)}, which finished rows have anyway")
+        wrong = [name for name in self.text if self.columns[name] not in _TEXT]
+        if wrong or not self.texts:
+            raise ValueError(f"text: {', '.join(wrong) or 'no column'} holds text (string, messages)")
         return self
+
+    @property
+    def kept(self) -> list[str]:
+        """Columns of finished rows beside the messages; those of a document are all, if none is named."""
+        if self.keep or self.template:
+            return self.keep
+        return [name for name in self.columns if name != ROW_ID]
+
+    @property
+    def texts(self) -> list[str]:
+        """Columns that hold the text that is judged."""
+        apart = {self.id_column, self.split.group if self.split else None}
+        return self.text or [n for n, kind in self.columns.items() if kind in _TEXT and n not in apart]
+
+    @property
+    def rules(self) -> list[TextRule]:
+        """The rules on text that are on, in order."""
+        found: list[tuple[str, str, Rule | None]] = [("language", "language", self.language)]
+        found += [("quality", name, getattr(self.quality, name)) for name in Quality.model_fields]
+        found += [("personal_data", "personal_data", self.personal_data)]
+        found += [("contamination", "contamination", self.contamination)]
+        return [TextRule(stage, name, rule) for stage, name, rule in found if rule is not None]
+
+    @property
+    def shape(self) -> Shape:
+        """The form of finished rows."""
+        return Shape(self.template, tuple(self.kept), tuple(self.texts), self.split or Split())
+
+    @property
+    def row_format(self) -> RowFormat:
+        """How files are read."""
+        return RowFormat(
+            self.columns,
+            self.id_column,
+            keep_broken=self.broken_lines == "quarantine",
+            max_row_bytes=self.max_row_bytes,
+            text_rows=self.text_rows,
+            joined=frozenset(self.labels.columns if self.labels else ()),
+        )
 
 
 def run(config: PreprocessConfig) -> JobResult:
@@ -103,36 +256,104 @@ def run(config: PreprocessConfig) -> JobResult:
     Raises NotFoundError, AccessError or RefusedError with one sentence about the file, the line or the failed
     expectations; nothing is visible then.
     """
-    contract, final = load_suite(config.contract), load_suite(config.final)
-    split = "train" if config.test else None
-    found = [(address, split) for source in config.train for address in find_files(source)]
-    found += [(address, "test") for source in config.test for address in find_files(source)]
-    files = [source_file(address, number, split) for number, (address, split) in enumerate(found)]
+    contract = load_suite(config.contract) if config.contract else None
+    final = load_suite(config.final or ("messages" if config.template else "documents"))
+    files = _files(config)
     inputs = fingerprint_files([file.address for file in files])
-    suites = [ArtifactInput(address=f"suite:{s.name}", digest=s.digest) for s in (contract, final)]
-    with start_run("preprocess", "dataset", config, inputs=[*inputs, *suites], code_epoch=CODE_EPOCH) as job:
+    inputs += [ArtifactInput(address=f"suite:{s.name}", digest=s.digest) for s in (final, contract) if s]
+    evaluation = config.contamination.files() if config.contamination else []
+    labels = config.labels.files() if config.labels else []
+    inputs += fingerprint_files([file.address for file in [*evaluation, *labels]])
+    model = ensure_model(config.length.model) if config.length else None
+    inputs += [ArtifactInput(address=str(model.ref), digest=model.data_digest)] if model else []
+    with start_run("preprocess", "dataset", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
         if job.done:
             return job.result(job.done)
-        form = RowFormat(config.columns, config.id_column, keep_broken=config.broken_lines == "quarantine")
-        pipeline = Pipeline(job, num_cpus=config.num_cpus)
-        pipeline.read(files, form)
-        pipeline.check_contract(contract)
-        pipeline.shape(config.normalise, config.template, config.keep, config.test_fraction or 0.1)
-        pipeline.remove_duplicates()
-        pipeline.check_final(final)
-        counts, digest = pipeline.write()
+        pipeline = Pipeline(job, files, num_cpus=config.num_cpus)
+        marking = _marking(config, pipeline, contract, evaluation, labels, model)
+        finished = Finishing(marking.form, marking.shape).suite_schema()
+        parts = _parts(config, job, files, inputs) if config.incremental else None
+        pipeline.mark(marking, plan_gate(final, finished, ROW_ID), parts)
+        pipeline.check_rows()
+        pipeline.remove_duplicates(config.duplicates.tolerances)
+        pipeline.check_final()
+        digest = pipeline.write()
+        counts, facts = pipeline.counts, pipeline.facts()
+        told = publish(job, facts, inputs[: len(files)], _about(config)) | {SCHEMA: facts.columns}
         return job.result(
-            job.commit(counts=counts, summary=_summary(config, counts, pipeline), data_digest=digest)
+            job.commit(counts=counts, summary=_summary(config, counts, pipeline) | told, data_digest=digest)
         )
 
 
+def _files(config: PreprocessConfig) -> list[SourceFile]:
+    split = "train" if config.test else None
+    found = [(address, split) for source in config.train for address in find_files(source)]
+    found += [(address, "test") for source in config.test for address in find_files(source)]
+    return [source_file(address, number, split) for number, (address, split) in enumerate(found)]
+
+
+def _marking(
+    config: PreprocessConfig,
+    pipeline: Pipeline,
+    contract: Suite | None,
+    evaluation: list[SourceFile],
+    labels: list[SourceFile],
+    model: Manifest | None,
+) -> Marking:
+    """The pass that looks at each row alone, with what it needs in Ray's object store."""
+    rule, form = config.contamination, config.row_format
+    return Marking(
+        form,
+        config.normalise,
+        config.shape,
+        config.augment,
+        plan_gate(contract, contract_schema(form), ROW_ID) if contract else None,
+        config.rules,
+        config.duplicates.near,
+        config.length,
+        tokenizer=pipeline.share(pipeline.job.artifacts.read(model, TOKENIZER)) if model else None,
+        evaluation=rule.read_index(evaluation, config.num_cpus) if rule else None,
+        labels=config.labels.read(labels, config.columns, config.num_cpus) if config.labels else None,
+    )
+
+
+def _parts(
+    config: PreprocessConfig, job: JobRun, files: list[SourceFile], inputs: list[ArtifactInput]
+) -> Parts:
+    """Where the rows of each file are kept. The final suite and duplicates are no matter of single rows."""
+    meaning = config.model_dump(mode="json", include=ROW_LOCAL)
+    near = config.duplicates.near
+    meaning["near"] = near.model_dump(mode="json", exclude=set(Rule.model_fields)) if near else None
+    meaning["inputs"] = [item.digest for item in inputs[len(files) + 1 :]]
+    return Parts(
+        store=job.store,
+        owner=job.settings.principal,
+        code=job.code,
+        run_id=job.run_id,
+        name=config.name,
+        meaning=meaning,
+        files=files,
+        inputs=inputs[: len(files)],
+    )
+
+
+def _about(config: PreprocessConfig) -> dict[str, Any]:
+    """What the configuration tells the card."""
+    return {
+        "license": CardLicense(**config.license.model_dump()),
+        "description": config.description,
+        "languages": list(config.language.keep) if config.language else [],
+    }
+
+
 def _summary(config: PreprocessConfig, counts: dict[str, int], pipeline: Pipeline) -> dict[str, Any]:
-    reports = (pipeline.contract, pipeline.final)
+    reports = pipeline.suites.values()
     return {
         **counts,
-        "expectations": sum(len(r.expectations) for r in reports if r),
-        "warnings": [w.describe() for r in reports if r for w in r.warnings],
+        "expectations": sum(len(r.expectations) for r in reports),
+        "warnings": [w.describe() for r in reports for w in r.warnings],
         "contaminated": pipeline.contaminated,
+        **({"labelled": pipeline.tally.rows["labelled"]} if config.labels else {}),
         "license": config.license.model_dump(mode="json"),
         "sources": [*config.train, *config.test],
     }

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 Stage = Literal["before", "midway", "after"]
 
 _BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Slow down.</Message></Error>"
+_DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
 #: Between client and proxy only.
 _HOP = ("connection:", "expect:", "keep-alive:")
 
@@ -75,6 +76,7 @@ class FaultProxy:
         self.slowed = 0
         self._traps: list[Trap] = []
         self._busy_until = 0.0
+        self._denies: Callable[[Request], bool] = lambda request: False
         self._clients: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
@@ -103,6 +105,10 @@ class FaultProxy:
     def be_busy(self, seconds: float) -> None:
         """Answer 503 SlowDown to everything for a while, from now."""
         self._busy_until = time.monotonic() + seconds
+
+    def deny(self, fits: Callable[[Request], bool]) -> None:
+        """Answer 403 AccessDenied to the requests that fit."""
+        self._denies = fits
 
     # Inside
 
@@ -139,8 +145,10 @@ class FaultProxy:
         self.requests.append(request)
         if time.monotonic() < self._busy_until:
             self.slowed += 1
-            head = f"HTTP/1.1 503 Slow Down\r\nContent-Length: {len(_BUSY)}\r\nConnection: close\r\n\r\n"
-            writer.write(head.encode() + (b"" if request.method == "HEAD" else _BUSY))
+            writer.write(_refusal(request, "503 Slow Down", _BUSY))
+            return
+        if self._denies(request):
+            writer.write(_refusal(request, "403 Forbidden", _DENIED))
             return
         trap = next((trap for trap in self._traps if trap.springs(request)), None)
         if trap is not None and trap.stage == "before":
@@ -165,6 +173,11 @@ class FaultProxy:
 
 class _Sprung(Exception):
     """The client gets no answer."""
+
+
+def _refusal(request: Request, status: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + (b"" if request.method == "HEAD" else body)
 
 
 async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:

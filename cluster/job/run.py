@@ -58,7 +58,8 @@ class JobRun:
         self.store = store
         self.artifacts = ArtifactStore(store)
         self.done: Manifest | None = self.artifacts.find(ref)
-        self._config, self._inputs, self._code = config, inputs, code
+        self.code = code
+        self._config, self._inputs = config, inputs
         self._started_at, self._clock = datetime.now(UTC), time.monotonic()
         self._record: RunRecord | None = None
         self._runs: RunRepository | None = None
@@ -101,7 +102,7 @@ class JobRun:
         self._manifest = self.attempt.commit(
             owner=self.settings.principal,
             configuration=self._config.model_dump(mode="json"),
-            code=self._code,
+            code=self.code,
             started_at=self._started_at,
             inputs=self._inputs,
             counts=dict(counts),

@@ -17,7 +17,7 @@ from cluster.contracts import ArtifactInput
 from cluster.errors import AccessError, MantaError, NotFoundError, RefusedError, UsageError
 from cluster.storage import object_store
 
-Format = Literal["csv", "jsonl", "parquet"]
+Format = Literal["csv", "jsonl", "parquet", "arrow", "text"]
 FORMATS: dict[str, Format] = {
     ".csv": "csv",
     ".jsonl": "jsonl",
@@ -25,7 +25,14 @@ FORMATS: dict[str, Format] = {
     ".json": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
 }
+#: What ``datasets.Dataset.save_to_disk`` writes beside the data, and what a DatasetDict is known by.
+_HF_SIDE_FILES = frozenset({"dataset_info.json", "state.json"})
+_HF_DICT = "dataset_dict.json"
 COMPRESSED = (".gz", ".bz2", ".zst")
 _MIB = 1024 * 1024
 
@@ -48,10 +55,18 @@ class SourceFile:
 def find_files(address: str) -> list[str]:
     """Addresses of the data files that a path, an ``s3://`` address, a folder or a glob names, sorted.
 
-    Raises NotFoundError when there is none.
+    A folder may be one that ``datasets.Dataset.save_to_disk`` wrote. Raises NotFoundError when there is none,
+    UsageError for the folder of a whole ``DatasetDict``, whose splits are folders of their own.
     """
     found = _find_s3(address) if address.startswith("s3://") else _find_local(address)
+    if any(name.rsplit("/", 1)[-1] == _HF_DICT for name in found):
+        raise UsageError(f"{address} holds a DatasetDict: name the folder of one of its splits.")
+    if len(found) > 1 and not any(character in address for character in "*?["):
+        # A README or a LICENSE beside tables is no document of the corpus.
+        found = [name for name in found if FORMATS[_suffix(name)] != "text"] or found
     if not found:
+        if not address.startswith("s3://") and Path(address).expanduser().is_dir():
+            raise NotFoundError(f"{address}: no such file in this folder as {', '.join(FORMATS)}.")
         raise NotFoundError(f"{address}: no such file; sources are local paths, s3:// addresses or globs.")
     return sorted(found)
 
@@ -144,7 +159,9 @@ def _find_s3(address: str) -> list[str]:
 
 def _is_data(name: str) -> bool:
     """Whether a file of a folder is meant: a README beside the data is not."""
-    return not name.startswith((".", "_")) and _suffix(name) in FORMATS
+    if name in _HF_SIDE_FILES or name.startswith((".", "_")):
+        return False
+    return name == _HF_DICT or (_suffix(name) in FORMATS)
 
 
 def _suffix(address: str) -> str:

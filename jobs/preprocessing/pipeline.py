@@ -1,276 +1,374 @@
-"""The stages of ``jobs.preprocess`` over Ray Data, and the account that every input row is held in."""
+"""The stages of ``jobs.preprocess`` over Ray, and the account that every input row is held in.
+
+One pass of Ray Data reads and marks the rows, block by block. What needs more than one row (suites,
+duplicates, the digest) moves keys, counts and references; the text stays in its blocks, in Ray's object
+store, which spills to disk what memory does not hold.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import RefusedError
 from cluster.job import JobRun
 from cluster.job.preflight import preflight
-from cluster.storage import merge_row_digests
-from jobs.preprocessing.cleaning import Normalise, content_key, find_duplicates, normalised
-from jobs.preprocessing.files import SourceFile
-from jobs.preprocessing.reading import (
-    ERROR,
-    FILE,
-    LINE,
-    ROW_ID,
-    SPLIT,
-    RowFormat,
-    arrow_type,
-    raw_schema,
-    read_tables,
+from jobs.preprocessing.account import Action, Tally, Tolerance, name, nested
+from jobs.preprocessing.blocks import Told, partial_of, plainly, quiet, told_by, without
+from jobs.preprocessing.digest import merged_digest
+from jobs.preprocessing.duplicates import (
+    CROSSED,
+    DECISIONS,
+    EXACT,
+    NEAR,
+    codes,
+    find_exact,
+    find_near,
+    gathered,
+    id_at,
+    id_keys,
+    keys_of,
 )
-from jobs.preprocessing.shaping import Template, hashed_split
-from jobs.preprocessing.writing import Reason, block_digests, write_parquet, write_quarantine
+from jobs.preprocessing.files import SourceFile
+from jobs.preprocessing.finishing import FINAL, Finishing
+from jobs.preprocessing.marking import CONTRACT, LENGTH, SHAPE, Marking
+from jobs.preprocessing.parts import Parts
+from jobs.preprocessing.publishing import MAX_EXAMPLES, Facts, profile_spec
+from jobs.preprocessing.reading import READ, SIZE, read_tables
+from jobs.preprocessing.rows import (
+    file_of,
+    line_of,
+    quarantine_schema,
+)
+from jobs.preprocessing.writing import EXAMPLES, QUARANTINE, SPLITS, Writing, Written, kind_of, write_empty
 from jobs.session import connect
-from validation.data import GateReport, Suite
+from validation.data import GateReport
+from validation.data.profile import Profile, combine_profiles, merge_profiles
+from validation.data.schema import describe_schema
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
     import ray.data
 
-SPLITS = ("train", "test")
+    from validation.data.gate import GatePlan
+
+
+#: Partial profiles that are held before they become one.
+MERGED_AT_ONCE = 64
 
 
 class Pipeline:
     """One preprocessing run. The methods are its stages, to be called in the order in which they stand."""
 
-    def __init__(self, job: JobRun, *, num_cpus: float) -> None:
-        self.job, self._cpus = job, num_cpus
-        self.contract: GateReport | None = None
-        self.final: GateReport | None = None
-        self.contaminated = 0
-        self._reasons: dict[str, Reason] = {}
-        self._duplicates: set[str] = set()
-        self._input = 0
-
-    def read(self, files: Sequence[SourceFile], form: RowFormat) -> None:
-        """Read all rows. Raises RefusedError about the first file or line that cannot be read."""
-        import ray
-
+    def __init__(self, job: JobRun, files: Sequence[SourceFile], *, num_cpus: float) -> None:
+        """Join the cluster. Raises UnavailableError if there is none, RefusedError if it is too small."""
+        self.job, self._files, self._cpus = job, files, num_cpus
         connect()
         preflight([{"CPU": self._cpus}], asker="Preprocessing", remedy="lower num_cpus")
-        _quiet()
-        self._form = form
+        quiet()
+        self.suites: dict[str, GateReport] = {}
+        self.tally = Tally()
+        self.counts: dict[str, int] = {}
+        self.examples: list[Mapping[str, Any]] = []
+        self.profile: Profile | None = None
+        self._rules: list[Tolerance] = []
+        #: References to blocks, in the order of files and lines.
+        self._marked: list[Any] = []
+        self._dataset: Any = None
+        self._finished: list[Any] = []
+        #: Rows that break a suite, as far as no block knew by itself: id to expectations.
+        self._bad: dict[str, dict[str, str]] = {CONTRACT: {}, FINAL: {}}
+        self._actions: dict[str, Action] = {}
+        self._decisions: Any = None
+
+    def share(self, value: Any) -> Any:
+        """A reference to a value in Ray's object store."""
+        import ray
+
+        return ray.put(value)
+
+    def mark(self, marking: Marking, final: GatePlan, parts: Parts | None = None) -> None:
+        """Read all rows, and look at each alone.
+
+        Raises RefusedError about the first file or line that cannot be read, or the first repeated id.
+        """
+        self._marking, self._final = marking, final
+        self._keep(self._by_file(marking, parts) if parts else self._by_block(marking))
+        self.job.progress(f"read {self.tally.rows['read']} rows of {len(self._files)} files")
+
+    def _by_block(self, marking: Marking) -> ray.data.Dataset:
+        """Marked rows: a task reads a file, and others mark its blocks."""
+        import ray.data
+
+        files, form = self._files, marking.form
 
         def rows(batch: dict[str, Any]) -> Iterator[pa.Table]:
             for number in batch["id"]:
                 yield from read_tables(files[number], form)
 
-        # One task for each file.
         numbers = ray.data.range(len(files), override_num_blocks=len(files))
-        read = numbers.map_batches(rows, batch_size=1, num_cpus=self._cpus)
-        self._raw = read.materialize()
-        self.job.progress(f"read {len(files)} files")
-        places = _narrow(self._raw, [ROW_ID, FILE, LINE, ERROR]).sort_values([FILE, LINE])
-        self._refuse_broken(places)
-        self._input = len(places)
+        # Reading asks for less, so that Ray Data does not fuse it with what follows: the blocks of one large
+        # file are then marked by many workers.
+        read = numbers.map_batches(rows, batch_size=1, num_cpus=self._cpus / 2)
+        return self._map(read, marking)
+
+    def _by_file(self, marking: Marking, parts: Parts) -> ray.data.Dataset:
+        """Marked rows: a task makes a whole file's part, or finds it made."""
+        import ray.data
+
+        found = parts.find()
+        there = sum(part is not None for part in found)
+        self.job.progress(f"{there} of {len(found)} files are marked already")
+
+        def rows(batch: dict[str, Any]) -> Iterator[pa.Table]:
+            for number in batch["id"]:
+                part = found[number]
+                yield from parts.load(number, part) if part else parts.make(number, marking)
+
+        numbers = ray.data.range(len(found), override_num_blocks=len(found))
+        return numbers.map_batches(rows, batch_size=1, num_cpus=self._cpus)
+
+    def _keep(self, marked: ray.data.Dataset) -> None:
+        """Hold the marked blocks, and hear what they tell."""
+        import ray
+
+        with plainly():
+            self._dataset = marked.materialize()
+        blocks = self._dataset.to_arrow_refs()
+        told = list(zip(ray.get(self._each(told_by, blocks)), blocks, strict=True))
+        told.sort(key=lambda item: item[0].first)
+        self._marked = [block for _, block in told]
+        for found, _ in told:
+            self.tally.add(found.tally)
+        self._refuse_broken([found for found, _ in told])
+
+    def _refuse_broken(self, told: Sequence[Told]) -> None:
+        form = self._marking.form
+        files = [found.broken_file for found in told if found.broken_file]
+        lines = [] if form.keep_broken else [found.broken for found in told if found.broken]
+        if files or lines:
+            raise RefusedError(min(files + lines)[1])
         if form.id_column is not None:
-            repeated = places[places.duplicated(ROW_ID)]
-            if len(repeated):
-                raise RefusedError(
-                    f"column {form.id_column} is no row id: {len(repeated)} rows repeat one, "
-                    f"such as {repeated[ROW_ID].iloc[0]!r} at line {repeated[LINE].iloc[0]}."
-                )
+            self._refuse_repeated(form.id_column)
 
-    def _refuse_broken(self, places: pd.DataFrame) -> None:
-        broken = places[places[ERROR].notna()]
-        fatal = broken if not self._form.keep_broken else broken[broken[LINE] == 0]
-        if len(fatal):
-            raise RefusedError(str(fatal[ERROR].iloc[0]))
-        for row_id, error in zip(broken[ROW_ID], broken[ERROR], strict=True):
-            self._reasons[row_id] = Reason("read", error)
+    def _refuse_repeated(self, id_column: str) -> None:
+        import ray
 
-    def check_contract(self, suite: Suite) -> None:
-        """Judge the raw rows as they are. Raises RefusedError that names the failed expectations."""
-        readable = self._without(self._raw) if self._reasons else self._raw
-        declared = [name for name in self._form.columns if name != ROW_ID]
-        self.contract = self._judge(readable.select_columns([ROW_ID, *declared]), suite, "contract")
+        rows = self.tally.rows["read"]
+        repeated = ray.get(find_exact(self._each(id_keys, self._marked), rows, self._cpus))
+        if len(repeated):
+            number = repeated["ordinal"][0].as_py()
+            (row_id,) = filter(None, ray.get(self._each(id_at, self._marked, number)))
+            raise RefusedError(
+                f"column {id_column} is no row id: {len(repeated)} rows repeat one, such as {row_id!r} at "
+                f"line {line_of(number)} of {self._files[file_of(number)].address}."
+            )
 
-    def shape(self, rule: Normalise, template: Template, keep: Sequence[str], test_fraction: float) -> None:
-        """Normalise the text, and make messages; rows that cannot be shaped go to quarantine."""
-        form, schema = self._form, shaped_schema(self._form, template, keep)
-        text = [
-            n for n, kind in form.columns.items() if kind in ("string", "messages") and n != form.id_column
-        ]
+    def _refuse_broken_rules(self, rules: Sequence[Tolerance]) -> None:
+        self._rules += rules
+        too_many = [why for rule in rules if (why := self.tally.too_many(rule))]
+        if too_many:
+            self._refuse(f"the rules refuse the {self.tally.rows['read']} rows: {', '.join(too_many)}")
 
-        def shaped(block: pa.Table) -> pa.Table:
-            import pyarrow as pa
+    def check_rows(self) -> None:
+        """The verdict of the contract, and of each rule. Raises RefusedError that names what failed."""
+        plan = self._marking.contract
+        if plan is not None:
+            partials = self._each(partial_of, self._marked)
+            self._judge(plan, partials, self._dataset, CONTRACT, {READ, SIZE})
+        self._refuse_broken_rules(self._marking.tolerances)
 
-            rows = [
-                shape_row(normalised(row, text, rule), template, keep, test_fraction)
-                for row in block.to_pylist()
-            ]
-            return pa.Table.from_pylist(rows, schema=schema)
+    def remove_duplicates(self, rules: Sequence[Tolerance]) -> None:
+        """Decide which of equal (and similar) rows stays, and that none does of those that contradict.
 
-        self._shaped = self._map(self._without(self._raw), shaped).materialize()
-        self._keys = _narrow(self._shaped, [ROW_ID, FILE, LINE, SPLIT, "_key", "_answer", "_reason"])
-        unshaped = self._keys[self._keys["_reason"].notna()]
-        for row_id, reason in zip(unshaped[ROW_ID], unshaped["_reason"], strict=True):
-            self._reasons[row_id] = Reason("shape", reason)
-        self.job.progress(f"shaped {len(self._keys) - len(unshaped)} rows into messages")
-
-    def remove_duplicates(self) -> None:
-        """Keep one of equal rows, and none of rows that contradict each other, across files and splits."""
-        shaped = self._keys[self._keys["_reason"].isna()]
-        names = {FILE: "file", LINE: "line", SPLIT: "split", "_key": "key", "_answer": "label"}
-        decisions = find_duplicates(shaped.rename(columns=names))
-        self._duplicates, self.contaminated = decisions.duplicates, decisions.contaminated
-        for row_id, reason in decisions.conflicts.items():
-            self._reasons[row_id] = Reason("duplicates", reason)
-        self.job.progress(
-            f"removed {len(self._duplicates)} duplicates, {self.contaminated} of them in train and test; "
-            f"{len(decisions.conflicts)} rows contradict each other"
-        )
-
-    def check_final(self, suite: Suite) -> None:
-        """Judge the finished rows. Raises RefusedError that names the failed expectations."""
-        work = {FILE, LINE, SPLIT, "_key", "_answer", "_reason"}
-        kept = self._without(self._shaped)
-        names = [name for name in self._shaped.schema().names if name not in work]
-        self._finished = kept.select_columns(names).materialize()
-        self.final = self._judge(self._finished, suite, "final")
-
-    def write(self) -> tuple[dict[str, int], str]:
-        """Write splits, quarantine and checks; return the counts and the data digest.
-
-        Raises RefusedError when a split is empty.
+        Raises RefusedError if there are more of them than a rule allows.
         """
-        counts: dict[str, int] = {}
-        finished = self._without(self._finished)
-        hidden = {"split", "prompt", "completion"}
-        names = [name for name in self._finished.schema().names if name not in hidden]
-        for split in SPLITS:
-            rows = self._map(finished, _only(split)).select_columns(names).materialize()
-            counts[split] = rows.count()
-            if not counts[split]:
-                raise RefusedError(f"no row is left for {split}: {self._account(counts)}.")
-            write_parquet(self.job.attempt, self.job.store, rows, split, self._cpus)
-        counts |= {
-            "quarantined": len(self._reasons),
-            "duplicates": len(self._duplicates),
-            "input": self._input,
-        }
-        self._write_apart(counts)
-        kept = counts["train"] + counts["test"]
-        assert kept + counts["quarantined"] + counts["duplicates"] == self._input, counts
-        digests = self._map(finished, block_digests)
-        digest = merge_row_digests((row["id"], row["digest"]) for row in digests.iter_rows())
-        self.job.progress(f"wrote {self._account(counts)}")
-        return counts, digest
+        import ray
 
-    def _judge(self, rows: ray.data.Dataset, suite: Suite, stage: str) -> GateReport:
-        # Imported here: Great Expectations costs seconds, which a broken file need not wait for.
-        from validation.data.gate import gate
+        actions = self._actions = {rule.stage: rule.action for rule in rules}
+        rows, near = self.tally.rows["read"] + self.tally.rows["augmented"], self._marking.near
+        keys = self._each(keys_of, self._marked, ray.put(frozenset(self._bad[CONTRACT])))
+        none = ray.put(gathered())
+        exact = find_exact(keys, rows, self._cpus) if EXACT in actions else none
+        found = {EXACT: exact}
+        if near and NEAR in actions:
+            before = exact if actions.get(EXACT) != "warn" else none
+            found[NEAR] = find_near(keys, before, rows, near.num_buckets, self._cpus)
+        refused = [table for stage, table in found.items() if actions.get(stage) != "warn"]
+        self._decisions = ray.remote(num_cpus=self._cpus)(gathered).remote(*refused)
+        compared = sum(ray.get(self._each(len, keys)))
+        for stage, counts in zip(found, ray.get(self._each(codes, list(found.values()))), strict=True):
+            self._count_duplicates(stage, counts, compared)
+            compared -= sum(counts.values())
+        self._refuse_broken_rules(rules)
 
-        report = gate(rows, suite, ROW_ID, num_cpus=self._cpus)
-        setattr(self, stage, report)
-        for row_id, labels in report.bad_rows.items():
-            self._reasons[row_id] = Reason(stage, "; ".join(labels))
+    def _count_duplicates(self, stage: str, counts: Mapping[int, int], compared: int) -> None:
+        """Take decisions into the account; those that only warn never become a mark."""
+        if stage not in self._actions:
+            return
+        self.tally.judged[stage] += compared
+        for code, number in counts.items():
+            reason = DECISIONS[code][1]
+            self.tally.broken[stage] += number
+            if self._actions[stage] == "warn":
+                self.tally.warned[name(stage, reason)] += number
+            self.job.progress(f"{number} rows in {stage}: {reason}")
+
+    def check_final(self) -> None:
+        """Give rows their finished form, and judge them. Raises RefusedError that names what failed."""
+        import ray.data
+
+        partials = self._finish(self._final)
+        refused = set(self._stages()) - {FINAL}
+        self._judge(self._final, partials, ray.data.from_arrow_refs(self._finished), FINAL, refused)
+
+    def _finish(self, plan: GatePlan) -> list[Any]:
+        """Finish all blocks; give references to what they add to the final suite's verdict."""
+        import ray
+
+        decisions = gathered() if self._decisions is None else self._decisions
+        late = ray.put(self._bad[CONTRACT])
+        found = self._each(self._finishing(), self._marked, decisions, late, plan, returns=2)
+        self._finished = [block for block, _ in found]
+        # The tasks hold what they need; when they are done the store may forget it.
+        self._marked, self._dataset = [], None
+        return [partial for _, partial in found]
+
+    def _finishing(self) -> Finishing:
+        return Finishing(self._marking.form, self._marking.shape)
+
+    def write(self) -> str:
+        """Write splits, quarantine and checks; return the data digest.
+
+        Raises RefusedError for an empty split.
+        """
+        digests = self._write_rows(SPLITS)
+        dropped = nested(self.tally.dropped)
+        self.counts["duplicates"] = sum(sum(dropped.get(stage, {}).values()) for stage in self._actions)
+        self.counts["input"] = self.tally.rows["read"] + self.tally.rows["augmented"]
+        for split in SPLITS if self._marking.shape.split.test_fraction else SPLITS[:1]:
+            if not self.counts[split]:
+                raise RefusedError(f"no row is left for {split}: {self._account()}.")
+        kept = self.counts["train"] + self.counts["test"]
+        assert kept + self.counts["quarantined"] == self.counts["input"], self.counts
+        self._write_checks()
+        digest = merged_digest(digests, kept, self._cpus)
+        self.job.progress(f"wrote {self._account()}")
+        return digest
+
+    def _write_rows(self, splits: Sequence[str]) -> list[Any]:
+        """Write the finished rows of the splits, and the others; give references to their digests."""
+        import ray
+
+        job, sources = self.job, [file.address for file in self._files]
+        spec = profile_spec(self._marking.form, self._marking.shape)
+        writing = Writing(job.store, job.attempt.prefix, self._finishing().columns(), sources, splits, spec)
+        written = self._each(writing, self._finished, ray.put(self._bad[FINAL]), returns=2)
+        total, seen = Counter[str](), Counter[str]()
+        profiles: list[bytes] = []
+        for reference, _ in written:
+            found: Written = ray.get(reference)
+            total.update(found.counts)
+            profiles.append(found.profile)
+            if len(profiles) == MERGED_AT_ONCE:
+                profiles = [combine_profiles(profiles)]
+            for row in found.examples:
+                why = name(row["stage"], kind_of(row["stage"], row["reason"]))
+                seen[why] += 1
+                if seen[why] <= EXAMPLES and len(self.examples) < MAX_EXAMPLES:
+                    self.examples.append(row)
+        self.profile = merge_profiles(spec, filter(None, profiles))
+        self.counts = {split: total.pop(split, 0) for split in splits}
+        self.counts["quarantined"] = total.pop(QUARANTINE, 0)
+        self.tally.dropped = total
+        if not self.counts["quarantined"]:
+            write_empty(job.attempt, QUARANTINE, quarantine_schema())
+        return [digest for _, digest in written]
+
+    def _judge(
+        self, plan: GatePlan, partials: Sequence[Any], blocks: ray.data.Dataset, stage: str, apart: set[str]
+    ) -> None:
+        """The verdict of all blocks; the rows that count are those of stages other than ``apart``."""
+        import ray
+
+        # Imported here: Great Expectations costs seconds.
+        from validation.data.gate import finish_gate
+
+        def rows(columns: list[str]) -> ray.data.Dataset:
+            return self._map(blocks, lambda block: without(block, apart)).select_columns(columns)
+
+        found = (ray.get(partial) for partial in partials)
+        report = finish_gate(plan, filter(None, found), rows, num_cpus=self._cpus)
+        self.suites[stage] = report
+        self._bad[stage] = {row_id: "; ".join(labels) for row_id, labels in report.bad_rows.items()}
         held, number = sum(e.success for e in report.expectations), len(report.expectations)
         self.job.progress(
-            f"suite {suite.name}: {held} of {number} expectations hold, "
-            f"{len(report.bad_rows)} of {report.rows} rows go to quarantine"
+            f"suite {report.suite}: {held} of {number} expectations hold for {report.rows} rows"
         )
         if not report.success:
-            self._write_apart({"input": self._input, "quarantined": len(self._reasons)})
             named = ", ".join(e.describe() for e in report.failed)
-            raise RefusedError(
-                f"suite {suite.name} refuses the {report.rows} rows: {named} failed; "
-                f"rows with reasons are in {self.job.attempt.uri}quarantine/."
-            )
-        return report
+            self._refuse(f"suite {report.suite} refuses the {report.rows} rows: {named} failed")
 
-    def _write_apart(self, counts: dict[str, int]) -> None:
-        columns = list(self._form.columns)
-        write_quarantine(self.job.attempt, self.job.store, self._raw, self._reasons, columns, self._cpus)
-        reports = {"contract": self.contract, "final": self.final}
+    def _refuse(self, sentence: str) -> None:
+        """End the job, and leave the rows that were refused so far to look at."""
+        if not self._finished:
+            self._finish(self._final)
+        self._write_rows(())
+        self.counts["input"] = self.tally.rows["read"] + self.tally.rows["augmented"]
+        self._write_checks()
+        raise RefusedError(f"{sentence}; rows with reasons are in {self.job.attempt.uri}quarantine/.")
+
+    def _write_checks(self) -> None:
         checks = {
-            "counts": counts,
-            "contaminated": self.contaminated,
-            "suites": {stage: r.model_dump(mode="json") if r else None for stage, r in reports.items()},
+            "counts": self.counts,
+            "suites": {stage: report.model_dump(mode="json") for stage, report in self.suites.items()},
+            **self.tally.report(self._rules),
         }
         self.job.attempt.write("checks.json", json.dumps(checks, ensure_ascii=False, default=str).encode())
 
-    def _without(self, rows: ray.data.Dataset) -> ray.data.Dataset:
-        """The rows that are neither in quarantine nor duplicates so far."""
-        import ray
+    def _stages(self) -> list[str]:
+        """The stages that may refuse rows, in order."""
+        on = [rule.stage for rule in self._rules]
+        before = [READ, SIZE, *([CONTRACT] if self._marking.contract else [])]
+        local = [stage for stage in dict.fromkeys(on) if stage not in (EXACT, NEAR, LENGTH)]
+        after = [stage for stage in (LENGTH, EXACT, NEAR) if stage in on]
+        return [*before, *local, SHAPE, *after, FINAL]
 
-        gone = ray.put(frozenset(self._reasons) | self._duplicates)
+    def facts(self) -> Facts:
+        """All that the card tells. Once the data is written."""
+        assert self.profile is not None
+        return Facts(
+            counts=self.counts,
+            tally=self.tally,
+            stages=self._stages(),
+            suites=self.suites,
+            examples=self.examples,
+            profile=self.profile,
+            columns=describe_schema(self._finishing().written_schema()),
+        )
 
-        def kept(block: pa.Table) -> pa.Table:
-            import ray
+    @property
+    def contaminated(self) -> int:
+        """Rows of train that repeat rows of test, and so are in quarantine."""
+        crossed = [name(*DECISIONS[code]) for code in CROSSED]
+        return sum(self.tally.dropped[key] for key in crossed)
 
-            removed = ray.get(gone)
-            return block.filter([row_id not in removed for row_id in block[ROW_ID].to_pylist()])
-
-        return self._map(rows, kept)
+    # Moving blocks
 
     def _map(self, rows: ray.data.Dataset, function: Any) -> ray.data.Dataset:
         return rows.map_batches(function, batch_format="pyarrow", batch_size=None, num_cpus=self._cpus)
 
-    def _account(self, counts: dict[str, int]) -> str:
-        return ", ".join(f"{count} {name}" for name, count in counts.items())
+    def _each(self, function: Any, blocks: Sequence[Any], *arguments: Any, returns: int = 1) -> list[Any]:
+        """References to what a function gives for each block, made by a task for each."""
+        import ray
 
+        def call(function: Any, block: pa.Table, *arguments: Any) -> Any:
+            return function(block, *arguments)
 
-def shaped_schema(form: RowFormat, template: Template, keep: Sequence[str]) -> pa.Schema:
-    """Schema of shaped rows."""
-    import pyarrow as pa
+        task, shared = ray.remote(num_cpus=self._cpus, num_returns=returns)(call), ray.put(function)
+        return [task.remote(shared, block, *arguments) for block in blocks]
 
-    text, raw = pa.string(), raw_schema(form)
-    kept = [(name, text if name in template.values else raw.field(name).type) for name in keep]
-    work = [(name, raw.field(name).type) for name in (FILE, LINE, SPLIT)]
-    made = [("split", text), ("messages", arrow_type("messages")), ("prompt", text), ("completion", text)]
-    return pa.schema(
-        [(ROW_ID, text), *made, *kept, *work, ("_key", text), ("_answer", text), ("_reason", text)]
-    )
-
-
-def shape_row(
-    row: dict[str, Any], template: Template, keep: Sequence[str], test_fraction: float
-) -> dict[str, Any]:
-    """A normalised raw row as messages, with keys to compare it by, or the reason why it has none."""
-    place = {name: row[name] for name in (ROW_ID, FILE, LINE, SPLIT)}
-    try:
-        mapped = template.mapped(row)
-        messages = template.render(mapped)
-    except LookupError as problem:
-        return {**place, "_reason": str(problem.args[0])}
-    asked, answer = messages[:-1], messages[-1]["content"]
-    key = content_key({"messages": asked}, ["messages"])
-    split = row[SPLIT] or hashed_split(key, test_fraction)
-    prompt = "\n".join(m["content"] for m in asked)
-    made = {"split": split, "messages": messages, "prompt": prompt, "completion": answer, SPLIT: split}
-    return {**place, **made, **{n: mapped[n] for n in keep}, "_key": key, "_answer": answer}
-
-
-def _quiet() -> None:
-    """The job has progress lines of its own."""
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-
-
-def _only(split: str) -> Any:
-    def only(block: pa.Table) -> pa.Table:
-        import pyarrow.compute as pc
-
-        return block.filter(pc.equal(block["split"], split))
-
-    return only
-
-
-def _narrow(rows: ray.data.Dataset, names: Sequence[str]) -> pd.DataFrame:
-    """A few small columns of all rows, in the driver."""
-    import pandas as pd
-
-    blocks = rows.select_columns(list(names)).iter_batches(batch_size=None, batch_format="pandas")
-    return pd.concat(
-        [pd.DataFrame({n: [] for n in names}), *(b for b in blocks if len(b))], ignore_index=True
-    )
+    def _account(self) -> str:
+        return ", ".join(f"{count} {what}" for what, count in self.counts.items())

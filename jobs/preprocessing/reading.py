@@ -1,133 +1,126 @@
-"""Raw rows from files: CSV, JSON Lines and Parquet, with a file and a line for each.
+"""Raw rows from files: CSV, JSON Lines, Parquet, Arrow and text, each row with its place.
 
-Columns are declared, so every block has one schema. What is wrong with a file or a line becomes a row with
-``_error`` set instead of an exception: the driver tells it in one sentence, or puts the line into quarantine.
+Columns are declared, so every block has one schema. What is wrong with a file or a line becomes a row that is
+marked instead of an exception: the driver tells it in one sentence, or puts the line into quarantine.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
 import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.preprocessing.files import SourceFile, opened, opened_stream, told
+from jobs.preprocessing.rows import (
+    ORDINAL,
+    RAW,
+    REASON,
+    ROW_ID,
+    SCORE,
+    SPLIT,
+    STAGE,
+    WHOLE_FILE,
+    RowFormat,
+    hashed_row_id,
+    ordinal,
+    raw_schema,
+)
+from jobs.preprocessing.values import BrokenLine, convert, encodable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ColumnType = Literal["string", "int64", "float64", "bool", "messages"]
-
-#: Columns that every raw row has beside the declared ones.
-ROW_ID, FILE, SOURCE, LINE, SPLIT, ERROR, RAW = (
-    "row_id",
-    "_file",
-    "_source",
-    "_line",
-    "_split",
-    "_error",
-    "_raw",
-)
-RESERVED = frozenset({ROW_ID, FILE, SOURCE, LINE, SPLIT, ERROR, RAW})
 BLOCK_ROWS = 20_000
+#: Blocks of rows end at so many bytes of text too.
+BLOCK_BYTES = 16 * 2**20
+#: Of a line that is too long to keep, its beginning.
+_SHOWN_CHARS = 1000
+READ, SIZE = "read", "size"
 
 
-@dataclass(frozen=True)
-class RowFormat:
-    """What the rows of all files have in common."""
+class Parsed(NamedTuple):
+    """One line of a file."""
 
-    columns: Mapping[str, ColumnType]
-    #: Declared column whose value is the row id; else it is a hash of source address and line.
-    id_column: str | None = None
-    #: Read on after a broken line.
-    keep_broken: bool = False
-
-
-class BrokenLine(Exception):
-    """What is wrong with a line or a file, in words for the user."""
+    line: int
+    values: Mapping[str, Any] = {}
+    #: What is wrong with it, in a sentence that names the file.
+    error: str | None = None
+    raw: str | None = None
+    bytes: int = 0
+    #: It is too long, and its values are not there.
+    oversize: bool = False
 
 
-def arrow_type(kind: ColumnType) -> pa.DataType:
-    """Arrow's type for a declared column."""
-    import pyarrow as pa
-
-    if kind == "messages":
-        return pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    return {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}[kind]
-
-
-def raw_schema(form: RowFormat) -> pa.Schema:
-    """Schema of raw rows: row_id, where the row stands, what is wrong with it, the declared columns."""
-    import pyarrow as pa
-
-    text = pa.string()
-    fixed = [(ROW_ID, text), (FILE, pa.int32()), (SOURCE, text), (LINE, pa.int64()), (SPLIT, text)]
-    declared = [(name, arrow_type(kind)) for name, kind in form.columns.items() if name != ROW_ID]
-    return pa.schema([*fixed, (ERROR, text), (RAW, text), *declared])
-
-
-def hashed_row_id(source: str, line: int) -> str:
-    """32 hex digits from the source's address and the row's line in it."""
-    return hashlib.sha256(f"{source}\n{line}".encode()).hexdigest()[:32]
+_Lines = Iterator[Parsed]
 
 
 def read_tables(file: SourceFile, form: RowFormat) -> Iterator[pa.Table]:
-    """All rows of one file, in blocks of at most :data:`BLOCK_ROWS` rows of :func:`raw_schema`.
+    """All rows of one file, in tables of at most :data:`BLOCK_ROWS` rows of the raw schema.
 
-    A failure of the whole file is a row with ``_error`` at line 0, and the last. A broken line is a row with
-    ``_error`` and ``_raw``; it is the last too unless the format says ``keep_broken``.
+    A failure of the whole file is a marked row at line 0, and the last. A broken line is a row marked with
+    the stage ``read``; it is the last too unless the format says ``keep_broken``. A row of more than
+    ``max_row_bytes`` is marked with the stage ``size`` and its size in bytes as the score.
     """
     import pyarrow as pa
 
     schema = raw_schema(form)
     gathered: list[dict[str, Any]] = []
-    for row in _rows(file, form):
+    size = 0
+    for row, bytes_ in _rows(file, form):
         gathered.append(row)
-        if len(gathered) >= BLOCK_ROWS:
+        size += bytes_
+        if len(gathered) >= BLOCK_ROWS or size >= BLOCK_BYTES:
             yield pa.Table.from_pylist(gathered, schema=schema)
-            gathered = []
+            gathered, size = [], 0
     if gathered:
         yield pa.Table.from_pylist(gathered, schema=schema)
 
 
-def _rows(file: SourceFile, form: RowFormat) -> Iterator[dict[str, Any]]:
+def _rows(file: SourceFile, form: RowFormat) -> Iterator[tuple[dict[str, Any], int]]:
     seen: set[str] = set()
     count = 0
     try:
-        for line, values, error, raw in _parsed(file, form, seen):
+        for found in _parsed(file, form, seen):
             count += 1
-            row = _placed(file, line, error, raw)
-            if error is None:
-                row |= values
-                if form.id_column is not None:
-                    row[ROW_ID] = str(values[form.id_column])
-            yield row
-            if error is not None and not form.keep_broken:
+            yield _row(file, form, found), found.bytes
+            if found.error is not None and not form.keep_broken:
                 return
     except Exception as problem:
-        yield _placed(file, 0, told(file.address, problem), None)
+        yield _placed(file, WHOLE_FILE, READ, told(file.address, problem)), 0
         return
-    missing = [name for name in form.columns if name not in seen]
+    missing = [name for name in form.read if name not in seen]
     if not count:
-        yield _placed(file, 0, f"{file.address} is empty: it has no row.", None)
+        yield _placed(file, WHOLE_FILE, READ, f"{file.address} is empty: it has no row."), 0
     elif missing and seen:
-        yield _placed(file, 0, _wrong_columns(file, missing, seen), None)
+        yield _placed(file, WHOLE_FILE, READ, _wrong_columns(file, missing, seen)), 0
 
 
-def _placed(file: SourceFile, line: int, error: str | None, raw: str | None) -> dict[str, Any]:
+def _row(file: SourceFile, form: RowFormat, found: Parsed) -> dict[str, Any]:
+    if found.oversize or found.bytes > form.max_row_bytes:
+        reason = f"larger than {form.max_row_bytes:,} bytes"
+        return {**_placed(file, found.line, SIZE, reason, found.raw), SCORE: float(found.bytes)}
+    if found.error is not None:
+        return _placed(file, found.line, READ, found.error, found.raw)
+    row = _placed(file, found.line) | dict(found.values)
+    if form.id_column is not None:
+        row[ROW_ID] = str(found.values[form.id_column])
+    return row
+
+
+def _placed(
+    file: SourceFile, line: int, stage: str | None = None, reason: str | None = None, raw: str | None = None
+) -> dict[str, Any]:
     return {
         ROW_ID: hashed_row_id(file.address, line),
-        FILE: file.number,
-        SOURCE: file.address,
-        LINE: line,
+        ORDINAL: ordinal(file.number, line),
         SPLIT: file.split,
-        ERROR: error,
-        RAW: raw,
+        STAGE: stage,
+        REASON: reason,
+        RAW: raw[:_SHOWN_CHARS] if raw and stage == SIZE else raw,
     }
 
 
@@ -138,14 +131,10 @@ def _wrong_columns(file: SourceFile, missing: list[str], found: set[str]) -> str
     )
 
 
-_Parsed = Iterator[tuple[int, dict[str, Any], str | None, str | None]]
-
-
-def _parsed(file: SourceFile, form: RowFormat, seen: set[str]) -> _Parsed:
-    """(line, values, error, raw line) for each row; adds the columns that it meets to ``seen``."""
-    if file.format == "parquet":
-        return _parquet(file, form, seen)
-    return _csv(file, form, seen) if file.format == "csv" else _jsonl(file, form, seen)
+def _parsed(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
+    """Every line of the file; adds the columns that it meets to ``seen``."""
+    readers = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet, "arrow": _arrow, "text": _text}
+    return readers[file.format](file, form, seen)
 
 
 def _values(record: Mapping[str, Any], form: RowFormat, *, text: bool) -> dict[str, Any]:
@@ -155,19 +144,14 @@ def _values(record: Mapping[str, Any], form: RowFormat, *, text: bool) -> dict[s
     return values
 
 
-def _csv(file: SourceFile, form: RowFormat, seen: set[str]) -> _Parsed:
+def _csv(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
     csv.field_size_limit(sys.maxsize)  # The default refuses a field of 128 KiB, which a document may exceed.
     with opened_stream(file) as stream:
         reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
         header = next(reader, None)
         if header is None:
             return
-        missing = [name for name in form.columns if name not in header]
-        if missing:
-            raise BrokenLine(_wrong_columns(file, missing, set(header)))
-        twice = [name for name in form.columns if header.count(name) > 1]
-        if twice:
-            raise BrokenLine(f"{file.address} has more than one column {twice[0]}: rename one.")
+        _refuse_columns(file, form, header)
         seen.update(header)
         while True:
             line = reader.line_num + 1
@@ -180,136 +164,157 @@ def _csv(file: SourceFile, form: RowFormat, seen: set[str]) -> _Parsed:
                 return
             if not fields:
                 continue  # A blank line.
-            raw = json.dumps(fields, ensure_ascii=False)
+            raw, size = json.dumps(fields, ensure_ascii=False), sum(map(len, fields))
             if len(fields) != len(header):
                 why = f"{len(fields)} fields, where the header has {len(header)}"
-                yield line, {}, f"{file.address} line {line}: {why}.", raw
+                yield Parsed(line, error=f"{file.address} line {line}: {why}.", raw=raw, bytes=size)
                 continue
-            yield _converted(file, line, dict(zip(header, fields, strict=True)), form, raw, text=True)
+            record = dict(zip(header, fields, strict=True))
+            yield _converted(file, line, record, form, raw, size, text=True)
 
 
-def _jsonl(file: SourceFile, form: RowFormat, seen: set[str]) -> _Parsed:
+def _refuse_columns(file: SourceFile, form: RowFormat, names: list[str]) -> None:
+    missing = [name for name in form.read if name not in names]
+    if missing:
+        raise BrokenLine(_wrong_columns(file, missing, set(names)))
+    twice = [name for name in form.read if names.count(name) > 1]
+    if twice:
+        raise BrokenLine(f"{file.address} has more than one column {twice[0]}: rename one.")
+
+
+def _jsonl(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
     with opened_stream(file) as stream:
-        for line, data in enumerate(stream, start=1):
-            data = (data.removeprefix(codecs.BOM_UTF8) if line == 1 else data).strip()
-            if not data:
-                continue
+        for line, data, size in _lines(stream, form.max_row_bytes):
             text = data.decode("utf-8", "replace")
+            if size > form.max_row_bytes:
+                yield Parsed(line, raw=text, bytes=size, oversize=True)
+                continue
             try:
                 record = json.loads(data.decode("utf-8"))
             except (ValueError, RecursionError) as error:
-                yield line, {}, f"{file.address} line {line}: broken JSON ({_json_problem(error)}).", text
+                why = f"{file.address} line {line}: broken JSON ({_json_problem(error)})."
+                yield Parsed(line, error=why, raw=text, bytes=size)
                 continue
             if not isinstance(record, dict):
                 kind = "an array" if isinstance(record, list) else f"a {type(record).__name__}"
-                yield (
-                    line,
-                    {},
-                    f"{file.address} line {line}: {kind}, where one JSON object a line is due.",
-                    text,
-                )
+                why = f"{file.address} line {line}: {kind}, where one JSON object a line is due."
+                yield Parsed(line, error=why, raw=text, bytes=size)
                 continue
             seen.update(record)
-            yield _converted(file, line, record, form, text, text=False)
+            yield _converted(file, line, record, form, text, size, text=False)
 
 
-def _parquet(file: SourceFile, form: RowFormat, seen: set[str]) -> _Parsed:
+def _lines(stream: io.BufferedReader, max_bytes: int) -> Iterator[tuple[int, bytes, int]]:
+    """(number, bytes, size) of lines that are not blank; of longer ones than ``max_bytes`` the beginning."""
+    number = 0
+    while data := stream.readline(max_bytes + 1):
+        number += 1
+        size = len(data)
+        if size > max_bytes and not data.endswith(b"\n"):
+            data = data[:_SHOWN_CHARS]
+            while rest := stream.readline(max_bytes + 1):
+                size += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+        data = (data.removeprefix(codecs.BOM_UTF8) if number == 1 else data).strip()
+        if data:
+            yield number, data, size
+
+
+def _text(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
+    """Documents in a column ``text``."""
+    seen.add("text")
+    with opened_stream(file) as stream:
+        if form.text_rows == "line":
+            found: Iterator[tuple[int, bytes, int]] = _lines(stream, form.max_row_bytes)
+        else:
+            data = stream.read(form.max_row_bytes + 1)
+            size = len(data)
+            while size > form.max_row_bytes and (rest := stream.read(BLOCK_BYTES)):
+                size += len(rest)
+            found = iter([(1, data.removeprefix(codecs.BOM_UTF8), size)] if data.strip() else [])
+        for line, data, size in found:
+            raw = data[: 4 * _SHOWN_CHARS].decode("utf-8", "replace")
+            if size > form.max_row_bytes:
+                yield Parsed(line, raw=raw, bytes=size, oversize=True)
+                continue
+            try:
+                record = {"text": data.decode("utf-8")}
+            except UnicodeDecodeError as error:
+                why = f"{file.address} line {line}: byte {error.start + 1} is not UTF-8."
+                yield Parsed(line, error=why, raw=raw, bytes=size)
+                continue
+            yield _converted(file, line, record, form, raw, size, text=False)
+
+
+def _parquet(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
     import pyarrow.parquet as pq
 
     with opened(file) as stream:
         parquet = pq.ParquetFile(stream)
         names = parquet.schema_arrow.names
-        missing = [name for name in form.columns if name not in names]
-        if missing:
-            raise BrokenLine(_wrong_columns(file, missing, set(names)))
+        _refuse_columns(file, form, names)
         seen.update(names)
-        line = 0
-        for batch in parquet.iter_batches(batch_size=BLOCK_ROWS, columns=list(form.columns)):
-            for record in batch.to_pylist():
+        batches = parquet.iter_batches(batch_size=_batch_rows(parquet.metadata), columns=list(form.read))
+        yield from _records(file, form, batches)
+
+
+def _batch_rows(metadata: Any) -> int:
+    """So many rows that a batch of them is no larger than a block, by the file's own word."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    widest = max((g.total_byte_size / g.num_rows for g in groups if g.num_rows), default=1.0)
+    return int(min(BLOCK_ROWS, max(1, BLOCK_BYTES // max(widest, 1))))
+
+
+def _arrow(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
+    """Arrow's stream format, which ``datasets`` saves to disk, or its file format."""
+    import pyarrow as pa
+
+    with opened(file) as stream:
+        magic = stream.read(6)
+        stream.seek(0)
+        reader = pa.ipc.open_file(stream) if magic == b"ARROW1" else pa.ipc.open_stream(stream)
+        names = reader.schema.names
+        _refuse_columns(file, form, names)
+        seen.update(names)
+        if magic == b"ARROW1":
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        else:
+            batches = iter(reader)
+        yield from _records(file, form, (batch.select(list(form.read)) for batch in batches))
+
+
+def _records(file: SourceFile, form: RowFormat, batches: Iterator[pa.RecordBatch]) -> _Lines:
+    line = 0
+    for batch in batches:
+        # In slices, so that few rows at a time are Python's.
+        step = max(1, min(batch.num_rows, 1000, BLOCK_BYTES * batch.num_rows // max(batch.nbytes, 1)))
+        for start in range(0, batch.num_rows, step):
+            for record in batch.slice(start, step).to_pylist():
                 line += 1
-                yield _converted(file, line, record, form, None, text=False)
+                size = sum(len(v) if isinstance(v, str) else 8 for v in record.values())
+                yield _converted(file, line, record, form, None, size, text=False)
 
 
 def _converted(
-    file: SourceFile, line: int, record: Mapping[str, Any], form: RowFormat, raw: str | None, *, text: bool
-) -> tuple[int, dict[str, Any], str | None, str | None]:
+    file: SourceFile,
+    line: int,
+    record: Mapping[str, Any],
+    form: RowFormat,
+    raw: str | None,
+    size: int,
+    *,
+    text: bool,
+) -> Parsed:
+    if size > form.max_row_bytes:
+        begun = json.dumps({n: str(v)[:_SHOWN_CHARS] for n, v in record.items()}, ensure_ascii=False)
+        return Parsed(line, raw=encodable(raw or begun), bytes=size, oversize=True)
     try:
-        return line, _values(record, form, text=text), None, None
+        return Parsed(line, _values(record, form, text=text), bytes=size)
     except BrokenLine as problem:
         raw = raw if raw is not None else json.dumps(dict(record), ensure_ascii=False, default=str)
-        return line, {}, f"{file.address} line {line}: {problem}.", _encodable(raw)
-
-
-def convert(value: Any, kind: ColumnType, name: str, *, text: bool) -> Any:
-    """Check ``value`` against a declared type; with ``text`` it is a CSV field and is read, '' being null.
-
-    Raises BrokenLine.
-    """
-    if value is None or (text and value == ""):
-        return None
-    if kind == "string":
-        if not isinstance(value, str):
-            raise BrokenLine(f"{name} is {_shown(value)}, not a string")
-        if _encodable(value) != value:
-            raise BrokenLine(f"{name} holds half of a surrogate pair, which is no text")
-        return value
-    if kind == "messages":
-        return _messages(_from_json(value) if text else value, name)
-    if kind == "bool":
-        return _bool(value, name, text=text)
-    return _number(value, kind, name, text=text)
-
-
-def _number(value: Any, kind: str, name: str, *, text: bool) -> int | float:
-    if isinstance(value, bool) or (isinstance(value, str) and not text):
-        raise BrokenLine(f"{name} is {_shown(value)}, not {kind}")
-    try:
-        number = float(value) if kind == "float64" else int(value)
-        # A JSON 1.5 is no integer; neither is what needs more than 64 bits.
-        if kind == "int64" and (number != (value if not text else number) or not -(2**63) <= number < 2**63):
-            raise ValueError
-    except (ValueError, TypeError, OverflowError):
-        raise BrokenLine(f"{name} is {_shown(value)}, not {kind}") from None
-    return number
-
-
-def _bool(value: Any, name: str, *, text: bool) -> bool:
-    if isinstance(value, bool):
-        return value
-    known = {"true": True, "1": True, "false": False, "0": False}
-    if text and value.strip().lower() in known:
-        return known[value.strip().lower()]
-    raise BrokenLine(f"{name} is {_shown(value)}, not bool")
-
-
-def _messages(value: Any, name: str) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise BrokenLine(f"{name} is {_shown(value)}, not a list of messages")
-    messages = []
-    for item in value:
-        role, content = (item.get("role"), item.get("content")) if isinstance(item, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise BrokenLine(f"{name} has a message without a role and a content of text")
-        if _encodable(role + content) != role + content:
-            raise BrokenLine(f"{name} holds half of a surrogate pair, which is no text")
-        messages.append({"role": role, "content": content})
-    return messages
-
-
-def _from_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text  # No list, and told as such.
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
+        why = f"{file.address} line {line}: {problem}."
+        return Parsed(line, error=why, raw=encodable(raw), bytes=size)
 
 
 def _json_problem(error: Exception) -> str:

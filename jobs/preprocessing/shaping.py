@@ -1,13 +1,20 @@
-"""From a row's columns to messages, and to a split."""
+"""From a row's columns to messages or a document, and to a split."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from string import Formatter
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from jobs.preprocessing.cleaning import content_key
+from jobs.preprocessing.rows import RowFormat, arrow_type, declared_fields
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Template(BaseModel):
@@ -94,7 +101,88 @@ def _fill(text: str, row: Mapping[str, Any]) -> str:
     )
 
 
+class Split(BaseModel):
+    """Which rows are held out for tests, where no test files are given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    test_fraction: float = Field(
+        0.1, ge=0, lt=1, description="Share of rows (or groups) held out, by a hash; 0 for none."
+    )
+    group: str | None = Field(
+        None,
+        description="Column whose equal values stay together, such as a conversation or an author; else the "
+        "hash is that of the content.",
+    )
+
+
 def hashed_split(key: str, test_fraction: float) -> str:
     """``test`` for about ``test_fraction`` of all keys, always the same for the same key."""
     position = int.from_bytes(hashlib.sha256(f"split\n{key}".encode()).digest()[:8], "big") / 2**64
     return "test" if position < test_fraction else "train"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The form of finished rows."""
+
+    #: None: documents, which keep their columns.
+    template: Template | None
+    #: Columns beside the messages, or all columns of a document.
+    keep: tuple[str, ...]
+    #: Columns that hold text for judges.
+    text: tuple[str, ...]
+    split: Split
+
+    def schema(self, form: RowFormat) -> list[tuple[str, pa.DataType]]:
+        """Name and type of the columns of finished rows, without the row's id."""
+        import pyarrow as pa
+
+        types = dict(declared_fields(form))
+        text = pa.string()
+        values = self.template.values if self.template else {}
+        kept = [(name, text if name in values else types[name]) for name in self.keep]
+        if self.template is None:
+            return [("split", text), *kept]
+        made = [("messages", arrow_type("messages")), ("prompt", text), ("completion", text)]
+        return [("split", text), *made, *kept]
+
+    def finish(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A normalised row in its finished form. Raises LookupError, with a reason, where it has none."""
+        if self.template is None:
+            if not any(row[name] for name in self.text):
+                raise LookupError("there is no text after normalising")
+            return {name: row[name] for name in self.keep}
+        mapped = self.template.mapped(row)
+        messages = self.template.render(mapped)
+        prompt = "\n".join(message["content"] for message in messages[:-1])
+        made = {"messages": messages, "prompt": prompt, "completion": messages[-1]["content"]}
+        return {**made, **{name: mapped[name] for name in self.keep}}
+
+    def key(self, finished: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+        """Equal for rows of equal content: that of what is asked, or that of a document's text."""
+        if self.template is None:
+            return content_key(row, self.text)
+        return content_key({"messages": finished["messages"][:-1]}, ["messages"])
+
+    def assigned(self, key: str, row: Mapping[str, Any]) -> str:
+        """The split of a row whose file does not say it."""
+        group = self.split.group
+        if group is None or row[group] is None:
+            return hashed_split(key, self.split.test_fraction)
+        return hashed_split(f"group\n{row[group]}", self.split.test_fraction)
+
+    def contents(self, row: Mapping[str, Any], finished: Mapping[str, Any]) -> list[str]:
+        """The texts of a finished row that a model reads."""
+        if self.template is None:
+            return list(self.texts(row))
+        return [message["content"] for message in finished["messages"]]
+
+    def texts(self, row: Mapping[str, Any]) -> Iterator[str]:
+        """The row's texts, for judges."""
+        for name in self.text:
+            value = row[name]
+            if isinstance(value, str):
+                yield value
+            elif value:
+                yield from (message["content"] for message in value)

@@ -2,88 +2,136 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Attempt, ObjectStore, row_digest
-from jobs.preprocessing.reading import ERROR, LINE, RAW, ROW_ID, SOURCE
+from jobs.preprocessing.account import name
+from jobs.preprocessing.finishing import FINAL, REPEATS, written
+from jobs.preprocessing.reading import READ
+from jobs.preprocessing.rows import (
+    ORDINAL,
+    RAW,
+    REASON,
+    ROW_ID,
+    SCORE,
+    STAGE,
+    file_of,
+    line_of,
+    quarantine_schema,
+)
+from validation.data.profile import ProfileSpec, profile_block
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import ray.data
+
+SPLITS, QUARANTINE = ("train", "test"), "quarantine"
+#: Rows of each reason that are shown, of a block and in all.
+EXAMPLES, _SHOWN_CHARS = 2, 500
+_QUOTED = re.compile(r"(['\"]).*\1", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Reason:
-    """Why a row is kept apart, and at which stage."""
+class Written:
+    """What came of a block."""
 
-    stage: str
-    reason: str
-
-
-def quarantine_schema() -> pa.Schema:
-    """row_id, source file, line, stage, reason, and the raw row as JSON (a broken line itself)."""
-    import pyarrow as pa
-
-    text = pa.string()
-    return pa.schema(
-        [
-            ("row_id", text),
-            ("source", text),
-            ("line", pa.int64()),
-            ("stage", text),
-            ("reason", text),
-            ("raw", text),
-        ]
-    )
+    #: Rows by folder, and by stage and reason.
+    counts: Counter[str]
+    #: A few rows of the quarantine, of each reason.
+    examples: Sequence[Mapping[str, Any]] = ()
+    #: Partial profile of the rows that were kept.
+    profile: bytes = b""
 
 
-def write_quarantine(
-    attempt: Attempt,
-    store: ObjectStore,
-    raw: ray.data.Dataset,
-    reasons: Mapping[str, Reason],
-    columns: Sequence[str],
-    num_cpus: float,
-) -> None:
-    """Write the raw rows in ``reasons`` to ``quarantine/``; one file without rows if there are none."""
-    if not reasons:
-        write_empty(attempt, "quarantine", quarantine_schema())
-        return
-    import ray
+@dataclass(frozen=True)
+class Writing:
+    """Writes finished blocks; equal blocks get equal names, so that a repeated task leaves nothing twice."""
 
-    known = ray.put(dict(reasons))
+    store: ObjectStore
+    #: Where the attempt's files go.
+    prefix: str
+    #: The finished columns, in order.
+    columns: Sequence[str]
+    #: Address of each source file, by its number.
+    sources: Sequence[str]
+    #: Splits to write, beside the quarantine.
+    splits: Sequence[str] = SPLITS
+    spec: ProfileSpec | None = None
 
-    def kept_apart(block: pa.Table) -> pa.Table:
+    def __call__(self, block: pa.Table, bad: Mapping[str, str]) -> tuple[Written, pa.Table]:
+        """Write the rows of one block; give what was written, and the digests of those that were kept.
+
+        :param bad: row id to the expectations of the final suite that the row breaks.
+        """
         import pyarrow as pa
-        import ray
+        import pyarrow.compute as pc
 
-        reasons = ray.get(known)
-        rows = []
-        for row in block.to_pylist():
-            why = reasons.get(row[ROW_ID])
-            if why is None:
-                continue
-            raw_row = row[RAW] if row[ERROR] else json.dumps({c: row[c] for c in columns}, ensure_ascii=False)
-            place = {"row_id": row[ROW_ID], "source": row[SOURCE], "line": row[LINE]}
-            rows.append({**place, "stage": why.stage, "reason": why.reason, "raw": raw_row})
-        return pa.Table.from_pylist(rows, schema=quarantine_schema())
+        counts: Counter[str] = Counter()
+        if not len(block):
+            return Written(counts), digests([])
+        first = block[ORDINAL][0].as_py()
+        refused = pa.array([row_id in bad for row_id in block[ROW_ID].to_pylist()])
+        kept = pc.and_(pc.is_null(block[STAGE]), pc.invert(refused))
+        finished = block.filter(kept)
+        for split in self.splits:
+            rows = finished.filter(pc.equal(finished["split"], split))
+            self._write(rows.select(written(self.columns)), split, first)
+            counts[split] += len(rows)
+        apart = list(self._apart(block.filter(pc.invert(kept)), bad))
+        self._write(pa.Table.from_pylist(apart, schema=quarantine_schema()), QUARANTINE, first)
+        counts[QUARANTINE] += len(apart)
+        counts.update(name(row["stage"], kind_of(row["stage"], row["reason"])) for row in apart)
+        finished = finished.select(list(self.columns))
+        profile = profile_block(self.spec, finished) if self.spec else b""
+        return Written(counts, list(_examples(apart)), profile), digests(finished.to_pylist())
 
-    found = raw.map_batches(kept_apart, batch_format="pyarrow", batch_size=None, num_cpus=num_cpus)
-    write_parquet(attempt, store, found, "quarantine", num_cpus)
+    def _apart(self, rows: pa.Table, bad: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        for row in rows.to_pylist():
+            why = {"stage": row[STAGE], "reason": row[REASON], "score": row[SCORE], "raw": row[RAW]}
+            if row[STAGE] is None:
+                finished = {c: row[c] for c in written(self.columns)}
+                raw = json.dumps(finished, ensure_ascii=False)
+                why = {"stage": FINAL, "reason": bad[row[ROW_ID]], "score": None, "raw": raw}
+            repeats = row[REPEATS]
+            yield {
+                "row_id": row[ROW_ID],
+                "source": self.sources[file_of(row[ORDINAL])],
+                "line": line_of(row[ORDINAL]),
+                "repeats": None if repeats is None else self._place(repeats),
+                **why,
+            }
+
+    def _place(self, number: int) -> str:
+        return f"{self.sources[file_of(number)]} line {line_of(number)}"
+
+    def _write(self, rows: pa.Table, folder: str, first: int) -> None:
+        import pyarrow.parquet as pq
+
+        if len(rows):
+            sink = io.BytesIO()
+            pq.write_table(rows, sink, compression="zstd")
+            # A block is no larger than one request, and this client waits for storage that is away.
+            self.store.put(f"{self.prefix}{folder}/{first:016x}.parquet", sink.getvalue())
 
 
-def write_parquet(
-    attempt: Attempt, store: ObjectStore, dataset: ray.data.Dataset, folder: str, num_cpus: float
-) -> None:
-    """Write a dataset below the attempt, one file for each block that is not empty."""
-    dataset.write_parquet(
-        f"{store.bucket}/{attempt.prefix}{folder}",
-        filesystem=store.filesystem(),
-        ray_remote_args={"num_cpus": num_cpus},
-    )
+def kind_of(stage: str, reason: str) -> str:
+    """The reason without the row's own values, so that there are few to count."""
+    return "cannot be read" if stage == READ else _QUOTED.sub("…", reason)
+
+
+def _examples(apart: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    seen: Counter[tuple[str, str]] = Counter()
+    for row in apart:
+        why = (row["stage"], kind_of(row["stage"], row["reason"]))
+        seen[why] += 1
+        if seen[why] <= EXAMPLES:
+            shown = {name: row[name] for name in ("row_id", "source", "line", "stage", "reason", "score")}
+            yield {**shown, "text": (row["raw"] or "")[:_SHOWN_CHARS]}
 
 
 def write_empty(attempt: Attempt, folder: str, schema: pa.Schema) -> None:
@@ -96,14 +144,10 @@ def write_empty(attempt: Attempt, folder: str, schema: pa.Schema) -> None:
     attempt.write(f"{folder}/empty.parquet", sink.getvalue().to_pybytes())
 
 
-def block_digests(block: pa.Table) -> pa.Table:
-    """Id and SHA-256 of every row of a block; the driver merges them to the data digest."""
+def digests(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Id and SHA-256 of every row."""
     import pyarrow as pa
 
-    pairs = [row_digest(row, ROW_ID) for row in block.to_pylist()]
-    return pa.table(
-        {
-            "id": pa.array([identity for identity, _ in pairs], pa.string()),
-            "digest": pa.array([digest for _, digest in pairs], pa.binary()),
-        }
-    )
+    pairs = [row_digest(row, ROW_ID) for row in rows]
+    ids, hashes = [i for i, _ in pairs], [d for _, d in pairs]
+    return pa.table({"id": pa.array(ids, pa.string()), "digest": pa.array(hashes, pa.binary(32))})

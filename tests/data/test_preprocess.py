@@ -128,7 +128,7 @@ def test_every_row_is_kept_quarantined_or_a_duplicate(preprocess: Preprocess) ->
 
     manifest = preprocess.manifest
     assert manifest is not None
-    assert manifest.counts == {"input": 12, "train": 3, "test": 2, "quarantined": 5, "duplicates": 2}
+    assert manifest.counts == {"input": 12, "train": 3, "test": 2, "quarantined": 7, "duplicates": 4}
     kept, held_out = preprocess.made("train"), preprocess.made("test")
     assert set(kept[0]) == {"row_id", "messages", "label"}
     by_prompt = {row["messages"][0]["content"]: row for row in kept + held_out}
@@ -139,8 +139,10 @@ def test_every_row_is_kept_quarantined_or_a_duplicate(preprocess: Preprocess) ->
 
     apart = {row["line"]: row for row in preprocess.made("quarantine")}
     assert {line: row["stage"] for line, row in apart.items()} == {
-        7: "duplicates",
-        8: "duplicates",
+        3: "exact_duplicates",
+        6: "exact_duplicates",
+        7: "exact_duplicates",
+        8: "exact_duplicates",
         9: "contract",
         10: "shape",
         11: "contract",
@@ -149,7 +151,7 @@ def test_every_row_is_kept_quarantined_or_a_duplicate(preprocess: Preprocess) ->
     assert json.loads(apart[9]["raw"]) == {"text": "seven", "label": 7}
     assert apart[9]["source"] == train
     ids = [row["row_id"] for row in (*kept, *held_out, *apart.values())]
-    assert len(set(ids)) == 10
+    assert len(set(ids)) == 12
 
     assert manifest.summary["contaminated"] == 1
     assert manifest.summary["license"]["name"] == "CC0-1.0"
@@ -167,7 +169,7 @@ def test_equal_inputs_are_found_done_and_other_files_make_the_same_data(preproce
     lines = [json.dumps({"id": f"r{i}", "text": f"text {i}", "label": i % 2}) for i in range(40)]
     first = preprocess.file("a.jsonl", "\n".join(lines) + "\n")
     columns = {"id": "string", "text": "string", "label": "int64"}
-    fields: dict[str, Any] = {"columns": columns, "id_column": "id", "test_fraction": 0.3}
+    fields: dict[str, Any] = {"columns": columns, "id_column": "id", "split": {"test_fraction": 0.3}}
     assert preprocess(train=[first], **fields) == 0
     once = preprocess.manifest
     assert once is not None
@@ -214,7 +216,7 @@ def test_parquet_messages_from_s3(preprocess: Preprocess) -> None:
         train=[preprocess.store.uri(f"raw/{preprocess.name}/*/part-*.parquet")],
         columns={"talk": "messages", "text": "string", "label": "int64"},
         template={"messages": "talk"},
-        test_fraction=0.3,
+        split={"test_fraction": 0.3},
     )
     assert status == 0
     assert len(preprocess.made("train")) + len(preprocess.made("test")) == 29
@@ -369,6 +371,6 @@ def test_the_demo_data(
     assert manifest is not None
     counts = manifest.counts
     assert counts["input"] == 13_190
-    assert counts["train"] + counts["test"] + counts["quarantined"] + counts["duplicates"] == counts["input"]
+    assert counts["train"] + counts["test"] + counts["quarantined"] == counts["input"]
     assert {row["messages"][-1]["content"] for row in preprocess.made("test")} == {"safe", "attack"}
     assert {json.loads(row["raw"])["text"] for row in preprocess.made("quarantine")} >= {"#NAME?"}

@@ -234,6 +234,30 @@ def test_a_node_lost_in_the_middle_of_reading_costs_no_row(
         assert made[0].data_digest == object_digest(verb, "cell" + team[5:])
 
 
+def test_a_key_that_is_denied_in_mid_read_is_told_in_one_sentence(
+    make_verb: Callable[[str], Verb], proxy: FaultProxy, team: str, tmp_path: Path, store: ObjectStore
+) -> None:
+    for number in range(3):
+        rows = "".join(f"text {number}-{row},{row % 2}\n" for row in range(50))
+        store.put(f"{team}-raw/{number}.csv", f"text,label\n{rows}".encode())
+    plain = make_verb("preprocess")
+    verb = replace(plain, fields={**plain.fields, "train": [store.uri(f"{team}-raw/*.csv")]})
+    gets = [0]
+
+    def taken_back(request) -> bool:
+        # Fingerprinting reads it once; the job's task reads it again.
+        gets[0] += request.method == "GET" and request.key == f"{team}-raw/1.csv"
+        return request.key == f"{team}-raw/1.csv" and gets[0] > 1
+
+    proxy.deny(taken_back)
+    with started(verb, "cell" + team[5:], team, proxy, tmp_path) as job:
+        assert job.wait(timeout=200) == 1
+    log = (tmp_path / "job.log").read_text(errors="replace")
+    assert f"{team}-raw/1.csv cannot be read" in log.splitlines()[-1], log[-3000:]
+    assert "Traceback" not in log
+    assert list(ArtifactStore(object_store()).list(team)) == []
+
+
 def object_digest(verb: Verb, name: str) -> str:
     """Of what an undisturbed run makes of the same."""
     return ArtifactStore(object_store()).open(verb.run(name).artifact).data_digest

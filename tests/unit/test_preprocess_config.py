@@ -13,8 +13,8 @@ from cluster.errors import UsageError
 from cluster.job.config import parse_config, read_yaml
 from jobs.preprocess import PreprocessConfig
 from jobs.preprocessing.cleaning import Normalise, content_key
-from jobs.preprocessing.reading import BrokenLine, convert
 from jobs.preprocessing.shaping import Template, hashed_split
+from jobs.preprocessing.values import BrokenLine, convert
 from validation.data import load_suite
 
 DEMO = Path(__file__).parents[2] / "jobs" / "configs" / "demo" / "preprocess.yaml"
@@ -38,8 +38,8 @@ def test_the_demo_configuration_reads_and_takes_the_command_line() -> None:
         ({"colour": "red"}, "colour is no known key"),
         ({"columns": {"text": "strng", "label": "int64"}}, "columns.text"),
         ({"columns": {"text": "string"}}, "keep names label, not among the columns"),
-        ({"test_fraction": 0.5}, "either test files or a test_fraction"),
-        ({"test": [], "test_fraction": 1.5}, "test_fraction"),
+        ({"split": {"test_fraction": 0.5}}, "either test files or a split"),
+        ({"test": [], "split": {"test_fraction": 1.5}}, "split.test_fraction"),
         ({"train": []}, "train"),
         ({"id_column": "id"}, "id_column names id"),
         ({"columns": {"text": "string", "label": "int64", "row_id": "string"}}, "must not be called row_id"),

@@ -1,261 +1,272 @@
-"""The gate: a suite's verdict on a Ray Dataset."""
+"""The gate: a suite's verdict on a Ray Dataset, as a pass of its own or within somebody else's.
+
+Great Expectations judges; :mod:`validation.data.engine` computes. :func:`plan_gate` in the driver says what
+is needed, :meth:`GatePlan.judge_block` judges a block in a worker, :func:`finish_gate` in the driver makes
+the verdict of all blocks. :func:`gate` does the three.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import RefusedError, UsageError
-from validation.data.judge import (
-    ROW_LOCAL,
-    SCHEMA,
-    TEXTUAL,
-    WHOLE_COLUMN,
-    Partial,
-    columns_of,
-    judge_frame,
-    merge,
-    partials,
-    report_partial,
-    report_whole,
-)
-from validation.data.report import ExpectationReport, GateReport
+from cluster.errors import UsageError
+from validation.data.engine.conditions import ROW_LOCAL
+from validation.data.engine.frames import depends_on_nulls
+from validation.data.engine.metrics import CONDITION, Listing, Metric, Table
+from validation.data.engine.rounds import Pass, Rounds, Runner, over_dataset
+from validation.data.engine.tasks import Condition, Found
+from validation.data.report import GateReport, Severity, columns_of, expectation_report, label_of
 from validation.data.suite import Suite
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
     import ray.data
 
-#: Up to this much data is judged in the driver; more goes to Ray tasks, each of which pays for importing
-#: Great Expectations once a worker process.
-DRIVER_BYTES = 64 * 2**20
-#: Whole-column expectations bring their columns to the driver, up to this size.
-MAX_COLUMN_BYTES = 2 * 2**30
-BLOCK_ROWS = 100_000
+MAX_EXAMPLES = 10
+
+
+@dataclass(frozen=True)
+class BlockVerdict:
+    """What a block says."""
+
+    #: For each row None, or the labels ``type(column)`` of the expectations that it breaks, joined with "; ".
+    reasons: list[str | None]
+    #: For :func:`finish_gate`.
+    partial: bytes
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """What has to be computed on each block. Picklable, and free of Great Expectations."""
+
+    suite: Suite
+    table: Table
+    metrics: tuple[Metric, ...]
+    first: Pass
+    result_format: dict[str, Any]
+    row_id: str
+    #: Row-wise conditions whose unexpected rows go, with the label of their expectation.
+    marks: tuple[tuple[Condition, str], ...]
+    #: Keys of conditions whose unexpected rows go, but are known only at the end, by expectation.
+    late: tuple[tuple[int, str], ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that :meth:`judge_block` reads."""
+        return list(dict.fromkeys([*self.first.columns, self.row_id]))
+
+    def judge_block(self, table: pa.Table) -> BlockVerdict:
+        """Judge the rows of one block, in a worker; ``table`` has :attr:`columns`, and may have others."""
+        block = self.first.block(table)
+        partial = self.first.run(block)
+        labels: dict[int, list[str]] = {}
+        for condition, label in self.marks:
+            for position in block.unexpected.get(condition, ()):
+                labels.setdefault(int(position), []).append(label)
+        reasons: list[str | None] = [None] * table.num_rows
+        for position, found in labels.items():
+            reasons[position] = "; ".join(found)
+        return BlockVerdict(reasons, partial)
+
+
+def plan_gate(
+    suite: Suite,
+    schema: pa.Schema,
+    row_id: str = "row_id",
+    drop: Sequence[Severity] = ("critical",),
+    result_format: dict[str, Any] | None = None,
+) -> GatePlan:
+    """Plan the judgement of rows of ``schema`` by ``suite``; imports Great Expectations (8 CPU-seconds).
+
+    ``row_id`` names the string column that identifies a row. Rows that break an expectation of a severity in
+    ``drop`` get a reason. ``result_format`` is Great Expectations' own; without one, a summary with
+    :data:`MAX_EXAMPLES` examples by ``row_id``.
+
+    Raises UsageError that names the expectation which Great Expectations does not accept or cannot plan.
+    """
+    from validation.data.engine.execution import metrics_of
+
+    expectations = suite.build()
+    _refuse_parameters(suite, expectations)
+    form = _parsed(result_format or _summary(row_id))
+    names = tuple(schema.names)
+    table = Table(schema.remove_metadata(), Listing.of(form, names), row_id if row_id in names else None)
+    needed = metrics_of(expectations, table, form, suite.name)
+    marked, late = _marked(expectations, needed, schema, drop)
+    typed = {
+        n for e in expectations for n in columns_of(e) if n in names and depends_on_nulls(schema.field(n))
+    }
+    table = replace(table, identified=frozenset(key for _, key in late), typed=tuple(sorted(typed)))
+    metrics = {metric.key: metric for metrics in needed for metric in metrics}
+    rounds = Rounds(list(metrics.values()), table)
+    tasks = rounds.waiting_for()
+    marks = [(tasks[key], label) for key, label in marked if key in tasks]
+    return GatePlan(
+        suite, table, tuple(metrics.values()), rounds.first(), form, row_id, tuple(marks), tuple(late)
+    )
+
+
+def finish_gate(
+    plan: GatePlan,
+    partials: Iterable[bytes],
+    rows: Callable[[list[str]], ray.data.Dataset],
+    *,
+    num_cpus: float = 0.5,
+) -> GateReport:
+    """Make the verdict of all blocks' partial results, in the order of the blocks.
+
+    ``rows(columns)`` gives these columns of the same rows again, for the further passes that some
+    expectations need (uniqueness, quantiles, z-scores), in Ray tasks of ``num_cpus`` logical CPUs. The
+    report's ``bad_rows`` name only rows that no block could have marked by itself.
+    """
+    return conclude(plan, partials, over_dataset(rows, num_cpus))
+
+
+def conclude(plan: GatePlan, partials: Iterable[bytes], run: Runner) -> GateReport:
+    """:func:`finish_gate` with passes that run anywhere."""
+    from validation.data.engine.execution import BlockwiseExecutionEngine, judge, stub_of
+
+    rounds = Rounds(plan.metrics, plan.table)
+    facts = rounds.finish(plan.first, plan.first.fold(partials), run)
+    stub = stub_of(plan.table.schema, facts.holed)
+    engine = BlockwiseExecutionEngine(plan.table, stub, rounds.answers, facts.holed)
+    expectations = plan.suite.build()
+    results, whole = judge(plan.suite.name, expectations, engine, plan.result_format)
+    reports = [
+        expectation_report(expectation, result, plan.row_id, MAX_EXAMPLES)
+        for expectation, result in zip(expectations, results, strict=True)
+    ]
+    bad: dict[str, list[str]] = {}
+    for position, key in plan.late:
+        found = rounds.answers.get(key)
+        if isinstance(found, Found) and reports[position].unexpected_count:
+            for identity in found.ids:
+                bad.setdefault(identity, []).append(reports[position].label)
+    return GateReport(
+        suite=plan.suite.name,
+        suite_digest=plan.suite.digest,
+        rows=facts.rows,
+        success=all(r.success for r in reports if r.severity == "critical"),
+        expectations=reports,
+        bad_rows=bad,
+        validation=whole,
+    )
 
 
 def gate(
-    dataset: ray.data.Dataset,
-    suite: Suite,
-    row_id: str = "row_id",
-    *,
-    driver_bytes: int = DRIVER_BYTES,
-    num_cpus: float = 0.5,
+    dataset: ray.data.Dataset, suite: Suite, row_id: str = "row_id", *, num_cpus: float = 0.5
 ) -> GateReport:
     """Judge ``dataset`` by ``suite``; the verdict is that of Great Expectations on the whole data.
 
-    Materialise the dataset first if making it is costly: its columns are read in up to three passes.
-    Row-local expectations are judged block by block (in Ray tasks of ``num_cpus`` logical CPUs if the data
-    exceeds ``driver_bytes``), others on their own columns brought to the driver. ``row_id`` names the
-    string column that identifies a row in the report.
+    Materialise the dataset first if making it is costly: its columns are read once, and some of them again
+    for expectations that need it. ``row_id`` names the string column that identifies a row in the report;
+    ``bad_rows`` name all rows that break a critical expectation.
 
-    Raises UsageError that names the expectation which this gate cannot judge, RefusedError when
-    a column that is needed whole is larger than :data:`MAX_COLUMN_BYTES`.
+    Raises UsageError as :func:`plan_gate` does, and when there is no column ``row_id``.
     """
-    expectations = suite.build()
-    _refuse_unsupported(suite, expectations)
-    names = list(dataset.schema().names) if dataset.schema() is not None else []
+    known = dataset.schema()
+    names = list(known.names) if known is not None else []
     if row_id not in names:
         raise UsageError(f"suite {suite.name}: the data has no row id column {row_id}; it has {names}.")
-    judged: dict[int, tuple[ExpectationReport, list[str]]] = {}
-    present = []
-    for position, expectation in enumerate(expectations):
-        missing = [c for c in columns_of(expectation) if c not in names]
-        if missing and expectation.configuration.type not in SCHEMA:
-            judged[position] = _missing(expectation, missing[0], names)
-        else:
-            present.append((position, expectation))
-    judged |= _row_local(dataset, _of(present, ROW_LOCAL), row_id, driver_bytes, num_cpus)
-    judged |= _whole(_empty_frame(names), _of(present, SCHEMA), row_id)
-    judged |= _whole_columns(dataset, suite, _of(present, WHOLE_COLUMN), row_id)
-    return _assemble(suite, dataset.count(), judged)
+    plan = plan_gate(suite, arrow_schema(known), row_id)
+    marked: dict[str, list[str]] = {}
+    report = finish_gate(
+        plan, _judged(dataset, plan, marked, num_cpus), dataset.select_columns, num_cpus=num_cpus
+    )
+    for identity, labels in report.bad_rows.items():
+        marked.setdefault(identity, []).extend(labels)
+    return report.model_copy(update={"bad_rows": marked})
 
 
-Placed = list[tuple[int, Any]]
-Judged = dict[int, tuple[ExpectationReport, list[str]]]
+def arrow_schema(known: Any) -> pa.Schema:
+    """The Arrow schema of a Ray Dataset's schema. Columns without an Arrow type count as text."""
+    import pyarrow as pa
+
+    kinds = [kind if isinstance(kind, pa.DataType) else pa.string() for kind in known.types]
+    return pa.schema(list(zip(known.names, kinds, strict=True)))
 
 
-def _of(placed: Placed, types: frozenset[str]) -> Placed:
-    return [(position, e) for position, e in placed if e.configuration.type in types]
+def _judged(
+    dataset: ray.data.Dataset, plan: GatePlan, marked: dict[str, list[str]], num_cpus: float
+) -> Iterator[bytes]:
+    """Partial results in the order of the blocks; the ids of the rows that go are noted in ``marked``."""
+    from validation.data.engine.rounds import in_order
+
+    def judge(table: pa.Table) -> pa.Table:
+        import pyarrow as pa
+
+        verdict = plan.judge_block(table)
+        broken = pa.array([i for i, reason in enumerate(verdict.reasons) if reason is not None], pa.int64())
+        ids = [str(identity) for identity in table[plan.row_id].take(broken).to_pylist()]
+        columns = {
+            "partial": pa.array([verdict.partial], pa.large_binary()),
+            "ids": pa.array([ids], pa.large_list(pa.string())),
+            "reasons": pa.array(
+                [[verdict.reasons[i] for i in broken.to_pylist()]], pa.large_list(pa.string())
+            ),
+        }
+        return pa.table(columns)
+
+    judged = dataset.select_columns(plan.columns).map_batches(
+        judge, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus
+    )
+    for row in in_order(judged):
+        for identity, reason in zip(row["ids"], row["reasons"], strict=True):
+            marked.setdefault(identity, []).extend(reason.split("; "))
+        yield row["partial"]
 
 
-def _refuse_unsupported(suite: Suite, expectations: Sequence[Any]) -> None:
+def _summary(row_id: str) -> dict[str, Any]:
+    return {
+        "result_format": "SUMMARY",
+        "partial_unexpected_count": MAX_EXAMPLES,
+        "unexpected_index_column_names": [row_id],
+    }
+
+
+def _parsed(result_format: dict[str, Any]) -> dict[str, Any]:
+    from great_expectations.expectations.expectation_configuration import parse_result_format
+
+    return dict(parse_result_format(dict(result_format)))
+
+
+def _refuse_parameters(suite: Suite, expectations: Sequence[Any]) -> None:
     for expectation in expectations:
         configuration = expectation.configuration
-        if configuration.type not in ROW_LOCAL | SCHEMA | WHOLE_COLUMN:
-            raise UsageError(f"suite {suite.name}: {configuration.type} cannot be judged on blocks yet.")
-        if configuration.kwargs.get("row_condition") is not None:
-            raise UsageError(
-                f"suite {suite.name}: {configuration.type} has a row_condition, not supported yet."
-            )
         if "$PARAMETER" in json.dumps(dict(configuration.kwargs), default=str):
             raise UsageError(f"suite {suite.name}: {configuration.type} has a $PARAMETER, not supported yet.")
 
 
-def _missing(expectation: Any, column: str, names: list[str]) -> tuple[ExpectationReport, list[str]]:
-    info = {
-        "raised_exception": True,
-        "exception_message": f"no column {column}; there are {', '.join(names)}",
-    }
-    return report_whole(expectation, {"success": False, "result": {}, "exception_info": info}, "")
+def _marked(
+    expectations: Sequence[Any], needed: Sequence[Sequence[Metric]], schema: pa.Schema, drop: Collection[str]
+) -> tuple[list[tuple[str, str]], list[tuple[int, str]]]:
+    """Conditions whose rows a block marks, with labels; and those known at the end only, by expectation."""
+    now, late = list[tuple[str, str]](), list[tuple[int, str]]()
+    for position, (expectation, metrics) in enumerate(zip(expectations, needed, strict=True)):
+        wanted = f"{getattr(expectation, 'map_metric', None)}{CONDITION}"
+        if expectation.configuration.severity.value not in drop:
+            continue
+        for metric in metrics:
+            if metric.name != wanted:
+                continue
+            if _known_in_block(metric, schema):
+                now.append((metric.key, label_of(expectation)))
+            else:
+                late.append((position, metric.key))
+    return now, late
 
 
-def _row_local(
-    dataset: ray.data.Dataset, placed: Placed, row_id: str, driver_bytes: int, num_cpus: float
-) -> Judged:
-    if not placed:
-        return {}
-    expectations = [e for _, e in placed]
-    narrow = dataset.select_columns(_columns(expectations, row_id))
-    if (narrow.size_bytes() or 0) <= driver_bytes:
-        blocks = _in_driver(narrow, expectations, row_id)
-    else:
-        blocks = _in_tasks(narrow, expectations, row_id, num_cpus)
-    totals = merge(blocks, len(expectations))
-    return {
-        position: (report_partial(expectation, total), total.ids)
-        for (position, expectation), total in zip(placed, totals, strict=True)
-    }
-
-
-def _in_driver(narrow: ray.data.Dataset, expectations: list[Any], row_id: str) -> Iterator[list[Partial]]:
-    types = _types(narrow)
-    for block in narrow.iter_batches(batch_size=BLOCK_ROWS, batch_format="pyarrow"):
-        if block.num_rows:
-            yield _judge_block(block, types, expectations, row_id)
-
-
-def _in_tasks(
-    narrow: ray.data.Dataset, expectations: list[Any], row_id: str, num_cpus: float
-) -> Iterator[list[Partial]]:
-    types = _types(narrow)
-    configurations = [e.configuration.to_json_dict() for e in expectations]
-
-    def judge(block: pa.Table) -> pa.Table:
-        import pyarrow as pa
-
-        if not block.num_rows:
-            return pa.table({"partials": pa.array([], pa.string())})
-        built = Suite("block", {"expectations": configurations}).build()
-        found = [p.model_dump(mode="json") for p in _judge_block(block, types, built, row_id)]
-        return pa.table({"partials": [json.dumps(found)]})
-
-    judged = narrow.map_batches(judge, batch_size=BLOCK_ROWS, batch_format="pyarrow", num_cpus=num_cpus)
-    for row in judged.iter_rows():
-        yield [Partial.model_validate(part) for part in json.loads(row["partials"])]
-
-
-def _whole_columns(dataset: ray.data.Dataset, suite: Suite, placed: Placed, row_id: str) -> Judged:
-    judged: Judged = {}
-    # One expectation at a time: only its own columns need to be in memory together.
-    for position, expectation in placed:
-        narrow = dataset.select_columns(_columns([expectation], row_id))
-        size = narrow.size_bytes() or 0
-        if size > MAX_COLUMN_BYTES:
-            label = f"suite {suite.name}: {expectation.configuration.type}"
-            raise RefusedError(
-                f"{label} needs {size / 2**30:.1f} GiB of columns in "
-                f"one place, more than the {MAX_COLUMN_BYTES / 2**30:.0f} GiB that the gate brings together."
-            )
-        judged |= _whole(_together(narrow).to_pandas(ignore_metadata=True), [(position, expectation)], row_id)
-    return judged
-
-
-def _whole(frame: pd.DataFrame, placed: Placed, row_id: str) -> Judged:
-    if not placed:
-        return {}
-    results = judge_frame(frame, [e for _, e in placed], row_id)
-    return {
-        position: report_whole(expectation, result, row_id)
-        for (position, expectation), result in zip(placed, results, strict=True)
-    }
-
-
-def _columns(expectations: Sequence[Any], row_id: str) -> list[str]:
-    return list(dict.fromkeys([row_id, *(c for e in expectations for c in columns_of(e))]))
-
-
-def _types(dataset: ray.data.Dataset) -> dict[str, Any]:
-    schema = dataset.schema()
-    return dict(zip(schema.names, schema.types, strict=True)) if schema is not None else {}
-
-
-def _together(narrow: ray.data.Dataset) -> pa.Table:
-    import pyarrow as pa
-
-    blocks = list(narrow.iter_batches(batch_size=None, batch_format="pyarrow"))
-    filled = [b for b in blocks if b.num_rows] or blocks[:1]
-    # A block without any value has Arrow's null type, one with a null among integers none: promote.
-    return pa.concat_tables(filled, promote_options="permissive") if filled else pa.table({})
-
-
-def _aligned(block: pa.Table, types: dict[str, Any]) -> pa.Table:
-    """Give every block the dataset's own types: a block without values, or without nulls, may have others."""
-    import pyarrow as pa
-
-    columns = []
-    for name, column in zip(block.column_names, block.columns, strict=True):
-        wanted = types.get(name)
-        if isinstance(wanted, pa.DataType) and wanted != column.type:
-            # What cannot be cast is left as it is: Great Expectations judges what is there.
-            with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                column = column.cast(wanted)
-        columns.append(column)
-    return pa.table(columns, names=block.column_names)
-
-
-def _judge_block(
-    block: pa.Table, types: dict[str, Any], expectations: Sequence[Any], row_id: str
-) -> list[Partial]:
-    """Judge one block, whatever nulls it happens to have.
-
-    Pandas turns integers beside a null into floats, which compare alike but read "7.0" as text. So
-    expectations on text see integer columns as nullable integers; the others do not, because Great
-    Expectations fails on those when it compares two columns.
-    """
-    block = _aligned(block, types)
-    judged: dict[int, Partial] = {}
-    for textual in (False, True):
-        chosen = [i for i, e in enumerate(expectations) if (e.configuration.type in TEXTUAL) == textual]
-        if chosen:
-            mapper = _nullable_integers().get if textual else None
-            frame = block.to_pandas(types_mapper=mapper, ignore_metadata=True)
-            found = partials(frame, [expectations[i] for i in chosen], row_id)
-            judged |= dict(zip(chosen, found, strict=True))
-    return [judged[i] for i in range(len(expectations))]
-
-
-def _nullable_integers() -> dict[Any, Any]:
-    import pandas as pd
-    import pyarrow as pa
-
-    names = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
-    return {getattr(pa, name.lower())(): getattr(pd, f"{name}Dtype")() for name in names}
-
-
-def _empty_frame(names: list[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame({name: [] for name in names})
-
-
-def _assemble(suite: Suite, rows: int, judged: Judged) -> GateReport:
-    reports, bad = [], dict[str, list[str]]()
-    for position in sorted(judged):
-        report, ids = judged[position]
-        reports.append(report)
-        if report.severity == "critical":
-            for identity in ids:
-                bad.setdefault(identity, []).append(report.label)
-    success = all(r.success for r in reports if r.severity == "critical")
-    return GateReport(
-        suite=suite.name,
-        suite_digest=suite.digest,
-        rows=rows,
-        success=success,
-        expectations=reports,
-        bad_rows=bad,
-    )
+def _known_in_block(metric: Metric, schema: pa.Schema) -> bool:
+    """Whether one block can tell which of its rows are unexpected, whatever nulls there are elsewhere."""
+    kernel = ROW_LOCAL.get(metric.name.removesuffix(CONDITION))
+    if kernel is None and metric.module is None:
+        return False
+    if kernel is not None and (kernel.exact or kernel.formless) and not metric.clause:
+        return True
+    names = [metric.domain.get(key) for key in ("column", "column_A", "column_B")]
+    names += list(metric.domain.get("column_list") or ())
+    names += [name for name in schema.names if metric.clause and name in metric.clause]
+    return not any(depends_on_nulls(schema.field(n)) for n in names if n and n in schema.names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,6 +65,11 @@ class GateReport(BaseModel):
         exclude=True,
         description="Row id to the labels of the critical expectations that it breaks; not serialised.",
     )
+    validation: dict[str, Any] = Field(
+        default_factory=dict,
+        exclude=True,
+        description="Great Expectations' own validation result as JSON values; not serialised.",
+    )
 
     @property
     def failed(self) -> list[ExpectationReport]:
@@ -73,3 +80,69 @@ class GateReport(BaseModel):
     def warnings(self) -> list[ExpectationReport]:
         """Failed expectations that only report."""
         return [e for e in self.expectations if not e.success and e.severity != "critical"]
+
+
+_MAX_VALUE_CHARS = 200
+
+
+def columns_of(expectation: Any) -> list[str]:
+    """Names of the columns that an expectation reads."""
+    kwargs = expectation.configuration.kwargs
+    single = [kwargs[key] for key in ("column", "column_A", "column_B") if kwargs.get(key)]
+    return [*single, *(kwargs.get("column_list") or [])]
+
+
+def label_of(expectation: Any) -> str:
+    """``type(column)``."""
+    column = ", ".join(columns_of(expectation))
+    return f"{expectation.configuration.type}({column})" if column else str(expectation.configuration.type)
+
+
+def expectation_report(
+    expectation: Any, judged: dict[str, Any], row_id: str, max_examples: int
+) -> ExpectationReport:
+    """Great Expectations' result of one expectation (its JSON values), as a report."""
+    result, error = judged.get("result") or {}, _error(judged)
+    index = result.get("partial_unexpected_index_list") or []
+    return ExpectationReport(
+        type=expectation.configuration.type,
+        column=", ".join(columns_of(expectation)) or None,
+        kwargs=json.loads(json.dumps(dict(expectation.configuration.kwargs), default=str)),
+        severity=expectation.configuration.severity.value,
+        success=bool(judged["success"]) and error is None,
+        element_count=result.get("element_count"),
+        unexpected_count=result.get("unexpected_count"),
+        unexpected_percent=result.get("unexpected_percent"),
+        observed_value=result.get("observed_value"),
+        examples=_examples(index[:max_examples], row_id),
+        error=error,
+    )
+
+
+def _error(judged: dict[str, Any]) -> str | None:
+    """The message of an exception that Great Expectations caught, or None."""
+    info = judged.get("exception_info") or {}
+    if "raised_exception" in info:
+        return _first_line(info["exception_message"]) if info["raised_exception"] else None
+    messages = [v.get("exception_message") for v in info.values() if v.get("raised_exception")]
+    return _first_line(messages[0]) if messages else None
+
+
+def _first_line(message: Any) -> str:
+    lines = str(message or "").strip().splitlines()
+    return lines[0].strip().rstrip(".")[:300] if lines else "Great Expectations raised an exception"
+
+
+def _examples(index: Sequence[Any], row_id: str) -> list[dict[str, Any]]:
+    examples = []
+    for entry in index:
+        if isinstance(entry, dict):
+            values = {k: _short(v) for k, v in entry.items() if k != row_id}
+            examples.append({"row_id": str(entry.get(row_id)), **values})
+    return examples
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > _MAX_VALUE_CHARS:
+        return value[:_MAX_VALUE_CHARS] + "…"
+    return value

@@ -1,0 +1,81 @@
+"""What blocks tell the driver, and how Ray is used without a word of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from cluster.errors import MantaError
+from jobs.preprocessing.account import Tally
+from jobs.preprocessing.reading import BLOCK_BYTES, READ
+from jobs.preprocessing.rows import GATE, ORDINAL, REASON, STAGE, SUMMARY, WHOLE_FILE, line_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Told(NamedTuple):
+    """What a marked block tells the driver."""
+
+    first: int
+    tally: Tally
+    #: Place and sentence of the first line that cannot be read, and of a file.
+    broken: tuple[int, str] | None
+    broken_file: tuple[int, str] | None
+
+
+def told_by(block: pa.Table) -> Told:
+    """What a marked block has to say."""
+    import pyarrow.compute as pc
+
+    tally, broken = Tally(), dict[bool, tuple[int, str]]()
+    for summary in block[SUMMARY].drop_null().to_pylist():
+        tally.add(Tally.from_bytes(summary))
+    unread = block.select([ORDINAL, REASON]).filter(pc.equal(block[STAGE], READ).fill_null(False))
+    for number, reason in zip(unread[ORDINAL].to_pylist(), unread[REASON].to_pylist(), strict=True):
+        of_file = line_of(number) == WHOLE_FILE
+        broken[of_file] = min(broken.get(of_file, (number, reason)), (number, reason))
+    first = pc.min(block[ORDINAL]).as_py() if len(block) else 0
+    return Told(first, tally, broken.get(False), broken.get(True))
+
+
+def partial_of(block: pa.Table) -> bytes | None:
+    """What a marked block adds to the contract's verdict."""
+    partial: bytes | None = block[GATE][0].as_py() if len(block) else None
+    return partial
+
+
+def without(block: pa.Table, stages: set[str]) -> pa.Table:
+    """The rows that were not refused at one of the stages."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return block.filter(pc.invert(pc.is_in(block[STAGE], pa.array(sorted(stages), pa.string()))))
+
+
+def quiet() -> None:
+    """The job has progress lines of its own, and blocks that are small enough to share the work out."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = BLOCK_BYTES
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Raise what a task raised for the user as it was, without Ray's account of the task."""
+    try:
+        yield
+    except MantaError:
+        raise
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None and not isinstance(found, MantaError):
+            found = getattr(found, "cause", None) or found.__cause__
+        if found is None:
+            raise
+        raise found from None
