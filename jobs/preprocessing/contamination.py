@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
-from validation.data.contamination import Contamination, EvaluationIndex
 
 from cluster.errors import RefusedError
 from jobs.preprocessing.files import SourceFile, find_files, source_file
 from jobs.preprocessing.reading import read_tables
 from jobs.preprocessing.rows import REASON, RowFormat
+from validation.data.contamination import Contamination, EvaluationIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
-from validation.data.tokens import FILE, TokenCounter
 
+from validation.data.tokens import FILE, TokenCounter
 from validation.data.verdict import Rule, Verdict
 
 
