@@ -16,10 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from validation.guards.normalise import View, lower
 
+#: Which further readings of a text (:mod:`validation.guards.disguise`) a guard judges: none of them, those
+#: that show what was meant letter for letter, or also those in which only words are right.
+Readings = Literal["none", "exact", "words"]
 #: View characters that stay in a window behind ``done``, for patterns that look behind themselves.
 CONTEXT = 8
 
@@ -107,6 +110,7 @@ class InlineGuard(Protocol):
     """
 
     longest: int
+    readings: Readings
 
     def cursor(self) -> Cursor:
         """Begin to read a text."""
@@ -224,8 +228,9 @@ class PatternCursor:
 class PatternGuard:
     """An inline guard made of scanners."""
 
-    def __init__(self, scanners: Sequence[Scanner]) -> None:
+    def __init__(self, scanners: Sequence[Scanner], readings: Readings = "exact") -> None:
         self.scanners = tuple(scanners)
+        self.readings = readings
         self.longest = max(scanner.longest for scanner in scanners)
 
     def cursor(self) -> PatternCursor:
