@@ -137,7 +137,10 @@ class GuardEngine:
 
     async def judge(self, segment: Segment, context: GuardContext) -> Verdict:
         """Check a complete text and apply what the policy says."""
-        findings = await self.check(segment, context)
+        return self.verdict(segment, await self.check(segment, context))
+
+    def verdict(self, segment: Segment, findings: list[Finding]) -> Verdict:
+        """What follows for a text in which that was found."""
         action = severest(findings)
         if action is Action.BLOCK:
             return Verdict(action=action, text="", findings=findings)

@@ -24,7 +24,16 @@ from cluster.settings import describe_validation_error
 POLICIES = Path(__file__).parent / "policies"
 DEFAULT = "default"
 
-PiiEntity = Literal["EMAIL_ADDRESS", "CREDIT_CARD", "PHONE_NUMBER", "IBAN_CODE", "US_SSN", "IP_ADDRESS"]
+PiiEntity = Literal[
+    "EMAIL_ADDRESS",
+    "CREDIT_CARD",
+    "PHONE_NUMBER",
+    "IBAN_CODE",
+    "US_SSN",
+    "IP_ADDRESS",
+    "PASSPORT",
+    "CRYPTO_ADDRESS",
+]
 #: Every PII entity that our own patterns know.
 PII_ENTITIES: tuple[PiiEntity, ...] = get_args(PiiEntity)
 

@@ -121,6 +121,7 @@ class InlineGuard(Protocol):
 class Pattern:
     """One form of one label.
 
+    Of a match, ``group`` is what is found: what stands before it (a name that a value was given) stays.
     ``accept`` may refuse a match (None) or shorten it (its end): checksums live there. It must not look
     at anything but the match and the ``longest`` characters from its start.
     """
@@ -129,6 +130,7 @@ class Pattern:
     score: float
     regex: re.Pattern[str]
     accept: Callable[[re.Match[str]], int | None] | None = None
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +186,12 @@ class ScannerCursor:
         for index, pattern in enumerate(self.scanner.patterns):
             position = max(start, self.last[index] - window.base)
             while match := _first(pattern.regex, text, position, stop):
-                end = pattern.accept(match) if pattern.accept else match.end()
+                end = pattern.accept(match) if pattern.accept else match.end(pattern.group)
                 if end is None:
                     position = match.start() + 1
                     continue
-                hits.append((index, window.hit(pattern.label, pattern.score, match.start(), end)))
+                first = match.start(pattern.group)
+                hits.append((index, window.hit(pattern.label, pattern.score, first, end)))
                 position = end
                 self.last[index] = window.base + end
         return hits
