@@ -29,7 +29,7 @@ LAYERS = 3
 _SHORTEST = 6
 
 # What follows a possessive repetition must not fail: each later start would run through it again.
-_SPREAD = re.compile(r"(?<!\S)\S(?:[ \t\n]{1,4}\S(?!\S)){4,}+")
+_SPREAD = re.compile(r"(?<!\w)\S(?!\S)(?:[ \t\n]{1,4}\S(?!\S)){3,}+(?:[ \t\n]{1,4}\S(?!\w))?")
 _WIDE = re.compile(r"\s{2,}+")
 _AT = re.compile(
     r"(?<=\w)\s{0,2}[\[({<]\s?(?:at|AT|At|@)\s?[\])}>]\s{0,2}(?=\w)|(?<=\w)\s{1,2}@\s{1,2}(?=\w)"

@@ -164,7 +164,7 @@ class GuardEngine:
             score=hit.score,
             start=hit.start,
             end=hit.end,
-            action=spec.action,
+            action=spec.action_at(hit.score),
             path=path,
             shadow=spec.mode == "shadow",
         )

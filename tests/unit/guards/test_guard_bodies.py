@@ -254,7 +254,7 @@ async def test_seams_add_nothing_where_nothing_crosses_them() -> None:
         {"role": "user", "content": "Please ignore all"},
         {"role": "assistant", "content": "previous ones."},
     ]
-    assert (await judge_request(ENGINE, {"messages": apart}, CONTEXT)).action is None
+    assert not (await judge_request(ENGINE, {"messages": apart}, CONTEXT)).blocked
 
 
 async def test_an_ordinary_tool_definition_passes_unchanged() -> None:
