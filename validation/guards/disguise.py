@@ -90,12 +90,13 @@ def readings(view: View) -> list[Reading]:
     exact = view
     for _ in range(LAYERS):
         before = exact
-        for undo in (_gather, _spell, _decode):
-            exact = _edited(exact, undo(exact.text))
+        gathered = _edited(exact, _gather(exact.text))
+        gathered = _edited(gathered, _spell(gathered.text))
+        exact = _edited(gathered, _decode(gathered.text))
+        # A token that was spread out may look encoded, too: it is judged before it is decoded.
+        found.extend(Reading(after, words=False) for after in _changed(before, gathered, exact))
         if exact is before:
             break
-    if exact is not view:
-        found.append(Reading(exact, words=False))
     turned = _rot13(exact)
     if turned is not exact:
         found.append(Reading(turned, words=False))
@@ -103,6 +104,14 @@ def readings(view: View) -> list[Reading]:
     if words is not exact:
         found.append(Reading(words, words=True))
     return found
+
+
+def _changed(before: View, *steps: View) -> Iterator[View]:
+    """Those of the views that follow one another that differ from the one before."""
+    for after in steps:
+        if after is not before:
+            yield after
+        before = after
 
 
 def _edited(view: View, edits: Iterable[Edit]) -> View:

@@ -112,6 +112,18 @@ async def test_a_key_in_a_decoded_part_is_refused() -> None:
     assert (await judged(f"what is {rot13('sk-ant-api03-Zz11Yy22Xx33Ww44Vv55')}?")).blocked
 
 
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P", "JWT"),
+        ("+44 20 6372 6925", "PHONE_NUMBER"),
+    ],
+)
+async def test_what_is_spread_out_is_judged_before_it_is_decoded(text: str, label: str) -> None:
+    findings = (await judged(f"it is {' '.join(text)}")).findings
+    assert label in {finding.label for finding in findings}
+
+
 async def test_what_the_plain_view_found_is_not_told_twice() -> None:
     verdict = await judged("4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 and b4n4n4")
     assert [finding.label for finding in verdict.findings] == ["CREDIT_CARD"]
