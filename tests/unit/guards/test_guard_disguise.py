@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from cluster.contracts import Action, Direction, Segment
 from tests.unit.guards.guard_texts import texts
@@ -150,6 +150,7 @@ async def test_ordinary_texts_have_nothing_to_hide(text: str) -> None:
     assert (await judged(text)).findings == []
 
 
+@settings(deadline=None)
 @given(texts)
 def test_every_character_of_a_reading_leads_back_to_the_original(text: str) -> None:
     view = normalise(text)
