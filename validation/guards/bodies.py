@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -11,7 +11,7 @@ from pydantic import Field
 from cluster.contracts import Action, Finding
 from cluster.contracts.base import Contract
 from validation.guards.engine import GuardContext, GuardEngine, Verdict, blocking_reason, severest
-from validation.guards.segments import Keys, Slot, request_slots, response_slots, write_back
+from validation.guards.segments import Keys, Slot, path_of, request_slots, response_slots, write_back
 
 #: What tells of a choice's tokens beside its text; none of it may survive a redaction.
 _TOKEN_KEYS = ("logprobs", "token_ids", "prompt_token_ids", "prompt_logprobs")
@@ -81,26 +81,48 @@ async def judge_response(engine: GuardEngine, body: Mapping[str, Any], context: 
 
 
 async def _judge(engine: GuardEngine, slots: Sequence[Slot], context: GuardContext) -> list[Verdict]:
-    verdicts = await asyncio.gather(*(engine.judge(slot.segment, context) for slot in slots))
-    return [_as_kind(slot, verdict) for slot, verdict in zip(slots, verdicts, strict=True)]
+    found = await asyncio.gather(*(engine.check(slot.segment, context) for slot in slots))
+    across: dict[Keys, list[Finding]] = {}
+    for slot, findings in zip(slots, found, strict=True):
+        if slot.kind == "seam":
+            for keys, finding in _across(slot, findings):
+                across.setdefault(keys, []).append(finding)
+    return [
+        engine.verdict(slot.segment, _of_kind(slot, findings, across.get(slot.keys, [])))
+        for slot, findings in zip(slots, found, strict=True)
+    ]
 
 
-def _as_kind(slot: Slot, verdict: Verdict) -> Verdict:
-    """What follows for a key, which cannot be redacted in place, and for a seam, which has no place."""
-    if slot.kind == "text":
-        return verdict
+def _of_kind(slot: Slot, findings: list[Finding], across: list[Finding]) -> list[Finding]:
+    """What is told of a key, which cannot be redacted in place, of a seam, and of a text with its share."""
     if slot.kind == "key":
-        findings = [
+        return [
             item.model_copy(update={"action": Action.BLOCK}) if item.action is Action.REDACT else item
-            for item in verdict.findings
+            for item in findings
         ]
-    else:
-        findings = [
-            item
-            for item in verdict.findings
-            if item.action is Action.BLOCK and any(item.start <= at < item.end for at in slot.joints)
-        ]
-    return Verdict(action=severest(findings), text=slot.segment.text, findings=findings)
+    if slot.kind == "seam":
+        return [item for item in findings if item.action is Action.BLOCK and len(_shares(slot, item)) > 1]
+    return findings + across
+
+
+def _across(seam: Slot, findings: Sequence[Finding]) -> Iterator[tuple[Keys, Finding]]:
+    """What must be redacted over a joint, as a finding in each text that has a share of it."""
+    paths = {keys: path_of(keys) for _, keys in seam.parts}
+    for item in findings:
+        shares = _shares(seam, item) if item.action is Action.REDACT else []
+        if len(shares) > 1:
+            for keys, start, end in shares:
+                yield keys, item.model_copy(update={"start": start, "end": end, "path": paths[keys]})
+
+
+def _shares(seam: Slot, item: Finding) -> list[tuple[Keys, int, int]]:
+    """The texts of a seam that a finding reaches into, and from where to where in each."""
+    ends = [start - 1 for start, _ in seam.parts[1:]] + [len(seam.segment.text)]
+    return [
+        (keys, max(item.start, start) - start, min(item.end, end) - start)
+        for (start, keys), end in zip(seam.parts, ends, strict=True)
+        if item.start < end and item.end > start
+    ]
 
 
 def _changed(slots: Sequence[Slot], verdicts: Sequence[Verdict]) -> dict[Keys, str]:

@@ -2,22 +2,25 @@
 
 Every guard of the policy judges, concurrently; ours in this process, packaged ones through
 :class:`RemoteGuards`. A guard that raises or does not answer in time blocks (``on_error: closed``), and
-says so by the label ``GUARD_ERROR``. Neither findings nor log lines ever hold the text.
+says so by the label ``GUARD_ERROR``. What goes to the model is also judged as what its disguises hide
+(:mod:`validation.guards.disguise`); what comes from it, as its stream would be. Neither findings nor log
+lines ever hold the text.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
-from cluster.contracts import Action, Finding, Principal, Segment
+from cluster.contracts import Action, Direction, Finding, Principal, Segment
 from cluster.contracts.base import Contract
 from cluster.errors import UsageError
+from validation.guards.disguise import Reading, readings
 from validation.guards.inline import build_guard
 from validation.guards.normalise import View, normalise
 from validation.guards.policy import GuardPolicy, GuardSpec, PackagedSpec
@@ -81,6 +84,10 @@ class InlineSlot:
     spec: GuardSpec
     guard: InlineGuard
 
+    def reads(self, reading: Reading) -> bool:
+        """Whether this guard judges that reading of a text."""
+        return self.guard.readings == "words" or (self.guard.readings == "exact" and not reading.words)
+
 
 class GuardEngine:
     """Applies one policy. Safe to share between requests: all state is the text's or the stream's."""
@@ -108,16 +115,17 @@ class GuardEngine:
     async def check(self, segment: Segment, context: GuardContext) -> list[Finding]:
         """What every guard finds in a complete text, ordered by place."""
         view = normalise(segment.text, json_escapes=segment.role == TOOL_CALL)
-        window = Window.of(view)
         inline = [slot for slot in self.inline if slot.spec.covers(segment.direction, segment.role)]
         packaged = [spec for spec in self.packaged if spec.covers(segment.direction, segment.role)]
         findings: list[Finding] = []
         if len(segment.text) < THREAD_FROM:
+            windows = _windows(view, segment.direction)
             for slot in inline:
-                findings.extend(self._check_inline(slot, window, segment.path, context))
+                findings.extend(self._check_inline(slot, windows, segment.path, context))
         else:
+            windows = await asyncio.to_thread(_windows, view, segment.direction)
             for found in await asyncio.gather(
-                *(self._check_threaded(s, window, segment, context) for s in inline)
+                *(self._check_threaded(s, windows, segment, context) for s in inline)
             ):
                 findings.extend(found)
         if packaged:
@@ -129,7 +137,10 @@ class GuardEngine:
 
     async def judge(self, segment: Segment, context: GuardContext) -> Verdict:
         """Check a complete text and apply what the policy says."""
-        findings = await self.check(segment, context)
+        return self.verdict(segment, await self.check(segment, context))
+
+    def verdict(self, segment: Segment, findings: list[Finding]) -> Verdict:
+        """What follows for a text in which that was found."""
         action = severest(findings)
         if action is Action.BLOCK:
             return Verdict(action=action, text="", findings=findings)
@@ -153,7 +164,7 @@ class GuardEngine:
             score=hit.score,
             start=hit.start,
             end=hit.end,
-            action=spec.action,
+            action=spec.action_at(hit.score),
             path=path,
             shadow=spec.mode == "shadow",
         )
@@ -176,24 +187,27 @@ class GuardEngine:
         )
 
     def _check_inline(
-        self, slot: InlineSlot, window: Window, path: str, context: GuardContext
+        self, slot: InlineSlot, windows: Windows, path: str, context: GuardContext
     ) -> list[Finding]:
+        (_, plain), *others = windows
         try:
-            hits = slot.guard.cursor().advance(window, final=True)
+            hits = list(slot.guard.cursor().advance(plain, final=True))
+            for reading, window in others:
+                if reading and slot.reads(reading):
+                    hits.extend(_not_within(slot.guard.cursor().advance(window, final=True), hits))
             return [self.finding(slot.spec, hit, path) for hit in hits if hit.score >= slot.spec.threshold]
         except Exception as error:
-            return [self.failure(slot.spec, error, Hit(GUARD_ERROR, 1.0, 0, window.size), path, context)]
+            return [self.failure(slot.spec, error, Hit(GUARD_ERROR, 1.0, 0, plain.size), path, context)]
 
     async def _check_threaded(
-        self, slot: InlineSlot, window: Window, segment: Segment, context: GuardContext
+        self, slot: InlineSlot, windows: Windows, segment: Segment, context: GuardContext
     ) -> list[Finding]:
-        work = asyncio.to_thread(self._check_inline, slot, window, segment.path, context)
+        work = asyncio.to_thread(self._check_inline, slot, windows, segment.path, context)
         try:
             return await asyncio.wait_for(work, slot.spec.timeout_s)
         except TimeoutError as error:
-            return [
-                self.failure(slot.spec, error, Hit(GUARD_ERROR, 1.0, 0, window.size), segment.path, context)
-            ]
+            where = Hit(GUARD_ERROR, 1.0, 0, len(segment.text))
+            return [self.failure(slot.spec, error, where, segment.path, context)]
 
     async def _check_packaged(
         self, spec: PackagedSpec, view: View, segment: Segment, context: GuardContext
@@ -241,6 +255,26 @@ class GuardEngine:
             ]
         except Exception as error:
             return [self.failure(spec, error, Hit(GUARD_ERROR, 1.0, start, end), segment.path, context)]
+
+
+#: A text as it stands (None), and its further readings.
+Windows = Sequence[tuple[Reading | None, Window]]
+
+
+def _windows(view: View, direction: Direction) -> Windows:
+    further = readings(view) if direction is Direction.INPUT else []
+    return [(None, Window.of(view)), *((reading, Window.of(reading.view)) for reading in further)]
+
+
+def _not_within(hits: Iterable[Hit], known: Sequence[Hit]) -> list[Hit]:
+    """Those of ``hits`` that tell more than a known one of their label does."""
+    return [
+        hit
+        for hit in hits
+        if not any(
+            past.label == hit.label and past.start <= hit.start and hit.end <= past.end for past in known
+        )
+    ]
 
 
 def finding_order(finding: Finding) -> tuple[int, int, str, str]:

@@ -5,6 +5,8 @@ characters dropped, digits, dashes and spaces unified, a few Latin look-alikes m
 tag block (text hidden from people, not from models) shown as ASCII. Folding never looks at neighbours:
 so the view of a stream is the same however it is cut, which composition (NFKC) would not give.
 
+What a text hides in encodings or by its spacing needs its neighbours: see :mod:`validation.guards.disguise`.
+
 A :class:`View` keeps, for each of its characters, which code points of the original it stands for.
 Findings are always told in those.
 
@@ -24,13 +26,27 @@ _DIACRITICS = ((0x300, 0x36F), (0x1AB0, 0x1AFF), (0x1DC0, 0x1DFF), (0x20D0, 0x20
 _VARIATION = ((0xFE00, 0xFE0F), (0xE0100, 0xE01EF), (0x180B, 0x180F))
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0")
 _LOOKALIKES = str.maketrans(
+    # Cyrillic
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u051b\u051d"
+    "\u043a\u04cf\u0475\u0461\u04bd\u04af"
     "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425\u0406\u0408\u0405"
-    "\u03bf\u03b1\u03bd\u03c1\u03b9\u03ba"
+    # Greek
+    "\u03bf\u03b1\u03bd\u03c1\u03b9\u03ba\u03c4\u03c5\u03c7\u03b3\u03f2\u03b5"
     "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7"
-    "\u0131\u0261\u3002",
-    "aeopcyxijshdqw" + "ABEKMHOPCTYXIJS" + "oavpik" + "ABEZHIKMNOPTYX" + "ig.",
+    # Armenian
+    "\u0585\u057d\u0570\u0578\u0581"
+    # Latin letters of other alphabets, with a stroke or a hook
+    "\u0131\u0261\u0251\u0192\u0142\u00f8\u0111\u0127\u0167\u0180\u0253\u0257\u025b\u0269"
+    # Small capitals
+    "\u1d00\u0299\u1d04\u1d05\u1d07\ua730\u0262\u029c\u026a\u1d0a\u1d0b\u029f\u1d0d\u0274"
+    "\u1d0f\u1d18\u0280\ua731\u1d1b\u1d1c\u1d20\u1d21\u028f\u1d22"
+    # The ideographic full stop
+    "\u3002",
+    "aeopcyxijshdqw" + "klvwey" + "ABEKMHOPCTYXIJS" + "oavpiktuxyce" + "ABEZHIKMNOPTYX"
+    "ouhng" + "igaflodhtbbdei" + "abcdefghijklmnoprstuvwyz" + ".",
 )
+#: Letters in dark circles and squares and of flags, which have no compatibility decomposition: their As.
+_ENCLOSED = (0x1F150, 0x1F170, 0x1F1E6)
 _ESCAPE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\[\"\\/bfnrt]|[^\\]++|\\"
 )
@@ -52,6 +68,9 @@ def fold(char: str) -> str:
     code = ord(char)
     if 0xE0020 <= code <= 0xE007E:
         return chr(code - 0xE0000)
+    for first in _ENCLOSED:
+        if first <= code < first + 26:
+            return chr(code - first + ord("A"))
     return "".join(map(_fold_one, unicodedata.normalize("NFKD", char)))
 
 

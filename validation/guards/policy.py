@@ -24,7 +24,16 @@ from cluster.settings import describe_validation_error
 POLICIES = Path(__file__).parent / "policies"
 DEFAULT = "default"
 
-PiiEntity = Literal["EMAIL_ADDRESS", "CREDIT_CARD", "PHONE_NUMBER", "IBAN_CODE", "US_SSN", "IP_ADDRESS"]
+PiiEntity = Literal[
+    "EMAIL_ADDRESS",
+    "CREDIT_CARD",
+    "PHONE_NUMBER",
+    "IBAN_CODE",
+    "US_SSN",
+    "IP_ADDRESS",
+    "PASSPORT",
+    "CRYPTO_ADDRESS",
+]
 #: Every PII entity that our own patterns know.
 PII_ENTITIES: tuple[PiiEntity, ...] = get_args(PiiEntity)
 
@@ -62,6 +71,11 @@ class _Spec(BaseModel):
     threshold: float = Field(0.0, ge=0, le=1, description="Findings with a lower score are dropped.")
     skip_roles: tuple[str, ...] = Field((), description="Roles of messages that this guard does not judge.")
 
+    def action_at(self, score: float) -> Action:
+        """What follows from a finding of that score."""
+        action: Action = self.action  # type: ignore[attr-defined]  # each kind says which it may have
+        return action
+
     def covers(self, direction: Direction, role: str) -> bool:
         """Whether this guard judges a text of that direction and role."""
         return self.on in ("both", direction.value) and role not in self.skip_roles
@@ -92,6 +106,29 @@ class InjectionSpec(_Spec):
     threshold: float = Field(
         0.5, gt=0, le=1, description="Sum of weights at which a text counts as an attempt."
     )
+
+
+class InjectionModelSpec(_Spec):
+    """Attempts to override the instructions: a small trained classifier."""
+
+    kind: Literal["injection_model"] = Field(description="Our own classifier; see its model card.")
+    action: Literal[Action.BLOCK, Action.FLAG] = Field(
+        Action.BLOCK, description="What follows from a score of block_threshold; there is no part to redact."
+    )
+    threshold: float = Field(0.76, gt=0, le=1, description="Score at which a text is flagged.")
+    block_threshold: float = Field(0.95, gt=0, le=1, description="Score at which the action follows.")
+
+    @model_validator(mode="after")
+    def _input_only(self) -> InjectionModelSpec:
+        if self.on != "input":
+            raise ValueError("on must be input, as the classifier judges complete texts only")
+        if self.block_threshold < self.threshold:
+            raise ValueError("block_threshold is below threshold, at which a text is only flagged")
+        return self
+
+    def action_at(self, score: float) -> Action:
+        """A score below ``block_threshold`` only flags."""
+        return self.action if score >= self.block_threshold else Action.FLAG
 
 
 class LengthSpec(_Spec):
@@ -134,7 +171,7 @@ class PackagedSpec(_Spec):
 
 
 GuardSpec = Annotated[
-    PiiSpec | SecretsSpec | InjectionSpec | LengthSpec | BanListSpec | PackagedSpec,
+    PiiSpec | SecretsSpec | InjectionSpec | InjectionModelSpec | LengthSpec | BanListSpec | PackagedSpec,
     Field(discriminator="kind"),
 ]
 

@@ -16,10 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from validation.guards.normalise import View, lower
 
+#: Which further readings of a text (:mod:`validation.guards.disguise`) a guard judges: none of them, those
+#: that show what was meant letter for letter, or also those in which only words are right.
+Readings = Literal["none", "exact", "words"]
 #: View characters that stay in a window behind ``done``, for patterns that look behind themselves.
 CONTEXT = 8
 
@@ -107,6 +110,7 @@ class InlineGuard(Protocol):
     """
 
     longest: int
+    readings: Readings
 
     def cursor(self) -> Cursor:
         """Begin to read a text."""
@@ -117,6 +121,7 @@ class InlineGuard(Protocol):
 class Pattern:
     """One form of one label.
 
+    Of a match, ``group`` is what is found: what stands before it (a name that a value was given) stays.
     ``accept`` may refuse a match (None) or shorten it (its end): checksums live there. It must not look
     at anything but the match and the ``longest`` characters from its start.
     """
@@ -125,6 +130,7 @@ class Pattern:
     score: float
     regex: re.Pattern[str]
     accept: Callable[[re.Match[str]], int | None] | None = None
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +186,12 @@ class ScannerCursor:
         for index, pattern in enumerate(self.scanner.patterns):
             position = max(start, self.last[index] - window.base)
             while match := _first(pattern.regex, text, position, stop):
-                end = pattern.accept(match) if pattern.accept else match.end()
+                end = pattern.accept(match) if pattern.accept else match.end(pattern.group)
                 if end is None:
                     position = match.start() + 1
                     continue
-                hits.append((index, window.hit(pattern.label, pattern.score, match.start(), end)))
+                first = match.start(pattern.group)
+                hits.append((index, window.hit(pattern.label, pattern.score, first, end)))
                 position = end
                 self.last[index] = window.base + end
         return hits
@@ -224,8 +231,9 @@ class PatternCursor:
 class PatternGuard:
     """An inline guard made of scanners."""
 
-    def __init__(self, scanners: Sequence[Scanner]) -> None:
+    def __init__(self, scanners: Sequence[Scanner], readings: Readings = "exact") -> None:
         self.scanners = tuple(scanners)
+        self.readings = readings
         self.longest = max(scanner.longest for scanner in scanners)
 
     def cursor(self) -> PatternCursor:

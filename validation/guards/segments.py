@@ -70,13 +70,14 @@ class Slot:
     """A text and the keys that lead to it in its body.
 
     A ``key`` is itself a mapping's key, which cannot be redacted in place. A ``seam`` is several texts
-    joined at ``joints``: only what is blocked across a joint counts, the texts have slots of their own.
+    joined, with the keys of each and where in the seam it begins: only what reaches over a joint counts
+    there, as the texts have slots of their own.
     """
 
     keys: Keys
     segment: Segment
     kind: Literal["text", "key", "seam"] = "text"
-    joints: tuple[int, ...] = ()
+    parts: tuple[tuple[int, Keys], ...] = ()
 
 
 def request_slots(body: Mapping[str, Any]) -> list[Slot]:
@@ -182,21 +183,27 @@ def _names(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
 def _seams(messages: Iterable[Mapping[str, Any]]) -> Iterator[Slot]:
     """The text parts of consecutive messages of one role, joined."""
     for role, run in groupby(enumerate(messages), key=lambda item: str(item[1].get("role", "user"))):
-        placed = [(index, text) for index, message in run for text in _parts(message.get("content"))]
+        placed = [part for index, message in run for part in _parts(message.get("content"), index)]
         if len(placed) > 1:
             texts = [text for _, text in placed]
-            joints = tuple(end + at for at, end in enumerate(accumulate(map(len, texts))))[:-1]
-            keys: Keys = ("messages", placed[0][0], "content")
+            starts = accumulate((len(text) + 1 for text in texts[:-1]), initial=0)
+            parts = tuple(zip(starts, (keys for keys, _ in placed), strict=True))
+            first: Keys = ("messages", placed[0][0][1], "content")
             text = "\n".join(texts)
-            segment = Segment(text=text, direction=Direction.INPUT, role=role, path=path_of(keys))
-            yield Slot(keys, segment, "seam", joints)
+            segment = Segment(text=text, direction=Direction.INPUT, role=role, path=path_of(first))
+            yield Slot(first, segment, "seam", parts)
 
 
-def _parts(content: Any) -> list[str]:
+def _parts(content: Any, message: int) -> Iterator[tuple[Keys, str]]:
+    keys: Keys = ("messages", message, "content")
     if isinstance(content, str):
-        return [content]
-    parts = [part.get("text") if isinstance(part, Mapping) else part for part in content or ()]
-    return [part for part in parts if isinstance(part, str)]
+        yield keys, content
+        return
+    for index, part in enumerate(content or ()):
+        if isinstance(part, str):
+            yield (*keys, index), part
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            yield (*keys, index, "text"), part["text"]
 
 
 def _refuse_media(content: Any, path: str) -> None:

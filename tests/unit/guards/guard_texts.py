@@ -22,7 +22,23 @@ SECRETS = (
     "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA1c7\nabc-def\n-----END RSA PRIVATE KEY-----",
     "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcw\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcw",
 )
+PASSWORDS = (
+    "password: Tr0ub4dor&3",
+    "PASSWORD='correct-horse-battery'",
+    "my password is hunter2x.",
+    "postgres://app:s3cret!x@db.example.org/app",
+)
 PII = (
+    "passport number is X1234567",
+    "L898902C36UTO7408122F1204159ZE184226B<<<<<10",
+    "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2",
+    "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq",
+    "0x52908400098527886E0F7030069857D2E4169EE7",
+    "call me at 4155550132",
+    "SSN 078051120",
+    "4111 1111\n1111 1111",
+    "06 12 34 56 78",
+    "0044 20 7946 0958",
     EMAIL,
     CARD,
     "5555-5555-5555-4444",
@@ -46,6 +62,11 @@ BROKEN = (
         "(415)",
         "---",
         "aws",
+        "password is",
+        "pwd = pass",
+        "passport no",
+        "call",
+        "http://a:b",
         "aws secret",
         "aws_secret_key",
         "forbid",
@@ -59,6 +80,7 @@ BROKEN = (
 BANNED = ("forbidden", "very bad", "very bad word", "<|im_start|>", "naïve", "forb", "c++")
 PIECES = (
     *PII,
+    *PASSWORDS,
     *SECRETS,
     *BROKEN,
     *BANNED,

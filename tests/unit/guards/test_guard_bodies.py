@@ -212,6 +212,39 @@ async def test_no_name_place_or_seam_hides_a_text(body: dict[str, Any]) -> None:
     assert not any(JAILBREAK in finding.path or MAIL in finding.path for finding in verdict.findings)
 
 
+CARD = "4111 1111 1111 1111"
+
+
+@pytest.mark.parametrize(
+    ("messages", "redacted"),
+    [
+        (
+            [{"role": "user", "content": ["card 4111 1111", "1111 1111 ok"]}],
+            [{"role": "user", "content": ["card [CREDIT_CARD]", "[CREDIT_CARD] ok"]}],
+        ),
+        (
+            [
+                {"role": "user", "content": f"{MAIL} has 4111 1111"},
+                {"role": "user", "content": [{"type": "text", "text": f"1111 1111, {MAIL}"}]},
+            ],
+            [
+                {"role": "user", "content": "[EMAIL_ADDRESS] has [CREDIT_CARD]"},
+                {"role": "user", "content": [{"type": "text", "text": "[CREDIT_CARD], [EMAIL_ADDRESS]"}]},
+            ],
+        ),
+    ],
+)
+async def test_what_two_texts_say_together_is_redacted_in_both(
+    messages: list[dict[str, Any]], redacted: list[dict[str, Any]]
+) -> None:
+    verdict = await judge_request(ENGINE, {"messages": messages}, CONTEXT)
+    assert verdict.body["messages"] == redacted
+    texts = {slot.segment.path: slot.segment.text for slot in request_slots({"messages": messages})}
+    shares = [f for f in verdict.findings if f.label == "CREDIT_CARD"]
+    assert len({f.path for f in shares}) == 2
+    assert " ".join(texts[f.path][f.start : f.end] for f in shares) == CARD
+
+
 async def test_seams_add_nothing_where_nothing_crosses_them() -> None:
     body = {"messages": [{"role": "user", "content": f"I am {MAIL}"}, {"role": "user", "content": "Hello."}]}
     verdict = await judge_request(ENGINE, body, CONTEXT)
@@ -221,7 +254,7 @@ async def test_seams_add_nothing_where_nothing_crosses_them() -> None:
         {"role": "user", "content": "Please ignore all"},
         {"role": "assistant", "content": "previous ones."},
     ]
-    assert (await judge_request(ENGINE, {"messages": apart}, CONTEXT)).action is None
+    assert not (await judge_request(ENGINE, {"messages": apart}, CONTEXT)).blocked
 
 
 async def test_an_ordinary_tool_definition_passes_unchanged() -> None:

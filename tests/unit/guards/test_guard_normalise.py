@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from validation.guards.normalise import Normaliser, lower, normalise
@@ -29,6 +29,7 @@ def test_the_view_is_what_a_reader_sees(text: str, view: str) -> None:
     assert normalise(text).text == view
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_offsets_lead_back_to_the_code_points_that_a_character_came_from(text: str) -> None:
     view = normalise(text)
@@ -42,6 +43,7 @@ def test_offsets_lead_back_to_the_code_points_that_a_character_came_from(text: s
     assert len(lower(view.text)) == len(view.text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40), st.booleans())
 def test_the_view_does_not_depend_on_how_the_text_is_cut(left: str, right: str, escapes: bool) -> None:
     text = json.dumps(left + right) if escapes else left + right

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from validation.guards.inline.ban_list import ban_list_guard
@@ -26,6 +26,7 @@ def found(guard: InlineGuard, text: str) -> list[tuple[str, str]]:
     return [(hit.label, text[hit.start : hit.end]) for hit in sorted(hits, key=lambda hit: hit.start)]
 
 
+@settings(deadline=None)
 @given(st.integers(10**11, 10**17))
 def test_luhn_accepts_exactly_one_check_digit(number: int) -> None:
     good = [digit for digit in "0123456789" if luhn(f"{number}{digit}")]
@@ -59,6 +60,28 @@ def test_iban_checksum_and_length() -> None:
         ("IBAN DE89 3704 0044 0532 0130 00 and on", [("IBAN_CODE", "DE89 3704 0044 0532 0130 00")]),
         ("ssn 078-05-1120", [("US_SSN", "078-05-1120")]),
         ("from 8.8.8.8.", [("IP_ADDRESS", "8.8.8.8")]),
+        ("4111 1111 1111\n1111 in two lines", [("CREDIT_CARD", "4111 1111 1111\n1111")]),
+        ("4111.1111.1111.1111", [("CREDIT_CARD", "4111.1111.1111.1111")]),
+        ("DE89 3704 0044\n0532 0130 00", [("IBAN_CODE", "DE89 3704 0044\n0532 0130 00")]),
+        ("tél. 06 12 34 56 78", [("PHONE_NUMBER", "06 12 34 56 78")]),
+        ("dial 0044 20 7946 0958", [("PHONE_NUMBER", "0044 20 7946 0958")]),
+        ("Call me at 4155550132!", [("PHONE_NUMBER", "4155550132")]),
+        ("My SSN is 078051120.", [("US_SSN", "078051120")]),
+        ("passport no. AB1234567", [("PASSPORT", "AB1234567")]),
+        ("Passport: C01X00T47, valid", [("PASSPORT", "C01X00T47")]),
+        (
+            "P<UTOERIKSSON<<ANNA\nL898902C36UTO7408122F1204159ZE184226B<<<<<10",
+            [("PASSPORT", "L898902C36UTO7408122F1204159ZE184226B<<<<<10")],
+        ),
+        ("to 1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2", [("CRYPTO_ADDRESS", "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2")]),
+        (
+            "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq;",
+            [("CRYPTO_ADDRESS", "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq")],
+        ),
+        (
+            "0x52908400098527886E0F7030069857D2E4169EE7",
+            [("CRYPTO_ADDRESS", "0x52908400098527886E0F7030069857D2E4169EE7")],
+        ),
         ("from 2001:4860:4860::8888, that is", [("IP_ADDRESS", "2001:4860:4860::8888")]),
     ],
 )
@@ -79,6 +102,11 @@ def test_personal_data_is_found(text: str, expected: list[tuple[str, str]]) -> N
         "ISBN 978-3-16-148410-0",
         "an @mention and a lonely joe@localhost",
         "DE89 3704 0044 0532 0130 01",
+        "4.111111111111111 and 4111\n1111\n1111\n1111",
+        "L898902C36UTO7408123F1204159ZE184226B<<<<<10",
+        "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN3 bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdx",
+        "call 911, call sign 12345, passport control, passport to 2024",
+        "3f786850e387550fdab836ed7e6dc881de23001b",
     ],
 )
 def test_other_numbers_are_left_alone(text: str) -> None:
@@ -117,10 +145,33 @@ def test_secrets_are_found_whole(label: str, secret: str) -> None:
         "AKIA is a prefix, hf_ and sk- too",
         "risk-free-investment-2024-and-beyond",
         "the AWS secret is to keep costs low",
+        "password: str = Field(min_length=8)",
+        "password = getpass.getpass() or os.environ['DB_PASSWORD1']",
+        "PASSWORD=${DB_PASSWORD1} pwd=/srv/app1 --password=<your-password>",
+        '{"password": "string", "pass": "********", "passwd": "your_password_here"}',
+        "Your password is required, the password was changed: see https://example.org/reset1",
+        "postgres://user:password@localhost/db and http://localhost:8080/@x",
+        "self.password = password2; if user.password == other.password1: pass",
     ],
 )
 def test_other_words_are_no_secrets(text: str) -> None:
     assert found(SECRETS, text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "password"),
+    [
+        ("password: Tr0ub4dor&3", "Tr0ub4dor&3"),
+        ("DB_PASSWORD=s3cr3t-value", "s3cr3t-value"),
+        ("My password is hunter2x.", "hunter2x"),
+        ('{"password": "swordfish"}', "swordfish"),
+        ("passphrase = 'correct-horse-battery-staple'", "correct-horse-battery-staple"),
+        ("<password>pa$$w0rd!</password>", "pa$$w0rd!"),
+        ("postgresql://app:s3cret!x@db.example.org/app", "s3cret!x"),
+    ],
+)
+def test_of_an_assigned_password_only_the_value_is_found(text: str, password: str) -> None:
+    assert found(SECRETS, text) == [("PASSWORD", password)]
 
 
 def test_banned_words_match_whole_words_only() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from validation.guards.inline.ban_list import ban_list_guard
 from validation.guards.inline.injection import InjectionGuard
+from validation.guards.inline.injection_model import InjectionModelGuard
 from validation.guards.inline.length import LengthGuard
 from validation.guards.inline.pii import pii_guard
 from validation.guards.inline.secrets import secrets_guard
 from validation.guards.policy import (
     BanListSpec,
+    InjectionModelSpec,
     InjectionSpec,
     LengthSpec,
     PiiSpec,
@@ -16,7 +18,7 @@ from validation.guards.policy import (
 )
 from validation.guards.scan import InlineGuard
 
-InlineSpec = PiiSpec | SecretsSpec | InjectionSpec | LengthSpec | BanListSpec
+InlineSpec = PiiSpec | SecretsSpec | InjectionSpec | InjectionModelSpec | LengthSpec | BanListSpec
 
 
 def build_guard(spec: InlineSpec) -> InlineGuard:
@@ -28,6 +30,8 @@ def build_guard(spec: InlineSpec) -> InlineGuard:
             return secrets_guard()
         case InjectionSpec():
             return InjectionGuard(spec.threshold)
+        case InjectionModelSpec():
+            return InjectionModelGuard(spec.threshold)
         case LengthSpec():
             return LengthGuard(spec.max_characters)
         case BanListSpec():

@@ -35,8 +35,8 @@ def ban_list_guard(words: Iterable[str]) -> PatternGuard:
     entries = [atoms for atoms in map(_atoms, words) if atoms]
     if not entries:
         # Only invisible characters were listed: there is nothing that could match.
-        return PatternGuard([_scanner([["(?!)"]])])
-    return PatternGuard([_scanner(entries)])
+        return PatternGuard([_scanner([["(?!)"]])], "words")
+    return PatternGuard([_scanner(entries)], "words")
 
 
 def _scanner(entries: list[list[str]]) -> Scanner:

@@ -1,6 +1,8 @@
-"""Checksums that tell a card or an account from any other number."""
+"""Checksums that tell a card, an account, a passport or a coin's address from any other word."""
 
 from __future__ import annotations
+
+import hashlib
 
 # ISO 13616: characters of an IBAN by country.
 _IBAN_LENGTHS: dict[str, int] = {
@@ -55,10 +57,54 @@ def iban_end(candidate: str, start: int, text: str) -> int | None:
         return None
     letters: list[str] = []
     for index, char in enumerate(candidate):
-        if char not in " -":
+        if char not in " -\n":
             letters.append(char)
         if len(letters) == wanted:
             end = start + index + 1
             glued = end < len(text) and text[end].isascii() and text[end].isalnum()
             return end if not glued and iban("".join(letters)) else None
     return None
+
+
+def mrz_digit(field: str) -> str:
+    """The check digit of a field of a machine-readable travel document (ICAO 9303)."""
+    weights = (7, 3, 1)
+    return str(sum(weights[i % 3] * (0 if c == "<" else int(c, 36)) for i, c in enumerate(field)) % 10)
+
+
+_BASE58 = {char: n for n, char in enumerate("123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz")}
+
+
+def base58check(text: str) -> bool:
+    """Whether ``text`` is a version byte, a hash of 20 bytes and their checksum in base 58 (Bitcoin)."""
+    number = 0
+    for char in text:
+        if char not in _BASE58:
+            return False
+        number = number * 58 + _BASE58[char]
+    if number >> 200:
+        return False
+    data = number.to_bytes(25, "big")
+    zeros = len(data) - len(data.lstrip(b"\0"))
+    if zeros != len(text) - len(text.lstrip("1")):
+        return False
+    return hashlib.sha256(hashlib.sha256(data[:-4]).digest()).digest()[:4] == data[-4:]
+
+
+_BECH32 = {char: n for n, char in enumerate("qpzry9x8gf2tvdw0s3jn54khce6mua7l")}
+_BECH32_STEPS = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+
+
+def bech32(text: str) -> bool:
+    """Whether ``text`` ends in the checksum of its segwit address, old or new (BIP 173, BIP 350)."""
+    prefix, _, data = text.lower().rpartition("1")
+    if any(char not in _BECH32 for char in data):
+        return False
+    values = [ord(char) >> 5 for char in prefix] + [0] + [ord(char) & 31 for char in prefix]
+    checksum = 1
+    for value in values + [_BECH32[char] for char in data]:
+        top = checksum >> 25
+        checksum = (checksum & 0x1FFFFFF) << 5 ^ value
+        for bit, step in enumerate(_BECH32_STEPS):
+            checksum ^= step if top >> bit & 1 else 0
+    return checksum in (1, 0x2BC830A3)

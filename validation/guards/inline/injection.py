@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 
 from validation.guards.inline.injection_phrases import LONGEST, PHRASES
-from validation.guards.scan import Hit, Pattern, Scanner, ScannerCursor, Window
+from validation.guards.scan import Hit, Pattern, Readings, Scanner, ScannerCursor, Window
 
 #: Characters of the view within which weights add up.
 SPAN = 2_000
@@ -66,6 +66,7 @@ class InjectionGuard:
     """The guard of policy kind ``injection``."""
 
     longest = LONGEST
+    readings: Readings = "words"
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold

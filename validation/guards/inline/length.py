@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from validation.guards.scan import Hit, Window
+from validation.guards.scan import Hit, Readings, Window
 
 
 class LengthCursor:
@@ -28,6 +28,7 @@ class LengthGuard:
     """The guard of policy kind ``length``."""
 
     longest = 0
+    readings: Readings = "none"
 
     def __init__(self, max_characters: int) -> None:
         self._limit = max_characters

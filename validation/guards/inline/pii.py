@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 
 from validation.guards.inline.checksums import iban_end, luhn
+from validation.guards.inline.identifiers import CRYPTO_SCANNER, NAMED_NUMBERS, PASSPORT_SCANNERS
 from validation.guards.policy import PiiEntity
 from validation.guards.scan import Pattern, PatternGuard, Scanner, chain
 
@@ -17,10 +18,12 @@ _LOCAL = r"[A-Za-z0-9._%+'\-]"
 _DOMAIN = r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.){1,5}"
 _EMAIL = re.compile(_LOCAL + r"{1,64}+@" + _DOMAIN + r"(?:xn--[A-Za-z0-9\-]{2,30}|[A-Za-z]{2,24})")
 #: Runs of what numbers are written with; nothing below matches across any other character.
-_NUMBER = r"[0-9 ()./+\-]"
-_CARD = re.compile(r"(?<![0-9])(?<![0-9][.,])[2-6](?:[ \-]{0,2}[0-9]){12,18}(?![0-9])")
+_NUMBER = r"[0-9 ()./+\-\n]"
+#: A card's groups may stand in two lines, or be parted by full stops.
+_CARD = re.compile(r"(?<![0-9])(?<![0-9][.,])[2-6](?:(?:[ \-]{0,2}| ?-?\n ?|\.)[0-9]){12,18}(?![0-9])")
 _SSN = re.compile(
-    r"(?<![0-9])(?<![0-9]-)(?!000|666|9)[0-9]{3}([ \-])(?!00)[0-9]{2}\1(?!0000)[0-9]{4}(?![0-9])(?!-[0-9])"
+    r"(?<![0-9])(?<![0-9]-)(?!000|666|9)[0-9]{3}([ \-.])"
+    r"(?!00)[0-9]{2}\1(?!0000)[0-9]{4}(?![0-9])(?![.\-][0-9])"
 )
 _PHONE = re.compile(
     # +44 20 7946 0958: a plus, a country, 8 to 15 digits in all.
@@ -30,29 +33,40 @@ _PHONE = re.compile(
     r"[2-9][0-9]{2}[ .\-][0-9]{4}(?![0-9])(?!-[0-9])"
     # 020 7946 0958: a trunk 0 and at least one break.
     r"|(?<![0-9.+/\-])\(?0[1-9][0-9]{1,3}\)?[ /\-][0-9]{3,4}(?:[ \-]?[0-9]{3,4})(?![0-9])(?!-[0-9])"
+    # 06 12 34 56 78: a trunk 0 and pairs.
+    r"|(?<![0-9.+/\-])0[1-9](?:[ .\-][0-9]{2}){4}(?![0-9])(?![.\-][0-9])"
+    # 0044 20 7946 0958: an exit code, a country.
+    r"|(?<![0-9][ \n\-])(?<![0-9.+/\-])00[1-9][0-9]{0,2}(?:[ ./()\-]{1,3}[0-9]{1,9}){1,4}(?![0-9])(?!-[0-9])"
 )
-_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?:[ \-]?[A-Za-z0-9]){11,30}")
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?:[ \-\n]?[A-Za-z0-9]){11,30}")
 _IPV4 = re.compile(r"(?<![0-9A-Za-z.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9A-Za-z])(?!\.[0-9])")
 _IPV6 = re.compile(r"(?<![0-9A-Za-z:.])[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]{1,42}(?![0-9A-Za-z:])")
 
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _BRANDS = re.compile(
     r"4(?:.{12}|.{15}|.{18})|5[1-5].{14}|2(?:22[1-9]|2[3-9].|[3-6]..|7[01].|720).{12}|3[47].{13}"
-    r"|(?:6011|64[4-9].|65..).{12,15}|35(?:2[89]|[3-8].).{12,15}|(?:30[0-5].|3[689]..).{10,15}|62.{14,17}"
+    r"|(?:5018|50[23]8|5893|6304|6759|676[1-3]).{8,15}|(?:6011|64[4-9].|65..).{12,15}|35(?:2[89]|[3-8].).{12,15}|(?:30[0-5].|3[689]..).{10,15}|62.{14,17}"
 )
 
 
 def _card_end(match: re.Match[str]) -> int | None:
     """The longest run of whole groups of digits that is a card number of a known brand."""
     text = match[0]
+    if text.count(".") == 1:
+        return None  # A decimal fraction.
     digits: list[tuple[str, int]] = [(char, index + 1) for index, char in enumerate(text) if char.isdigit()]
     for count in range(len(digits), 12, -1):
         end = digits[count - 1][1]
         whole = end == len(text) or not text[end].isdigit()
         number = "".join(char for char, _ in digits[:count])
-        if whole and _BRANDS.fullmatch(number) and luhn(number):
+        if whole and text.count("\n", 0, end) < 2 and _BRANDS.fullmatch(number) and luhn(number):
             return match.start() + end
     return None
+
+
+def _phone_end(match: re.Match[str]) -> int | None:
+    """A number with an exit code has 8 to 15 digits in all, which its pattern alone does not say."""
+    return match.end() if sum(map(str.isdigit, match[0])) > 7 + 2 * match[0].startswith("00") else None
 
 
 def _ipv4_end(match: re.Match[str]) -> int | None:
@@ -78,7 +92,7 @@ def _public_address(text: str) -> bool:
 _NUMBERS: dict[PiiEntity, Pattern] = {
     "CREDIT_CARD": Pattern("CREDIT_CARD", 1.0, _CARD, _card_end),
     "US_SSN": Pattern("US_SSN", 0.85, _SSN),
-    "PHONE_NUMBER": Pattern("PHONE_NUMBER", 0.75, _PHONE),
+    "PHONE_NUMBER": Pattern("PHONE_NUMBER", 0.75, _PHONE, _phone_end),
 }
 _EMAIL_SCANNER = Scanner(
     (Pattern("EMAIL_ADDRESS", 1.0, _EMAIL),),
@@ -88,7 +102,7 @@ _EMAIL_SCANNER = Scanner(
 )
 _IBAN_SCANNER = Scanner(
     (Pattern("IBAN_CODE", 1.0, _IBAN, lambda match: iban_end(match[0], match.start(), match.string)),),
-    re.compile(chain("(?<![A-Za-z0-9])[A-Za-z]", "[A-Za-z]", "[0-9]", r"[0-9][A-Za-z0-9 \-]*+\Z")),
+    re.compile(chain("(?<![A-Za-z0-9])[A-Za-z]", "[A-Za-z]", "[0-9]", r"[0-9][A-Za-z0-9 \-\n]*+\Z")),
     longest=4 + 2 * 30 + 2,
     gate=re.compile(r"[A-Za-z]{2}[0-9]{2}"),
 )
@@ -111,12 +125,17 @@ def pii_guard(entities: Iterable[PiiEntity]) -> PatternGuard:
             Scanner(
                 numbers,
                 re.compile(rf"[0-9+(]{_NUMBER}*+\Z"),
-                longest=2 + 4 * 14 + 3,
+                longest=5 + 4 * 18 + 3,
                 gate=re.compile("[0-9]"),
             )
         )
+    scanners.extend(scanner for entity, scanner in NAMED_NUMBERS.items() if entity in wanted)
     if "IBAN_CODE" in wanted:
         scanners.append(_IBAN_SCANNER)
     if "IP_ADDRESS" in wanted:
         scanners.append(_IP_SCANNER)
+    if "PASSPORT" in wanted:
+        scanners.extend(PASSPORT_SCANNERS)
+    if "CRYPTO_ADDRESS" in wanted:
+        scanners.append(CRYPTO_SCANNER)
     return PatternGuard(scanners)

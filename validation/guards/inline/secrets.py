@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+from validation.guards.inline.passwords import PASSWORD_SCANNERS
 from validation.guards.scan import Pattern, PatternGuard, Scanner, chain, trie, trie_pattern
 
 _ALONE = "(?<![A-Za-z0-9])"
-_BODY = r"[A-Za-z0-9_.\-]"
+_BODY = r"[A-Za-z0-9_.+/=\-]"
 _PRIVATE_BODY = 16_000
 
 
@@ -21,19 +22,38 @@ def _token(label: str, pattern: str, random: bool = False) -> Pattern:
 
 
 _TOKENS = (
-    _token("AWS_ACCESS_KEY", r"(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"),
+    _token("AWS_ACCESS_KEY", r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])"),
     _token("ANTHROPIC_KEY", r"sk-ant-[A-Za-z0-9_\-]{16,256}"),
     _token("OPENAI_KEY", r"sk-(?!ant-)[A-Za-z0-9_\-]{16,256}", random=True),
     _token("HUGGINGFACE_TOKEN", r"hf_[A-Za-z0-9]{24,64}"),
     _token("GOOGLE_API_KEY", r"AIza[A-Za-z0-9_\-]{35}"),
+    _token("GOOGLE_OAUTH", r"(?:GOCSPX-[A-Za-z0-9_\-]{20,64}|ya29\.[A-Za-z0-9_\-]{20,512})"),
     _token("GITHUB_TOKEN", r"(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_[A-Za-z0-9_]{22,255})"),
-    _token("GITLAB_TOKEN", r"glpat-[A-Za-z0-9_\-]{20,64}"),
+    _token("GITLAB_TOKEN", r"gl(?:pat|dt|rt|cbt|ptt|ft|soat)-[A-Za-z0-9_\-.]{20,96}", random=True),
     _token("SLACK_TOKEN", r"(?:xox[abeoprs]|xapp)-[A-Za-z0-9\-]{10,255}", random=True),
-    _token("STRIPE_KEY", r"[sr]k_(?:live|test)_[A-Za-z0-9]{16,255}"),
+    _token("SLACK_WEBHOOK", r"hooks\.slack\.com/[a-z]{1,12}/[A-Za-z0-9/]{20,120}", random=True),
+    _token("STRIPE_KEY", r"(?:[sr]k_(?:live|test)|whsec)_[A-Za-z0-9+/=]{16,255}", random=True),
     _token("JWT", r"eyJ[A-Za-z0-9_\-]{8,1024}\.eyJ[A-Za-z0-9_\-]{8,4096}\.[A-Za-z0-9_\-]{8,1024}"),
 )
 _PREFIXES = (
-    *("AKIA", "ASIA", "sk-", "hf_", "AIza", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-"),
+    *(
+        "AKIA",
+        "ASIA",
+        "ABIA",
+        "ACCA",
+        "sk-",
+        "hf_",
+        "AIza",
+        "GOCSPX-",
+        "ya29.",
+        "ghp_",
+        "gho_",
+        "ghu_",
+        "ghs_",
+        "ghr_",
+        "github_pat_",
+    ),
+    *("glpat-", "gldt-", "glrt-", "glcbt-", "glptt-", "glft-", "glsoat-", "hooks.slack.com/", "whsec_"),
     *("xoxa", "xoxb", "xoxe", "xoxo", "xoxp", "xoxr", "xoxs", "xapp-", "eyJ"),
     *("sk_live_", "sk_test_", "rk_live_", "rk_test_"),
 )
@@ -48,8 +68,8 @@ _TOKEN_SCANNER = Scanner(
 # A secret access key has no form but its length: only what is called one is taken for one.
 _BREAK = r"[_ \-]"
 _AWS_NAMES = trie(
-    [*"aws", *first, *"secret", *second, *access, *"key"]
-    for first in ([], [_BREAK])
+    [*first, *"secret", *second, *access, *"key"]
+    for first in ([], [*"aws"], [*"aws", _BREAK])
     for second in ([], [_BREAK])
     for access in ([], [*"access"], [*"access", _BREAK])
 )
@@ -63,7 +83,7 @@ _AWS_SECRET_SCANNER = Scanner(
     ),
     re.compile("(?!\\Z)" + trie_pattern(_AWS_NAMES, r"[\"'` \t:=>a-z0-9/+]*+\Z", unfinished=True)),
     longest=20 + 8 + 40 + 1,
-    gate=re.compile("aws[_ \\-]?secret"),
+    gate=re.compile("secret"),
     folded=True,
 )
 
@@ -99,4 +119,4 @@ _PRIVATE_KEY_SCANNER = Scanner(
 
 def secrets_guard() -> PatternGuard:
     """The guard of policy kind ``secrets``."""
-    return PatternGuard((_TOKEN_SCANNER, _AWS_SECRET_SCANNER, _PRIVATE_KEY_SCANNER))
+    return PatternGuard((_TOKEN_SCANNER, _AWS_SECRET_SCANNER, _PRIVATE_KEY_SCANNER, *PASSWORD_SCANNERS))
