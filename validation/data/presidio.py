@@ -15,8 +15,8 @@ def build_analyzer(entities: Sequence[str], language: str, model: str | None) ->
     """An ``AnalyzerEngine`` for ``entities`` in ``language``, an ISO 639-1 code.
 
     ``model`` is the name of an installed spaCy model, or its folder; without one there are only entities
-    that have a pattern. Raises NotFoundError for a model that is not here, UsageError for a language that spaCy
-    does not know, a folder that holds no model, and an entity that nothing would find.
+    that have a pattern. Raises NotFoundError for a model that is not here, UsageError for a language that
+    spaCy does not know, for a folder that holds no model, and for an entity that nothing would find.
     """
     # Else the first web or mail address would fetch a list of suffixes; the package carries one.
     os.environ.setdefault("TLDEXTRACT_PUBLIC_SUFFIX_LIST_URLS", "")

@@ -96,7 +96,7 @@ _PIECES = st.sampled_from(
             "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4",
             "0x" + "aB" * 20,
         ),
-        *("P<UTOERIKSSON<<ANNA", "L898902C36UTO7408122F1204159ZE184226B<<<<<10", "415 555 0132", "passeport"),
+        *("P<UTOERIKSSON<<ANNA", "L898902C36UTO7408122F1204159ZE184226B<<<<<10", "415 555 0132"),
         *("378282246310005", "2600:1f18::", "ann@ex.io", "Ⅷ", "．", "﹫", "\u00ad", "\U000e0031", "\x00"),
     ]
 )
@@ -147,10 +147,7 @@ def test_presidio_finds_what_guards_do_not_know():
     assert masked(text, finder.find(text)) == "Send it to <CRYPTO>, not to <EMAIL_ADDRESS>."
     assert finder.judge(Document(text)) == ("crypto", 1.0)
     assert finder.find("Send it to nobody.") == []
-    # Longer than spaCy takes at once, and across every seam.
-    long = f"{text} " * 15_000
-    assert len(long) > 10**6
-    assert masked(long[: 9 * PART], finder.find(long[: 9 * PART])).count("<CRYPTO>") == 9 * PART // len(text)
+    # Across every seam.
     address = text[11:45]
     for start in range(PART - 40, PART + 5):
         (span,) = finder.find("x" * (start - 1) + " " + address + " y" * 400)
