@@ -307,7 +307,7 @@ def _marking(
         config.duplicates.near,
         config.length,
         tokenizer=pipeline.share(pipeline.job.artifacts.read(model, TOKENIZER)) if model else None,
-        evaluation=rule.read_index(evaluation, config.num_cpus) if rule else None,
+        evaluation=rule.read_index(evaluation, config.num_cpus, pipeline.job.progress) if rule else None,
         labels=config.labels.read(labels, config.columns, config.num_cpus) if config.labels else None,
     )
 
