@@ -53,7 +53,8 @@ class Contamination(Rule):
         """
         parts = []
         for name, texts in sets.items():
-            keys, sizes = [np.zeros(0, np.uint64)], Counter[int]()
+            keys: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
+            sizes = Counter[int]()
             for text in texts:
                 words = Document(text).words(self.language).keys()
                 size = min(self.n, len(words))
@@ -61,8 +62,8 @@ class Contamination(Rule):
                 sizes[size if long_enough else 0] += 1
                 keys += [n_gram_keys(words, size)] if long_enough else []
             found = np.unique(np.concatenate(keys))
-            sets_of = np.zeros(len(found), np.uint16)
-            parts.append(EvaluationIndex(found, sets_of, (name,), dict(sizes)))
+            first: NDArray[np.uint16] = np.zeros(len(found), np.uint16)
+            parts.append(EvaluationIndex(found, first, (name,), dict(sizes)))
         return EvaluationIndex.merge(parts)
 
     def build(self, index: EvaluationIndex) -> Judge:
