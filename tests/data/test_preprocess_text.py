@@ -75,9 +75,9 @@ def test_the_shipped_recipe_says_of_each_row_why_it_went(corpus: Corpus) -> None
     near = prose(5).replace(".", ", they said.", 1)
     texts = [
         *(prose(number) for number in range(40)),
-        "Dies ist ein deutscher Text über den Fluss und die Stadt, in der niemand mehr wohnen wollte. " * 3
         # Wherever the card cuts the row, it cuts an address.
-        + "jane.doe@example.org " * 20,
+        "jane.doe.of.the.long.name@mail.some.example.org " * 15
+        + "Dies ist ein deutscher Text über den Fluss und die Stadt, in der niemand mehr wohnen wollte. " * 9,
         "This is a note about the weather in the garden, and it is much too short to be a document.",
         f"{prose(7, 1)}\n" * 30,
         prose(3) + " ",

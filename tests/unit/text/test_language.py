@@ -55,7 +55,7 @@ def test_scores_are_the_librarys(library):
         for text in texts:
             (found, score), (expected, expected_score) = identifier.classify(text), library.classify(text)
             assert found == expected
-            assert score == expected_score
+            assert score == pytest.approx(expected_score, rel=1e-5)
     library.set_languages(None)
 
 
