@@ -343,7 +343,7 @@ def test_a_users_own_expectation_is_judged_in_the_workers() -> None:
     suite = suite_of([("column_values_to_be_shouted", {"column": "text", "mostly": 0.4})])
     whole = frame(60, 11)
     whole["text"] = [t.upper() if isinstance(t, str) and i % 2 else t for i, t in enumerate(whole["text"])]
-    assert_equal(gate(dataset(whole, 11, 4), suite), on_whole_frame(whole, suite))
+    assert_equal(gate(dataset(whole, 11, 2), suite), on_whole_frame(whole, suite))
 
 
 def test_suites_are_great_expectations_own_files(tmp_path: Path) -> None:
