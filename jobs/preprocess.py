@@ -94,12 +94,6 @@ class Duplicates(BaseModel):
         None, description="Rows whose texts share most of their word n-grams, by MinHash."
     )
 
-    @model_validator(mode="after")
-    def _bands_only(self) -> Self:
-        if self.near and self.near.min_jaccard is not None:
-            raise ValueError("near.min_jaccard is not for this job, which shuffles bands and no signatures")
-        return self
-
     @property
     def tolerances(self) -> list[Tolerance]:
         """Those of the stages that are on."""
@@ -279,7 +273,8 @@ def run(config: PreprocessConfig) -> JobResult:
         pipeline.check_final()
         digest = pipeline.write()
         counts, facts = pipeline.counts, pipeline.facts()
-        told = publish(job, facts, inputs[: len(files)], _about(config)) | {SCHEMA: facts.columns}
+        told = publish(job, facts, inputs[: len(files)], _about(config), config.personal_data)
+        told |= {SCHEMA: facts.columns}
         return job.result(
             job.commit(counts=counts, summary=_summary(config, counts, pipeline) | told, data_digest=digest)
         )

@@ -14,10 +14,12 @@ from cluster.job.provenance import package_versions
 from jobs.preprocessing.account import Tally, nested
 from jobs.preprocessing.rows import RowFormat
 from jobs.preprocessing.shaping import Shape
+from jobs.preprocessing.writing import SHOWN_CHARS
 
 if TYPE_CHECKING:
     from validation.data import GateReport
     from validation.data.card import CardData, CardExample, CardGate, CardPrevious, CardStage
+    from validation.data.personal import Mask, PersonalData
     from validation.data.profile import Profile, ProfileSpec
 
 PROFILE = "profile.json"
@@ -55,22 +57,30 @@ def profile_spec(form: RowFormat, shape: Shape) -> ProfileSpec:
 
 
 def publish(
-    job: JobRun, facts: Facts, sources: Sequence[ArtifactInput], about: Mapping[str, Any]
+    job: JobRun,
+    facts: Facts,
+    sources: Sequence[ArtifactInput],
+    about: Mapping[str, Any],
+    protect: PersonalData | None = None,
 ) -> dict[str, Any]:
     """Write profile and card; give what the summary says of them.
 
     :param about: fields of the card that the configuration says: license, description, languages.
+    :param protect: what the configuration takes for personal data.
     """
     from validation.data.card import card_html, card_markdown
     from validation.data.docs import docs_html
+    from validation.data.personal import Mask, PersonalData
 
+    # Whatever the configuration lets pass, a card is read by more people than the data.
+    mask = Mask(PersonalData(), *([protect] if protect else []))
     previous = _previous(job, facts.profile)
-    card = _card(job, facts, sources, about, previous)
+    card = _card(job, facts, sources, about, previous, mask)
     job.attempt.write(PROFILE, facts.profile.to_json())
     job.attempt.write("card.md", card_markdown(card).encode())
     job.attempt.write("card.html", card_html(card).encode())
     results = {stage: report.validation for stage, report in facts.suites.items()}
-    job.attempt.write("docs.html", docs_html(results, job.ref.name, show_values=False).encode())
+    job.attempt.write("docs.html", docs_html(results, job.ref.name, mask=mask, show_values=False).encode())
     if previous is None:
         return {}
     return {"previous": previous.address, "drift": previous.drift.verdict}
@@ -82,6 +92,7 @@ def _card(
     sources: Sequence[ArtifactInput],
     about: Mapping[str, Any],
     previous: CardPrevious | None,
+    mask: Mask,
 ) -> CardData:
     from validation.data.card import CardData, CardSource
     from validation.data.schema import shown_type
@@ -98,8 +109,8 @@ def _card(
         counts=dict(facts.counts),
         columns={name: shown_type(kind) for name, kind in facts.columns.items()},
         stages=list(_stages(facts)),
-        gates=list(_gates(facts.suites)),
-        examples=list(_examples(facts.examples)),
+        gates=list(_gates(facts.suites, mask)),
+        examples=list(_examples(facts.examples, mask)),
         profile=facts.profile,
         previous=previous,
         notes=[f"{more:,} more sources are in the manifest."] if more > 0 else [],
@@ -126,7 +137,7 @@ def _stages(facts: Facts) -> Iterable[CardStage]:
         yield found
 
 
-def _gates(suites: Mapping[str, GateReport]) -> Iterable[CardGate]:
+def _gates(suites: Mapping[str, GateReport], mask: Mask) -> Iterable[CardGate]:
     from validation.data.card import CardGate
 
     for stage, report in suites.items():
@@ -134,19 +145,17 @@ def _gates(suites: Mapping[str, GateReport]) -> Iterable[CardGate]:
             stage=stage,
             suite=report.suite,
             expectations=len(report.expectations),
-            failed=[e.describe() for e in report.failed],
-            warnings=[e.describe() for e in report.warnings],
+            failed=[mask(e.describe()) for e in report.failed],
+            warnings=[mask(e.describe()) for e in report.warnings],
         )
 
 
-def _examples(rows: Sequence[Mapping[str, Any]]) -> Iterable[CardExample]:
+def _examples(rows: Sequence[Mapping[str, Any]], mask: Mask) -> Iterable[CardExample]:
     from validation.data.card import CardExample
-    from validation.data.personal import PersonalData, masked
 
-    finder = PersonalData().build()
     for row in rows:
-        # Whatever the configuration lets pass, a card is read by more people than the data.
-        yield CardExample(**{**row, "text": masked(row["text"], finder.find(row["text"]))})
+        told = {"reason": mask(row["reason"]), "text": mask(row["text"], SHOWN_CHARS)}
+        yield CardExample(**{**row, **told})
 
 
 def _previous(job: JobRun, profile: Profile) -> CardPrevious | None:

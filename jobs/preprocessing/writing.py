@@ -25,6 +25,7 @@ from jobs.preprocessing.rows import (
     line_of,
     quarantine_schema,
 )
+from validation.data.personal import LONGEST
 from validation.data.profile import ProfileSpec, profile_block
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 SPLITS, QUARANTINE = ("train", "test"), "quarantine"
 #: Rows of each reason that are shown, of a block and in all.
-EXAMPLES, _SHOWN_CHARS = 2, 500
+EXAMPLES, SHOWN_CHARS = 2, 500
 _QUOTED = re.compile(r"(['\"]).*\1", re.DOTALL)
 
 
@@ -131,7 +132,8 @@ def _examples(apart: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         seen[why] += 1
         if seen[why] <= EXAMPLES:
             shown = {name: row[name] for name in ("row_id", "source", "line", "stage", "reason", "score")}
-            yield {**shown, "text": (row["raw"] or "")[:_SHOWN_CHARS]}
+            # Personal data is masked later, and must not be cut in two before.
+            yield {**shown, "text": (row["raw"] or "")[: SHOWN_CHARS + LONGEST]}
 
 
 def write_empty(attempt: Attempt, folder: str, schema: pa.Schema) -> None:

@@ -32,6 +32,10 @@ from validation.data.schema import CONVERSATIONS
 
 SPEC = ProfileSpec(texts=["messages"], numbers={"language_score": SHARES}, categories=["language", "source"])
 NASTY = '<script src="http://evil/x.js"></script> | ![x](http://evil/y.png) `code`\n# head ' + "long " * 200
+#: What GitHub makes links of by itself, and characters that turn a line's order or a terminal's colours.
+BARE = (
+    "see https://evil/z or www.evil.example or w\u200bww.evil.example or bob@evil.example \x00\x1b[31m\u202e"
+)
 
 
 @cache
@@ -185,8 +189,39 @@ def test_tables_of_the_markdown_hold_whatever_a_row_holds() -> None:
     )
     seen = Page(html)
     assert not seen.fetched
-    assert "script" not in seen.tags
+    assert not seen.tags & {"script", "a", "img"}
     assert '<script src="http://evil/x.js"></script> | ![x](http://evil/y.png) `code` # head' in seen.text
+
+
+def test_nothing_that_comes_from_outside_becomes_markup() -> None:
+    from markdown_it import MarkdownIt
+
+    nasty = f"{BARE} {NASTY[:80]}"
+    told = card(
+        name=nasty,
+        description=nasty,
+        notes=[nasty],
+        license=CardLicense(name=nasty, source=nasty, text=nasty),
+        sources=[CardSource(address=nasty, digest=nasty)],
+        counts={nasty: 1},
+        stages=[CardStage(name=nasty, rows=5, dropped={nasty: 2})],
+        gates=[CardGate(stage=nasty, suite=nasty, expectations=2, failed=[nasty])],
+        examples=[CardExample(stage=nasty, reason=nasty, row_id=nasty, text=nasty)],
+        columns={nasty: "string"},
+    )
+    markdown = card_markdown(told)
+    # What GitHub would find addresses by, wherever they stand.
+    assert not re.search(r"(?i)(https?|ftp):/|www\.|@\w", markdown.split("---\n", 2)[2])
+    pages = [
+        MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(markdown.split("---\n", 2)[2]),
+        card_html(told),
+    ]
+    for page in pages:
+        seen = Page(page)
+        assert not seen.fetched
+        assert not seen.tags & {"script", "a", "img"}
+        assert "see https://evil/z or www.evil.example or www.evil.example or bob@evil.example" in seen.text
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\u200b\u202e]", page)
 
 
 @pytest.mark.parametrize(

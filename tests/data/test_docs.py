@@ -89,6 +89,55 @@ def test_the_page_is_whole_without_a_network(result: dict[str, Any]) -> None:
     assert "evil" not in masked
 
 
+ADDRESS = "ann@example.com"
+
+
+def mask(text: str) -> str:
+    return text.replace(ADDRESS, "<EMAIL>").replace("bob@example.com", "<EMAIL>")
+
+
+def entry(kind: str, result: dict[str, Any], *, error: str | None = None) -> dict[str, Any]:
+    return {
+        "success": False,
+        "expectation_config": {"type": kind, "kwargs": {"column": "text"}},
+        "result": result,
+        "exception_info": {"raised_exception": error is not None, "exception_message": error},
+    }
+
+
+def test_personal_data_is_masked_wherever_a_row_may_be_quoted() -> None:
+    long = "x" * 190 + ADDRESS
+    counts = [{"value": v, "count": c} for v, c in ((ADDRESS, 2), ("bob@example.com", 3), (long, 1))]
+    result = {
+        "partial_unexpected_counts": counts,
+        "unexpected_index_column_names": ["row_id"],
+        "unexpected_index_list": [{"row_id": ADDRESS}],
+    }
+    found = {
+        "success": False,
+        "results": [
+            entry("expect_column_values_to_be_in_set", result),
+            entry("expect_column_max_to_be_between", {"observed_value": long}),
+            entry("expect_column_min_to_be_between", {}, error=long),
+        ],
+    }
+    failed, seen, raised = (
+        next(
+            e
+            for e in suite_docs("contract", found, mask).expectations
+            if e.type == item["expectation_config"]["type"]
+        )
+        for item in found["results"]
+    )
+    # Values that are masked alike are counted together, and nothing is cut before it is masked.
+    assert failed.unexpected == {"<EMAIL>": 5, "x" * 190 + "<EMAIL>": 1}
+    assert failed.rows == ["<EMAIL>"]
+    assert seen.observed == raised.error == "x" * 190 + "<EMAIL>"
+    hidden = Page(docs_html({"contract": found}, "a dataset", show_values=False)).text
+    assert "xxx" not in hidden
+    assert hidden.count("not shown") == 2
+
+
 def test_what_is_no_result_is_refused() -> None:
     with pytest.raises(UsageError, match="contract is no validation result"):
         docs_html({"contract": {"success": True}}, "x")

@@ -5,10 +5,12 @@ The Markdown begins with Hugging Face's dataset-card metadata, so that the folde
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +30,8 @@ _HUB_LICENSES = (
     " cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 ecl-2.0 epl-2.0 gpl-2.0 gpl-3.0 lgpl-2.1"
     " lgpl-3.0 mit mpl-2.0 ms-pl odbl odc-by pddl unlicense wtfpl zlib"
 )
+#: Where a bare address is broken by an empty comment.
+_LINKED = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", re.IGNORECASE)
 _SIZES = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 
 
@@ -134,7 +138,7 @@ def card_markdown(card: CardData) -> str:
     environment = templates(autoescape=False)
     environment.filters |= {"cell": _cell}
     template = environment.get_template("card.md.jinja")
-    return str(template.render(card=card, metadata=_yaml(hub_metadata(card))))
+    return visible(str(template.render(card=card, metadata=_yaml(hub_metadata(card)))))
 
 
 def card_html(card: CardData) -> str:
@@ -149,7 +153,7 @@ def card_html(card: CardData) -> str:
     page = environment.get_template("card.html.jinja").render(
         card=card, charts=charts, waterfall=_waterfall(card), examples=_by_stage(card.examples), bar=bar
     )
-    return str(page)
+    return visible(str(page))
 
 
 def hub_metadata(card: CardData) -> dict[str, Any]:
@@ -244,15 +248,22 @@ def _part(value: float, whole: float) -> str:
     return f"{value / whole:.1%}" if whole else ""
 
 
+def visible(text: str) -> str:
+    """The text without control and format characters (line feeds and tabs stay), which can turn its order."""
+    return "".join(c for c in text if c in "\n\t" or category(c) not in ("Cc", "Cf", "Cs"))
+
+
 def _short(text: Any, limit: int = _SHOWN_CHARS) -> str:
-    line = " ".join(str(text).split())
+    line = visible(" ".join(str(text).split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def _cell(text: Any, limit: int = _SHOWN_CHARS) -> str:
     """Text for a cell of a Markdown table: whatever it holds, it stays text, and in its cell."""
     escaped = _short(text, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join("\\" + c if c in "\\`*_{}[]()#+!|~$" else c for c in escaped)
+    escaped = "".join("\\" + c if c in "\\`*_{}[]()#+!|~$" else c for c in escaped)
+    # GitHub makes links of bare addresses, and finds them even behind an escape.
+    return _LINKED.sub("<!-- -->", escaped)
 
 
 def _yaml(metadata: dict[str, Any]) -> str:

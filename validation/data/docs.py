@@ -15,11 +15,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import UsageError
-from validation.data.card import templates
+from validation.data.card import templates, visible
 
 #: Unexpected values, and ids of rows, shown of one expectation.
 MAX_SHOWN = 10
 _PARAMETER = re.compile(r"\$(\w+)")
+#: In place of what may quote a row.
+HIDDEN = "not shown"
 Outcome = Literal["held", "failed", "error"]
 Mask = Callable[[str], str]
 
@@ -82,13 +84,14 @@ def docs_html(
 
     :param results: name of the gate to its result as ``to_json_dict()`` gives it.
     :param mask: makes personal data in a value unreadable: raw rows are judged before theirs is masked.
-    :param show_values: False leaves out unexpected values.
+    :param show_values: False leaves out unexpected values, what was observed if it is text, and the messages
+        of exceptions, which may quote values.
 
     Raises UsageError for what is no validation result.
     """
     suites = [suite_docs(name, result, mask, show_values=show_values) for name, result in results.items()]
     template = templates(autoescape=True).get_template("docs.html.jinja")
-    return str(template.render(title=title, suites=suites, made_at=datetime.now(UTC)))
+    return visible(str(template.render(title=title, suites=suites, made_at=datetime.now(UTC))))
 
 
 def suite_docs(
@@ -114,25 +117,28 @@ def _expectation(entry: Mapping[str, Any], mask: Mask, *, show_values: bool) -> 
     kwargs, error = configuration["kwargs"], _error(entry.get("exception_info") or {})
     columns = [kwargs[k] for k in ("column", "column_A", "column_B") if kwargs.get(k)]
     columns += kwargs.get("column_list") or kwargs.get("column_set") or []
-    sentence, observed = _rendered(entry)
+    sentence, observed = _rendered(entry, mask)
+    if not show_values:
+        observed = HIDDEN if _has_text([result.get("observed_value"), result.get("details")]) else observed
+        error = HIDDEN if error else None
     outcome: Outcome = "error" if error else "held" if entry["success"] else "failed"
     notes = (configuration.get("meta") or {}).get("notes") or configuration.get("notes") or []
     return ExpectationDocs(
         type=configuration["type"],
         column=", ".join(str(c) for c in columns) if "column_set" not in kwargs else "",
         sentence=sentence,
-        observed="" if error else mask(observed),
+        observed="" if error else observed,
         severity=str(configuration.get("severity") or "critical"),
         outcome=outcome,
-        error=mask(error) if error else None,
+        error=_shown(error, mask) if error else None,
         counts=_counts(result),
         unexpected=_unexpected(result, mask) if show_values and not entry["success"] else {},
-        rows=_rows(result) if not entry["success"] else [],
+        rows=_rows(result, mask) if not entry["success"] else [],
         notes=[str(n) for n in (notes if isinstance(notes, list) else [notes])],
     )
 
 
-def _rendered(entry: Mapping[str, Any]) -> tuple[list[Word], str]:
+def _rendered(entry: Mapping[str, Any], mask: Mask) -> tuple[list[Word], str]:
     """What was expected and what was seen, by Great Expectations' own inline renderer."""
     from great_expectations.core.expectation_validation_result import ExpectationValidationResult
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
@@ -152,15 +158,16 @@ def _rendered(entry: Mapping[str, Any]) -> tuple[list[Word], str]:
     )
     sentence, observed = [Word(text=configuration["type"], value=False)], "--"
     for block in InlineRenderer(render_object=judged).get_rendered_content():
-        words = _words(block.to_json_dict()["value"])
+        value = block.to_json_dict()["value"]
         if block.name.startswith("atomic.prescriptive"):
-            sentence = words or sentence
+            sentence = _words(value) or sentence
         elif block.name.startswith("atomic.diagnostic.observed_value"):
-            observed = "".join(word.text for word in words)
+            words = _words(value, mask)
+            observed = mask("".join(word.text for word in words))
     return sentence, observed
 
 
-def _words(value: Mapping[str, Any]) -> list[Word]:
+def _words(value: Mapping[str, Any], mask: Mask = str) -> list[Word]:
     """A rendered template with its parameters filled in, then the figures of its table or graph."""
     told = value.get("header", {}).get("value", value)
     template, parameters = told.get("template") or "", told.get("params") or {}
@@ -168,12 +175,12 @@ def _words(value: Mapping[str, Any]) -> list[Word]:
     for match in _PARAMETER.finditer(template):
         if match[1] in parameters:
             words.append(Word(text=template[end : match.start()], value=False))
-            words.append(Word(text=_shown(parameters[match[1]].get("value")), value=True))
+            words.append(Word(text=_shown(parameters[match[1]].get("value"), mask), value=True))
             end = match.end()
     words.append(Word(text=template[end:], value=False))
-    rows = [[_shown(cell["value"]) for cell in row] for row in value.get("table") or []]
+    rows = [[_shown(cell["value"], mask) for cell in row] for row in value.get("table") or []]
     for points in (value.get("graph") or {}).get("datasets", {}).values():
-        rows += [[_shown(figure) for figure in point.values()] for point in points]
+        rows += [[_shown(figure, mask) for figure in point.values()] for point in points]
     figures = "; ".join(" ".join(row) for row in rows[:MAX_SHOWN]) + (" …" if len(rows) > MAX_SHOWN else "")
     words.append(Word(text=f" {figures}" if template and figures else figures, value=False))
     return [word for word in words if word.text]
@@ -195,16 +202,20 @@ def _unexpected(result: Mapping[str, Any], mask: Mask) -> dict[str, int | None]:
     counted = [item for item in result.get("partial_unexpected_counts") or [] if "count" in item]
     listed = [] if counted else result.get("partial_unexpected_list") or []
     values = [(item["value"], item["count"]) for item in counted] + [(value, None) for value in listed]
-    # Masked before it is cut: half an address is not recognised as one.
-    return {_cut(mask(_text(value))): count for value, count in values[:MAX_SHOWN]}
+    found: dict[str, int | None] = {}
+    for value, count in values[:MAX_SHOWN]:
+        shown = _shown(value, mask)
+        # Values that are masked alike are one.
+        found[shown] = None if count is None else count + (found.get(shown) or 0)
+    return found
 
 
-def _rows(result: Mapping[str, Any]) -> list[str]:
+def _rows(result: Mapping[str, Any], mask: Mask) -> list[str]:
     """Ids of unexpected rows: the columns that the result format asked for as an index."""
     columns = result.get("unexpected_index_column_names") or []
     index = result.get("unexpected_index_list") or result.get("partial_unexpected_index_list") or []
     named = [item for item in index[:MAX_SHOWN] if isinstance(item, Mapping)]
-    return [", ".join(_shown(item.get(column)) for column in columns) for item in named if columns]
+    return [", ".join(_shown(item.get(column), mask) for column in columns) for item in named if columns]
 
 
 def _error(info: Mapping[str, Any]) -> str | None:
@@ -212,12 +223,19 @@ def _error(info: Mapping[str, Any]) -> str | None:
     entries = [info] if "raised_exception" in info else [v for v in info.values() if isinstance(v, Mapping)]
     for entry in entries:
         if entry.get("raised_exception"):
-            return _shown(entry.get("exception_message") or "Great Expectations raised an exception")
+            return str(entry.get("exception_message") or "Great Expectations raised an exception")
     return None
 
 
-def _shown(value: Any) -> str:
-    return _cut(_text(value))
+def _has_text(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_text, value.values()))
+    return any(map(_has_text, value)) if isinstance(value, list | tuple) else isinstance(value, str)
+
+
+def _shown(value: Any, mask: Mask) -> str:
+    """Masked before it is cut: half an address is not recognised as one."""
+    return _cut(mask(_text(value)))
 
 
 def _text(value: Any) -> str:

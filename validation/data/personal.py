@@ -8,7 +8,7 @@ could match; a look for that spares them the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -25,15 +25,23 @@ if TYPE_CHECKING:
 Action = Literal["mask", "drop", "keep"]
 
 _FOLDED = re.compile(r"[^\t\n\r\x20-\x7e]+")
-#: What a folded text has if a guard's pattern matches in it, by entity.
-_GATES = {
+#: What a folded text has if a guard's pattern matches in it, by entity. An entity without a gate is always
+#: looked for.
+_GATES: dict[str, str] = {
     "EMAIL_ADDRESS": "@",
     "PHONE_NUMBER": r"[0-9](?:[ ./()\-]{0,3}[0-9]){7}",
-    "US_SSN": r"[0-9]{3}[ \-][0-9]{2}[ \-][0-9]{4}",
-    "CREDIT_CARD": r"[0-9](?:[ \-]{0,2}[0-9]){12}",
-    "IBAN_CODE": r"[A-Za-z]{2}[0-9]{2}(?:[ \-]?[A-Za-z0-9]){11}",
+    "US_SSN": r"[0-9](?:[ .\-]?[0-9]){8}",
+    "CREDIT_CARD": r"[0-9](?:[ .\-\n]{0,4}[0-9]){12}",
+    "IBAN_CODE": r"[A-Za-z]{2}[0-9]{2}(?:[ \-\n]?[A-Za-z0-9]){11}",
     "IP_ADDRESS": r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|:[0-9A-Fa-f.]*:",
+    "PASSPORT": r"(?i:passport|reisepass|passeport|pasaporte|passaport[oe])|[A-Z0-9<]{44}",
+    "CRYPTO_ADDRESS": r"[13LMDAT9][1-9A-HJ-NP-Za-km-z]{24}|(?i:bc|tb|ltc)1[A-Za-z0-9]{11}|0x[0-9A-Fa-f]{40}",
 }
+#: Characters that Presidio looks at together (its time grows with hits times words), and how many of the
+#: part before it sees again, so that what lies across is whole in one of them.
+PART, OVERLAP = 1000, 250
+#: No entity has more characters: an e-mail address has 419 at most.
+LONGEST = 500
 #: Entities of Presidio's without which a text has no digit.
 _WITH_DIGITS = frozenset({"CRYPTO", "US_BANK_NUMBER", "US_ITIN", "US_PASSPORT"})
 
@@ -83,9 +91,8 @@ class PersonalDataFinder:
         wanted = [entity for entity, action in config.entities.items() if action != "keep"]
         ours = [entity for entity in PII_ENTITIES if entity in wanted]
         self._theirs = [entity for entity in wanted if entity not in PII_ENTITIES]
-        # Without entities of theirs, the gate never opens.
-        self._guard = pii_guard(ours or PII_ENTITIES)
-        self._gate = re.compile("|".join(f"(?:{_GATES[entity]})" for entity in ours)) if ours else None
+        self._guard = pii_guard(ours) if ours else None
+        self._gate = re.compile("|".join(f"(?:{_GATES.get(entity, '')})" for entity in ours))
         self._with_digits = _WITH_DIGITS.issuperset(self._theirs)
         self._analyzer: Any = None
         if self._theirs:
@@ -108,7 +115,7 @@ class PersonalDataFinder:
 
     def possible(self, text: str) -> bool:
         """False if no guard's pattern can match anywhere in the text."""
-        if self._gate is None:
+        if self._guard is None:
             return False
         if not text.isascii():
             # Each character folds by itself, so this is the view that the guards read.
@@ -118,7 +125,7 @@ class PersonalDataFinder:
         return self._gate.search(text) is not None
 
     def _by_guards(self, text: str) -> Iterable[PersonalSpan]:
-        if not self.possible(text):
+        if self._guard is None or not self.possible(text):
             return
         view: View = normalise(text)
         for hit in self._guard.cursor().advance(Window.of(view), final=True):
@@ -127,30 +134,69 @@ class PersonalDataFinder:
     def _by_presidio(self, text: str) -> Iterable[PersonalSpan]:
         if self._analyzer is None or (self._with_digits and not any(map(str.isdigit, text))):
             return
+        for begin, end in _parts(text):
+            for found in self._analyze(text[begin:end]):
+                entity, action = found.entity_type, self._config.entities[found.entity_type]
+                yield PersonalSpan(begin + found.start, begin + found.end, entity, found.score, action)
+
+    def _analyze(self, text: str) -> list[Any]:
         config = self._config
-        for found in self._analyzer.analyze(
-            text, config.language, entities=self._theirs, score_threshold=config.min_score
-        ):
-            action = config.entities[found.entity_type]
-            yield PersonalSpan(found.start, found.end, found.entity_type, found.score, action)
+        # Without the zone spaCy would keep every word that it ever saw.
+        with self._analyzer.nlp_engine.nlp[config.language].memory_zone():
+            found: list[Any] = self._analyzer.analyze(
+                text, config.language, entities=self._theirs, score_threshold=config.min_score
+            )
+        return found
+
+
+def _parts(text: str) -> Iterator[tuple[int, int]]:
+    """Where parts of a text begin and end, at blanks if there are any."""
+    start = 0
+    while start < len(text):
+        end = min(start + PART, len(text))
+        if end < len(text):
+            blank = max(text.rfind(" ", start + OVERLAP, end), text.rfind("\n", start + OVERLAP, end))
+            end = blank if blank > 0 else end
+        begin = max(0, start - OVERLAP)
+        blank = text.find(" ", begin, start) if begin else -1
+        yield blank + 1 if blank >= 0 else begin, end
+        start = end
 
 
 def _merged(spans: list[PersonalSpan]) -> list[PersonalSpan]:
-    """Overlapping spans as one: the longest gives entity and score, and drop outweighs mask."""
+    """Overlapping spans as one: drop outweighs mask, then the longest gives entity and score."""
     merged: list[PersonalSpan] = []
-    longest = 0
+    best = (False, 0)
     for span in sorted(spans, key=lambda item: (item.start, -item.end, item.entity)):
-        size = span.end - span.start
+        rank = (span.action == "drop", span.end - span.start)
         if not merged or span.start >= merged[-1].end:
             merged.append(span)
-            longest = size
+            best = rank
             continue
         last = merged[-1]
-        named = span if size > longest else last
-        longest = max(longest, size)
-        action: Action = "drop" if "drop" in (span.action, last.action) else "mask"
-        merged[-1] = PersonalSpan(last.start, max(last.end, span.end), named.entity, named.score, action)
+        named = span if rank > best else last
+        best = max(best, rank)
+        merged[-1] = named._replace(start=last.start, end=max(last.end, span.end))
     return merged
+
+
+class Mask:
+    """Makes unreadable whatever any of some rules looks for, be it to mask or to drop."""
+
+    def __init__(self, *rules: PersonalData) -> None:
+        self._finders = [rule.build() for rule in rules]
+
+    def __call__(self, text: str, limit: int | None = None) -> str:
+        """The text, or what stands for its first ``limit`` code points, with placeholders.
+
+        Of what crosses the limit nothing is shown: half an address is not recognised as one.
+        """
+        size = len(text) if limit is None else limit
+        seen = text[: size + LONGEST]
+        found = _merged([span for finder in self._finders for span in finder.find(seen)])
+        shown = [span for span in found if span.start < size]
+        end = max(size, shown[-1].end) if shown else size
+        return masked(seen[:end], shown)
 
 
 def masked(text: str, spans: Iterable[PersonalSpan]) -> str:

@@ -15,8 +15,8 @@ def build_analyzer(entities: Sequence[str], language: str, model: str | None) ->
     """An ``AnalyzerEngine`` for ``entities`` in ``language``, an ISO 639-1 code.
 
     ``model`` is the name of an installed spaCy model, or its folder; without one there are only entities
-    that have a pattern. Raises NotFoundError for a model that is not here, UsageError for an entity that
-    nothing would find.
+    that have a pattern. Raises NotFoundError for a model that is not here, UsageError for a language that
+    spaCy does not know, for a folder that holds no model, and for an entity that nothing would find.
     """
     # Else the first web or mail address would fetch a list of suffixes; the package carries one.
     os.environ.setdefault("TLDEXTRACT_PUBLIC_SUFFIX_LIST_URLS", "")
@@ -45,5 +45,10 @@ def _nlp_engine(language: str, model: str | None) -> Any:
     if model is not None and not (spacy.util.is_package(model) or Path(model).is_dir()):
         raise NotFoundError(f"model {model}: neither a spaCy package nor a folder; install it.")
     engine = SpacyNlpEngine(models=[{"lang_code": language, "model_name": model or "blank"}])
-    engine.nlp = {language: spacy.load(model) if model else spacy.blank(language)}
+    try:
+        engine.nlp = {language: spacy.load(model) if model else spacy.blank(language)}
+    except ImportError:
+        raise UsageError(f"language {language}: spaCy does not know it; give an ISO 639-1 code.") from None
+    except (OSError, ValueError) as problem:
+        raise UsageError(f"model {model}: spaCy cannot load it: {problem}") from None
     return engine
