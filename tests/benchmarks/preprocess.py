@@ -231,12 +231,14 @@ def datatrove(paths: list[Path], folder: Path) -> set[str]:
     )
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter
+    from datatrove.utils.hashing import HashConfig
 
     source, at = (
         str(paths[0].parent),
         {n: str(folder / n) for n in ("good", "sig", "buckets", "gone", "kept")},
     )
-    minhash = MinhashConfig()
+    # Its xxhash functions hash texts as they are, which xxhash 4 refuses.
+    minhash = MinhashConfig(hash_config=HashConfig(hash_fc="sha1"))
 
     def execute(steps: list[Any], tasks: int) -> None:
         LocalPipelineExecutor(
