@@ -50,7 +50,7 @@ from validation.data.schema import SUMMARY_KEY as SCHEMA
 from validation.data.tokens import FILE as TOKENIZER
 from validation.data.verdict import Rule
 
-CODE_EPOCH = 2
+CODE_EPOCH = 3
 #: Columns that finished rows have beside those in ``keep``; the final suite may look at all of them.
 FINISHED = frozenset({"row_id", "split", "messages", "prompt", "completion"})
 
@@ -307,7 +307,7 @@ def _marking(
         config.duplicates.near,
         config.length,
         tokenizer=pipeline.share(pipeline.job.artifacts.read(model, TOKENIZER)) if model else None,
-        evaluation=rule.read_index(evaluation, config.num_cpus) if rule else None,
+        evaluation=rule.read_index(evaluation, config.num_cpus, pipeline.job.progress) if rule else None,
         labels=config.labels.read(labels, config.columns, config.num_cpus) if config.labels else None,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,17 @@ class Against(Contamination):
         found = [address for source in self.against for address in find_files(source)]
         return [source_file(address, number, None) for number, address in enumerate(found)]
 
-    def read_index(self, files: Sequence[SourceFile], num_cpus: float) -> Any:
+    def read_index(
+        self, files: Sequence[SourceFile], num_cpus: float, progress: Callable[[str], None]
+    ) -> Any:
         """Reference to the index of the files, which tasks make, one for each file."""
         import ray
 
         task = ray.remote(num_cpus=num_cpus)(_index)
         parts = [task.remote(self, file) for file in files]
-        return ray.remote(num_cpus=num_cpus)(_merged).remote(*parts)
+        index, told = ray.remote(num_cpus=num_cpus, num_returns=2)(_merged).remote(*parts)
+        progress(ray.get(told))
+        return index
 
 
 def _index(rule: Against, file: SourceFile) -> EvaluationIndex:
@@ -56,5 +60,6 @@ def _index(rule: Against, file: SourceFile) -> EvaluationIndex:
     return rule.index({Path(file.address).name.partition(".")[0]: texts()})
 
 
-def _merged(*parts: EvaluationIndex) -> EvaluationIndex:
-    return EvaluationIndex.merge(parts)
+def _merged(*parts: EvaluationIndex) -> tuple[EvaluationIndex, str]:
+    whole = EvaluationIndex.merge(parts)
+    return whole, whole.told

@@ -9,10 +9,15 @@ these run. Without it they are skipped: there is nothing to look at.
 
 from __future__ import annotations
 
+import hashlib
 import os
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pytest
 
 from cluster.errors import MantaError
@@ -21,6 +26,9 @@ from validation.data.drift import compare_profiles
 from validation.data.profile import Profile
 from validation.data.schema import CONVERSATIONS, SUMMARY_KEY, refuse_schema
 from validation.data.suite import load_suite
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 pytestmark = pytest.mark.dataset
 
@@ -92,49 +100,106 @@ def test_no_split_is_empty_and_the_counts_are_the_manifests(dataset: Pointed) ->
         assert counts == recorded, "the files hold other numbers of rows than the manifest says"
 
 
-def test_no_message_is_empty_and_each_conversation_ends_with_an_answer(dataset: Pointed) -> None:
-    wrong = []
+@dataclass
+class Looked:
+    """What one reading of all rows tells: 16 bytes a row, and a few wrong rows of each kind."""
+
+    #: By split, 8 bytes of a hash of each row's id, and of what it asks, in the rows' order.
+    ids: dict[str, NDArray[np.uint64]]
+    questions: dict[str, NDArray[np.uint64]]
+    #: What is wrong with how many rows, and a few of them.
+    wrong: Counter[str]
+    examples: dict[str, list[tuple[str, Any]]]
+
+    def told(self, what: str) -> str:
+        return f"{self.wrong[what]} rows, such as {self.examples.get(what)}: {what}"
+
+
+NO_ANSWER = "does not end with the assistant's answer to something"
+NO_MESSAGE, NO_TEXT, NO_ID = "has an empty message", "holds nothing", "has no id"
+
+
+def _faults(row: dict[str, Any], *, conversations: bool) -> Iterator[str]:
+    if row["row_id"] is None:
+        yield NO_ID
+    if not conversations:
+        if not any(str(value or "").strip() for name, value in row.items() if name != "row_id"):
+            yield NO_TEXT
+        return
+    messages = row["messages"] or []
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        yield NO_ANSWER
+    elif not all((message["content"] or "").strip() for message in messages):
+        yield NO_MESSAGE
+
+
+@pytest.fixture(scope="module")
+def looked(dataset: Pointed) -> Looked:
+    """All rows, read once."""
+    ids: dict[str, array[int]] = {split: array("Q") for split in dataset.splits}
+    questions: dict[str, array[int]] = {split: array("Q") for split in dataset.splits}
+    found = Looked({}, {}, Counter(), {})
+    conversations = dataset.conversations
+    for split, row in dataset.rows():
+        ids[split].append(_hash64(str(row["row_id"]).encode()))
+        questions[split].append(_hash64(question(row)))
+        for fault in _faults(row, conversations=conversations):
+            found.wrong[fault] += 1
+            if found.wrong[fault] <= SHOWN:
+                found.examples.setdefault(fault, []).append((split, row["row_id"]))
+    found.ids |= {split: np.array(hashes, np.uint64) for split, hashes in ids.items()}
+    found.questions |= {split: np.array(hashes, np.uint64) for split, hashes in questions.items()}
+    return found
+
+
+def _hash64(key: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+
+
+def names_of(dataset: Pointed, split: str, numbers: NDArray[np.int64]) -> list[Any]:
+    """The ids of a few rows by their numbers in the split."""
+    wanted = set(numbers.tolist())
+    found = {n: row["row_id"] for n, (_, row) in enumerate(dataset.rows(split)) if n in wanted}
+    return [found[number] for number in numbers.tolist()]
+
+
+def test_no_message_is_empty_and_each_conversation_ends_with_an_answer(
+    dataset: Pointed, looked: Looked
+) -> None:
     if not dataset.conversations:
         pytest.skip("these are texts, not conversations")
-    for split, row in dataset.rows():
-        messages = row["messages"] or []
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            wrong.append((split, row["row_id"], "does not end with the assistant's answer to something"))
-        elif not all((message["content"] or "").strip() for message in messages):
-            wrong.append((split, row["row_id"], "has an empty message"))
-    assert not wrong, f"{len(wrong)} rows, such as {wrong[:SHOWN]}"
+    assert not looked.wrong[NO_ANSWER], looked.told(NO_ANSWER)
+    assert not looked.wrong[NO_MESSAGE], looked.told(NO_MESSAGE)
 
 
-def test_no_text_is_empty(dataset: Pointed) -> None:
+def test_no_text_is_empty(dataset: Pointed, looked: Looked) -> None:
     if dataset.conversations:
         pytest.skip("these are conversations, not texts")
-    empty = [
-        (split, row["row_id"])
-        for split, row in dataset.rows()
-        if not any(str(value or "").strip() for name, value in row.items() if name != "row_id")
+    assert not looked.wrong[NO_TEXT], looked.told(NO_TEXT)
+
+
+def test_row_ids_are_unique(dataset: Pointed, looked: Looked) -> None:
+    assert not looked.wrong[NO_ID], looked.told(NO_ID)
+    whole = np.concatenate(list(looked.ids.values()))
+    unique, counts = np.unique(whole, return_counts=True)
+    examples = [
+        name
+        for split, ids in looked.ids.items()
+        for name in names_of(dataset, split, np.flatnonzero(np.isin(ids, unique[counts > 1][:SHOWN]))[:SHOWN])
     ]
-    assert not empty, f"{len(empty)} rows hold nothing, such as {empty[:SHOWN]}"
+    told = list(dict.fromkeys(examples))[:SHOWN]
+    assert not told, f"{len(whole) - len(unique)} rows repeat an id, such as {told}"
 
 
-def test_row_ids_are_unique(dataset: Pointed) -> None:
-    seen, repeated, nameless = set[str](), list[str](), 0
-    for _, row in dataset.rows():
-        identity = row["row_id"]
-        nameless += identity is None
-        if identity in seen:
-            repeated.append(identity)
-        seen.add(identity)
-    assert not nameless, f"{nameless} rows have no id"
-    assert not repeated, f"{len(repeated)} rows repeat an id, such as {repeated[:SHOWN]}"
-
-
-def test_nothing_asked_in_test_is_asked_in_train(dataset: Pointed) -> None:
+def test_nothing_asked_in_test_is_asked_in_train(dataset: Pointed, looked: Looked) -> None:
     if "test" not in dataset.splits or "train" not in dataset.splits:
         pytest.skip(f"there is only {', '.join(dataset.splits)}: nothing can leak")
-    held_out = {question(row): row["row_id"] for _, row in dataset.rows("test")}
-    asked = ((question(row), row["row_id"]) for _, row in dataset.rows("train"))
-    leaked = [(identity, held_out[key]) for key, identity in asked if key in held_out]
-    assert not leaked, f"{len(leaked)} rows of train are in test, such as {leaked[:SHOWN]}"
+    train, test = looked.questions["train"], looked.questions["test"]
+    leaked = np.flatnonzero(np.isin(train, test))
+    if len(leaked):
+        sources = np.array([int(np.argmax(test == train[n])) for n in leaked[:SHOWN]])
+        names = names_of(dataset, "train", leaked[:SHOWN]), names_of(dataset, "test", sources)
+        pytest.fail(f"{len(leaked)} rows of train are in test, such as {list(zip(*names, strict=True))}")
 
 
 def test_the_profile_is_that_of_the_rows(dataset: Pointed) -> None:
@@ -182,5 +247,5 @@ def test_the_suite_holds(request: pytest.FixtureRequest, dataset: Pointed) -> No
         )
         for split, files in dataset.splits.items()
     ]
-    report = gate(parts[0].union(*parts[1:]).materialize(), suite, num_cpus=0.5)
+    report = gate(parts[0].union(*parts[1:]), suite, num_cpus=0.5)
     assert report.success, f"suite {suite.name}: {'; '.join(e.describe() for e in report.failed)}"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cluster.errors import UsageError
 from validation.data.drift import compare_profiles, js_distance, psi, psi_noise
 from validation.data.profile import Profile, ProfileSpec, merge_profiles, profile_block
+from validation.data.sketches import hash_texts
 
 SPEC = ProfileSpec(split=None, texts=["text"], numbers={"score": [0, 0.25, 0.5, 0.75]}, categories=["label"])
 COUNTS = st.lists(st.integers(0, 1000), min_size=4, max_size=4)
@@ -88,6 +89,24 @@ def test_what_changed_is_named_and_nothing_else(change: dict[str, Any], columns:
     drifted = [c.column for c in found.beyond("stable")]
     assert drifted == columns
     assert found.verdict != "stable"
+
+
+def test_a_value_more_than_a_column_has_room_for_is_no_drift() -> None:
+    spec = ProfileSpec(split=None, categories=["label"])
+    values = [f"v{n}" for n in range(256)]
+    # The value that has to go when there is one more.
+    last = values[int(hash_texts(values).argmax())]
+    assert hash_texts(["new"])[0] < hash_texts([last])[0]
+    before, now, other = (
+        merge_profiles(spec, [profile_block(spec, pa.table({"label": [*values, *labels]}))])
+        for labels in ([last] * 9000, [last] * 9000 + ["new"], ["v1"] * 9000 + ["new"])
+    )
+    assert now.categories["label"].capped
+    assert last not in now.categories["label"].counts
+    for first, second in ((now, before), (before, now), (now, now)):
+        assert compare_profiles(first, second).columns[0].psi < 0.01
+    for first, second in ((other, before), (now, other)):
+        assert compare_profiles(first, second).columns[0].verdict == "large"
 
 
 def test_overlap_of_vocabularies_is_estimated() -> None:

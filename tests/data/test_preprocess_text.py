@@ -75,7 +75,9 @@ def test_the_shipped_recipe_says_of_each_row_why_it_went(corpus: Corpus) -> None
     near = prose(5).replace(".", ", they said.", 1)
     texts = [
         *(prose(number) for number in range(40)),
-        "Dies ist ein deutscher Text über den Fluss und die Stadt, in der niemand mehr wohnen wollte. " * 3,
+        # Wherever the card cuts the row, it cuts an address.
+        "jane.doe.of.the.long.name@mail.some.example.org " * 15
+        + "Dies ist ein deutscher Text über den Fluss und die Stadt, in der niemand mehr wohnen wollte. " * 9,
         "This is a note about the weather in the garden, and it is much too short to be a document.",
         f"{prose(7, 1)}\n" * 30,
         prose(3) + " ",
@@ -101,6 +103,11 @@ def test_the_shipped_recipe_says_of_each_row_why_it_went(corpus: Corpus) -> None
     kept = [row["text"] for row in corpus.at.made("train") + corpus.at.made("test")]
     assert any("Write to <EMAIL_ADDRESS> about" in text for text in kept)
     assert not any("jane.doe" in text for text in kept)
+    assert corpus.at.manifest
+    for page in ("card.md", "card.html", "docs.html"):
+        shown = corpus.at.artifacts.read(corpus.at.manifest, page).decode()
+        assert not re.search(r"jane|example\.o", shown)
+        assert page == "docs.html" or "EMAIL" in shown
     checks = corpus.at.checks()
     assert checks["masked"] == {"EMAIL_ADDRESS": 1}
     assert checks["dropped"]["language"] == {"language_de": 1}

@@ -151,6 +151,58 @@ def test_a_column_that_does_not_fit_is_named(spec: dict[str, Any], words: str) -
         profile_of([row], ProfileSpec(split=None, **spec))
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.binary(), pa.large_binary(), pa.binary(3), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())],
+)
+def test_bytes_are_no_categories(kind: pa.DataType) -> None:
+    table = pa.table(
+        {
+            "label": pa.array([b"abc"], pa.binary()).cast(kind)
+            if not pa.types.is_dictionary(kind)
+            else pa.array([b"abc"], pa.binary()).dictionary_encode()
+        }
+    )
+    with pytest.raises(UsageError, match="cannot count the values of column label"):
+        profile_block(ProfileSpec(split=None, categories=["label"]), table)
+
+
+def test_intervals_are_no_categories() -> None:
+    table = pa.table({"label": pa.array([(1, 2, 3)], pa.month_day_nano_interval())})
+    with pytest.raises(UsageError, match="cannot count the values of column label"):
+        profile_block(ProfileSpec(split=None, categories=["label"]), table)
+
+
+def test_every_way_to_store_text_is_text() -> None:
+    spec = ProfileSpec(split=None, texts=["text"], categories=["text"])
+    texts = ["one two", None, "one two"]
+    profiles = []
+    for kind in (pa.string(), pa.large_string(), pa.string_view()):
+        profiles.append(
+            merge_profiles(spec, [profile_block(spec, pa.table({"text": pa.array(texts, kind)}))])
+        )
+    encoded = pa.table({"text": pa.array(texts).dictionary_encode()})
+    profiles.append(merge_profiles(spec, [profile_block(spec, encoded)]))
+    assert all(found == profiles[0] for found in profiles)
+    assert profiles[0].categories["text"].counts == {"one two": 2}
+
+
+@pytest.mark.parametrize("kind", [pa.null(), pa.int64(), pa.string_view()])
+def test_a_column_without_any_text_has_none(kind: pa.DataType) -> None:
+    spec = ProfileSpec(split=None, texts=["text"])
+    found = merge_profiles(spec, [profile_block(spec, pa.table({"text": pa.array([None, None], kind)}))])
+    assert (found.histograms["text.words"].nulls, found.tokens["text"].total) == (2, 0)
+
+
+def test_a_column_of_many_values_is_none_of_splits() -> None:
+    blocks = [pa.table({"split": [f"{block}-{n}" for n in range(60)]}) for block in range(2)]
+    partials = [profile_block(ProfileSpec(), block) for block in blocks]
+    with pytest.raises(UsageError, match="more than 100 values"):
+        merge_profiles(ProfileSpec(), partials)
+    with pytest.raises(UsageError, match="more than 100 values"):
+        profile_block(ProfileSpec(), pa.concat_tables(blocks))
+
+
 def test_what_is_no_profile_is_refused_in_a_sentence() -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         Profile.from_json(b'{"rows": "many"}')

@@ -1,11 +1,14 @@
 """Documents that hold parts of an evaluation set: what a model has read cannot be asked of it any more.
 
 As in GPT-3's report (https://arxiv.org/abs/2005.14165, appendix C) two texts overlap if they share a run of
-13 words, where neither case nor punctuation counts.
+words, where neither case nor punctuation counts. There a run has 8 to 13 words, one number for each set; here
+each text that is shorter than 13 words is one run of its own length. Runs of fewer than 8 words are in many
+documents that owe an evaluation set nothing, so shorter texts are left out, and counted.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,7 +33,10 @@ class Contamination(Rule):
     n: int = Field(
         13,
         ge=1,
-        description="Words in a run. A text with fewer is one run, which only an equal text shares.",
+        description="Words in a run. A text of an evaluation set with fewer is one run.",
+    )
+    min_words: int = Field(
+        8, ge=1, description="Texts of an evaluation set with fewer words (and fewer than n) are left out."
     )
     min_share: float = Field(
         0.0,
@@ -40,10 +46,6 @@ class Contamination(Rule):
     )
     language: str = Field(ENGLISH, description="Language whose tokeniser makes the words.")
 
-    def keys(self, text: str) -> NDArray[np.uint64]:
-        """The text's runs of words as 64-bit keys."""
-        return n_gram_keys(Document(text).words(self.language).keys(), self.n)
-
     def index(self, sets: Mapping[str, Iterable[str]]) -> EvaluationIndex:
         """An index of evaluation sets: a name for each, and its texts (questions, passages, answers).
 
@@ -51,9 +53,17 @@ class Contamination(Rule):
         """
         parts = []
         for name, texts in sets.items():
-            keys = [self.keys(text) for text in texts]
-            found = np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.uint64)
-            parts.append(EvaluationIndex(found, np.zeros(len(found), np.uint16), (name,)))
+            keys: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
+            sizes = Counter[int]()
+            for text in texts:
+                words = Document(text).words(self.language).keys()
+                size = min(self.n, len(words))
+                long_enough = size >= min(self.n, self.min_words)
+                sizes[size if long_enough else 0] += 1
+                keys += [n_gram_keys(words, size)] if long_enough else []
+            found = np.unique(np.concatenate(keys))
+            first: NDArray[np.uint16] = np.zeros(len(found), np.uint16)
+            parts.append(EvaluationIndex(found, first, (name,), dict(sizes)))
         return EvaluationIndex.merge(parts)
 
     def build(self, index: EvaluationIndex) -> Judge:
@@ -70,6 +80,15 @@ class EvaluationIndex:
     #: For each key the place of its set in ``names``, of several sets the first.
     sets: NDArray[np.uint16]
     names: tuple[str, ...]
+    #: Words in a run to the number of texts whose runs have so many; under 0 the number left out.
+    sizes: Mapping[int, int]
+
+    @property
+    def told(self) -> str:
+        """How many texts there are, and how many were too short, in words."""
+        whole, short = sum(self.sizes.values()), self.sizes.get(0, 0)
+        share = short / max(whole, 1)
+        return f"{whole} texts of evaluation sets, {short} of them ({share:.1%}) too short to be found"
 
     @staticmethod
     def merge(parts: Sequence[EvaluationIndex]) -> EvaluationIndex:
@@ -77,6 +96,7 @@ class EvaluationIndex:
         names: dict[str, int] = {}
         keys: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
         sets: list[NDArray[np.uint16]] = [np.zeros(0, np.uint16)]
+        sizes = Counter[int]()
         for part in parts:
             places = [names.setdefault(name, len(names)) for name in part.names]
             if len(names) > _MAX_SETS:
@@ -84,9 +104,10 @@ class EvaluationIndex:
                     f"{len(names)} evaluation sets are more than {_MAX_SETS}; join some of them."
                 )
             keys.append(part.keys)
+            sizes.update(part.sizes)
             sets.append(np.array(places, np.uint16)[part.sets])
         unique, first = np.unique(np.concatenate(keys), return_index=True)
-        return EvaluationIndex(unique, np.concatenate(sets)[first], tuple(names))
+        return EvaluationIndex(unique, np.concatenate(sets)[first], tuple(names), dict(sizes))
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """For each of ``keys`` the place of its set in ``names``, or -1."""
@@ -102,12 +123,17 @@ class _Contamination:
     def __init__(self, config: Contamination, index: EvaluationIndex) -> None:
         tokeniser(config.language)
         self._config, self._index = config, index
+        self._sizes = sorted(size for size in index.sizes if size)
 
     def judge(self, document: Document) -> Verdict | None:
-        keys = n_gram_keys(document.words(self._config.language).keys(), self._config.n)
-        found = self._index.find(keys)
-        known = found[found >= 0]
-        if not len(known) or len(known) / len(keys) < self._config.min_share:
-            return None
-        commonest = int(np.bincount(known).argmax())
-        return Verdict(f"in_{self._index.names[commonest]}", len(known) / len(keys))
+        words = document.words(self._config.language).keys()
+        verdict = None
+        for size in self._sizes:
+            if size > len(words):
+                break
+            found = self._index.find(n_gram_keys(words, size))
+            known = found[found >= 0]
+            share = len(known) / len(found)
+            if len(known) and share >= self._config.min_share and (not verdict or share > verdict[1]):
+                verdict = (self._index.names[int(np.bincount(known).argmax())], share)
+        return Verdict(f"in_{verdict[0]}", verdict[1]) if verdict else None

@@ -17,12 +17,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import UsageError
-from validation.data.profile import Profile, Tokens
-from validation.data.sketches import overlap
+from validation.data.profile import Categories, Profile, Tokens
+from validation.data.sketches import hash_texts, overlap
 
 Verdict = Literal["stable", "moderate", "large"]
 _ORDER: list[Verdict] = ["stable", "moderate", "large"]
-#: Words come in texts, not one by one, so their counts vary more than independent draws would.
+#: Words come in texts, not one by one, so their counts vary more than independent draws would: ours is the
+#: guess that ten words tell as much as one drawn by itself (the design effect of cluster sampling).
 _WORDS_PER_DRAW = 10
 
 
@@ -91,12 +92,7 @@ def compare_profiles(profile: Profile, reference: Profile, limits: DriftLimits |
         earlier = reference.categories.get(name)
         if earlier is None:
             continue
-        values = sorted(categories.counts.keys() | earlier.counts.keys())
-        counts = (
-            [*(categories.counts.get(v, 0) for v in values), categories.other, categories.nulls],
-            [*(earlier.counts.get(v, 0) for v in values), earlier.other, earlier.nulls],
-        )
-        columns.append(_column(name, "categories", *counts, limits))
+        columns.append(_column(name, "categories", *_category_counts(categories, earlier), limits))
     for name, tokens in profile.tokens.items():
         if name in reference.tokens:
             columns.append(_tokens(name, tokens, reference.tokens[name], limits))
@@ -142,6 +138,24 @@ def psi_noise(counts: Sequence[float], reference: Sequence[float], per_draw: int
     free = bins - 1
     quantile = free * (1 - 2 / (9 * free) + 3.09 * math.sqrt(2 / (9 * free))) ** 3
     return (1 / n + 1 / m) * quantile
+
+
+def _category_counts(categories: Categories, earlier: Categories) -> tuple[list[int], list[int]]:
+    """Counts of equal values, then those of others and of none.
+
+    Where a side is capped, a value with a greater hash than all that it kept may be among its others: there
+    both sides count it so.
+    """
+    values = sorted(categories.counts.keys() | earlier.counts.keys())
+    hashes = dict(zip(values, hash_texts(values).tolist(), strict=True))
+    kept = [max(map(hashes.__getitem__, side.counts)) for side in (categories, earlier) if side.capped]
+    shared = [value for value in values if not kept or hashes[value] <= min(kept)]
+
+    def counted(side: Categories) -> list[int]:
+        found = [side.counts.get(value, 0) for value in shared]
+        return [*found, sum(side.counts.values()) - sum(found) + side.other, side.nulls]
+
+    return counted(categories), counted(earlier)
 
 
 def _column(

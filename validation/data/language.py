@@ -72,7 +72,7 @@ def _identifier_class() -> Any:
 
     The library walks an automaton byte by byte. Since that forgets everything but the last few bytes, the
     state at each byte is found by a few steps from the beginning, for all bytes at once. The features are the
-    same, in the same order, and so are the scores to the last bit.
+    same, in the same order, and so are the scores, as far as a matrix product rounds alike everywhere.
     """
     from py3langid.langid import LanguageIdentifier
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: Longer words are cut, so that a text without white space does not enter the profile whole.
 MAX_TOKEN_CHARS = 64
 MAX_CATEGORY_CHARS = 200
+#: A column with more values is none of splits.
+MAX_SPLITS = 100
 #: What stands at a word's ends and is no part of it: ASCII's, then Latin quotes and dashes, then CJK marks.
 _MARKS = (
     "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
@@ -62,9 +64,18 @@ class Partial(BaseModel):
         self.rows += other.rows
         for name, count in other.splits.items():
             self.splits[name] = self.splits.get(name, 0) + count
+        self.refuse_splits()
         _join(self.bins, other.bins)
         _join(self.values, other.values)
         _join(self.tokens, other.tokens)
+
+    def refuse_splits(self) -> None:
+        """Raise UsageError if there are so many splits that they are none."""
+        if len(self.splits) > MAX_SPLITS:
+            raise UsageError(
+                f"The column of splits has more than {MAX_SPLITS} values, such as"
+                f" {next(iter(self.splits))!r}: name another one, or null, as the profile's split."
+            )
 
 
 def _join(held: dict[str, Any], more: dict[str, Any]) -> None:
@@ -80,6 +91,7 @@ def measure(spec: ProfileSpec, table: pa.Table) -> Partial:
     partial = Partial(rows=table.num_rows)
     if spec.split is not None:
         partial.splits = _value_counts(_column(table, spec.split), spec.split)
+        partial.refuse_splits()
     for name, edges in spec.numbers.items():
         partial.bins[name] = _numbers(_column(table, name), name, edges)
     for name in spec.categories:
@@ -101,11 +113,21 @@ def _value_counts(column: Any, name: str) -> dict[str, int]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-        raise UsageError(f"The profile cannot count the values of column {name}: it is {column.type}.")
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())
+    bytes_kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    refused = UsageError(f"The profile cannot count the values of column {name}: it is {kind}.")
+    if any(is_bytes(column.type) for is_bytes in (*bytes_kinds, pa.types.is_binary_view, pa.types.is_nested)):
+        raise refused
     counts: dict[str, int] = {}
-    found = pc.value_counts(pc.drop_null(column))
-    texts = pc.utf8_slice_codeunits(found.field(0).cast(pa.string()), 0, MAX_CATEGORY_CHARS)
+    try:
+        found = pc.value_counts(pc.drop_null(column))
+        texts = pc.utf8_slice_codeunits(found.field(0).cast(pa.large_string()), 0, MAX_CATEGORY_CHARS)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        raise refused from None
     for value, count in zip(texts.to_pylist(), found.field(1).to_pylist(), strict=True):
         counts[value] = counts.get(value, 0) + count
     return counts
@@ -145,19 +167,22 @@ def _texts(partial: Partial, spec: ProfileSpec, name: str, column: Any) -> None:
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    nulls, rows = column.null_count, len(column)
-    held = pc.drop_null(column)
+    kind = column.type
+    if _is_text(kind) or (column.null_count == len(column) and not pa.types.is_nested(kind)):
+        column = column.cast(pa.large_string())
+    nulls, held = column.null_count, pc.drop_null(column)
     if _is_messages(column.type):
         # Which row each message belongs to; lengths of a row are the sums of its messages'.
         parents = pc.list_parent_indices(held).to_numpy()
         texts = pc.struct_field(pc.list_flatten(held), "content")
         messages = np.bincount(parents, minlength=len(held))
         partial.bins[f"{name}.messages"] = _bins(messages, spec.lengths, nulls)
-    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or rows == nulls:
+    elif pa.types.is_large_string(column.type):
         parents, texts = None, held
     else:
-        raise UsageError(f"The profile needs text or messages in column {name}, which is {column.type}.")
-    words = pc.utf8_split_whitespace(pc.fill_null(texts.cast(pa.large_string()), ""))
+        raise UsageError(f"The profile needs text or messages in column {name}, which is {kind}.")
+    texts = texts.cast(pa.large_string())
+    words = pc.utf8_split_whitespace(pc.fill_null(texts, ""))
     tokens, lengths = _tokens(words, spec.vocabulary)
     partial.tokens[name] = tokens
     characters = pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False)
@@ -204,6 +229,13 @@ def _sums(offsets: Any, values: Any, kind: Any) -> Any:
     whole = np.zeros(len(values) + 1, kind)
     np.cumsum(values, dtype=kind, out=whole[1:])
     return whole[offsets[1:]] - whole[offsets[:-1]]
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_text(kind) for is_text in kinds)
 
 
 def _is_messages(kind: Any) -> bool:

@@ -11,6 +11,7 @@ Names are those of datatrove's ``MinhashConfig``.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,6 @@ import numpy as np
 from pydantic import Field
 
 from validation.data.documents import Document
-from validation.data.exact_duplicates import exact_key
 from validation.data.verdict import Rule
 from validation.data.words import ENGLISH, mix, n_gram_keys, tokeniser
 
@@ -38,12 +38,6 @@ class NearDuplicates(Rule):
         "become candidates in 77 of 100 cases, with 0.5 in 5.",
     )
     seed: int = Field(1, ge=0, lt=2**64, description="Seed of the hash functions.")
-    min_jaccard: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Least share in which MinHash signatures of candidates agree; null: all count.",
-    )
     language: str = Field(ENGLISH, description="Language whose tokeniser makes the words.")
 
     def build(self) -> MinHasher:
@@ -91,7 +85,8 @@ class MinHasher:
         if len(keys):
             return keys
         # Without any word, only an equal text is near.
-        return np.frombuffer(exact_key(document.text), np.uint64)
+        digest = hashlib.blake2b(document.text.encode(errors="surrogatepass"), digest_size=16)
+        return np.frombuffer(digest.digest(), np.uint64)
 
 
 class Repeats(NamedTuple):
@@ -114,20 +109,6 @@ def bucket_edges(ordinals: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDAr
     heads = ordinals[np.maximum.accumulate(np.where(first, np.arange(len(keys)), 0))]
     edges = np.stack([heads, ordinals], axis=1)[heads != ordinals]
     return np.unique(edges, axis=0)
-
-
-def similar_edges(
-    edges: NDArray[np.uint64],
-    ordinals: NDArray[np.uint64],
-    signatures: NDArray[np.uint32],
-    min_jaccard: float,
-) -> NDArray[np.uint64]:
-    """Those of the edges whose signatures agree in at least ``min_jaccard`` of their values.
-
-    ``ordinals`` are in ascending order, and name the rows of ``signatures``; every end of an edge is there.
-    """
-    left, right = (signatures[np.searchsorted(ordinals, ends)] for ends in edges.T)
-    return edges[(left == right).mean(axis=1) >= min_jaccard] if len(edges) else edges
 
 
 def find_near_duplicates(edges: Iterable[NDArray[np.uint64]]) -> Repeats:

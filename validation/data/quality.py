@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from validation.data.documents import Document
 
 _EMPTY = Verdict("empty")
+#: Words of an n-gram, and a share.
+_Limit = tuple[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, le=1)]]
 _LANGUAGE = "Language whose tokeniser makes the words: datatrove's code, such as eng, deu or zho_Hans."
 
 
@@ -42,11 +44,11 @@ class GopherRepetition(Rule):
     dup_para_char_frac: float | None = Field(
         0.2, description="Most that duplicate paragraphs' characters may be of the text's."
     )
-    top_n_grams: tuple[tuple[int, float], ...] = Field(
+    top_n_grams: tuple[_Limit, ...] = Field(
         ((2, 0.2), (3, 0.18), (4, 0.16)),
         description="Pairs of n and the most that the commonest n-gram's characters may be of the text's.",
     )
-    dup_n_grams: tuple[tuple[int, float], ...] = Field(
+    dup_n_grams: tuple[_Limit, ...] = Field(
         ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10)),
         description="Pairs of n and the most that all repeated n-grams' characters may be of the text's.",
     )

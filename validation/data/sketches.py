@@ -12,6 +12,8 @@ from typing import Any, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from validation.data.words import mix
+
 #: Hashes that leave the process have 53 bits: every reader of JSON keeps them whole.
 HASH_BITS = 53
 #: A Count-Min sketch of this size puts 95 % of the counts at most 0.07 % of all tokens too high.
@@ -30,11 +32,7 @@ def hash_texts(texts: Any) -> Any:
 
 def mixed(hashes: Any, salt: int = 0) -> Any:
     """Another hash of each hash (the finaliser of SplitMix64, Steele et al. 2014)."""
-    offset = (salt + 1) * 0x9E3779B97F4A7C15 % 2**64
-    z = hashes + np.uint64(offset)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return mix(hashes + np.uint64((salt + 1) * 0x9E3779B97F4A7C15 % 2**64))
 
 
 class DistinctSketch(BaseModel):

@@ -5,15 +5,20 @@ each piece alone, so pieces are remembered: a corpus repeats them so often that 
 look-up. Words get numbers, and what the rules ask of a word (its length, whether it has a letter, ...) is
 kept by number in NumPy arrays.
 
-The words are exactly datatrove's. Languages with another kind of tokeniser are passed on to it.
+The words are exactly datatrove's, but for two things. spaCy cannot read the word IS_ALPHA, or can, as the
+process has read it before or not; here it is always left out. And a piece of more than ``MAX_PIECE``
+characters is read as several: spaCy's time grows with the square of a piece, so that one row could hold up a
+job for ever. Languages with another kind of tokeniser are passed on to it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ENGLISH = "eng"
+#: Characters of a piece of text between white space that are tokenised together.
+MAX_PIECE = 1000
 
 #: Pieces, and characters in them, that a process remembers for a language (some 60 MB) before it begins anew.
 _MAX_PIECES = 200_000
@@ -34,6 +41,7 @@ _MAX_CHARACTERS = 2**24
 _BASE = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
+_PIECE = re.compile(r"\S+")
 #: How a piece changes the number of sentences: (new sentences, whether a full stop was seen) after it, for
 #: a piece that comes before any full stop, and for one that comes behind it.
 _Steps = tuple[tuple[int, bool], tuple[int, bool]]
@@ -59,8 +67,8 @@ class Vocabulary:
         #: Polynomial over the characters, and the multiplier's power that appending the word needs.
         self.polynomials: NDArray[np.uint64] = np.zeros(1024, np.uint64)
         self.powers: NDArray[np.uint64] = np.zeros(1024, np.uint64)
-        #: BLAKE2b of the lower-case word without what is neither letter nor digit; 0 if nothing is left. The
-        #: same in every process.
+        #: BLAKE2b of the lower-case word without what is neither letter, digit nor mark; 0 if it has no
+        #: letter or digit. The same in every process.
         self.keys: NDArray[np.uint64] = np.zeros(1024, np.uint64)
 
     def __len__(self) -> int:
@@ -88,13 +96,19 @@ class Vocabulary:
         self.alphabetic[number] = any(map(str.isalpha, word))
         self.verbal[number] = not self._punctuation.issuperset(word)
         self.polynomials[number], self.powers[number] = _polynomial(word)
-        self.keys[number] = _key("".join(filter(str.isalnum, word.lower())))
+        self.keys[number] = _key("".join(filter(_counts, word.lower())))
         return number
+
+
+@lru_cache(maxsize=65_536)
+def _counts(char: str) -> bool:
+    """Whether words that differ in the character are different: vowel signs of Indic scripts are marks."""
+    return char.isalnum() or unicodedata.category(char) in ("Mn", "Mc")
 
 
 def _key(bare: str) -> int:
     digest = hashlib.blake2b(bare.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") if bare else 0
+    return int.from_bytes(digest, "little") if any(map(str.isalnum, bare)) else 0
 
 
 def _polynomial(word: str) -> tuple[int, int]:
@@ -143,11 +157,11 @@ class Tokeniser:
 
     def words(self, text: str) -> Words:
         """The words of a text."""
-        return self._directly(text)
+        return self._directly(_readable(text))
 
     def count_sentences(self, text: str) -> int:
         """As many sentences as datatrove's ``split_into_sentences`` makes."""
-        return max(1, len(self._tokeniser.span_tokenize(text)))
+        return max(1, len(self._tokeniser.span_tokenize(_readable(text))))
 
     def full(self) -> bool:
         """Whether it remembers so much that a new one should take its place."""
@@ -181,14 +195,15 @@ class PieceTokeniser(Tokeniser):
 
     def words(self, text: str) -> Words:
         """See :class:`Tokeniser`."""
-        pieces = text.split()
+        text, pieces = _in_pieces(text)
         if not self._safe(text, pieces):
             return self._directly(text)
         return Words(self.vocabulary, list(chain.from_iterable(map(self._pieces.__getitem__, pieces))))
 
     def count_sentences(self, text: str) -> int:
         """See :class:`Tokeniser`."""
-        pieces, parts = text.split(), text.split(" ")
+        text, pieces = _in_pieces(text)
+        parts = text.split(" ")
         blanks = len(parts) != len(pieces)
         if (blanks and [part for part in parts if part] != pieces) or (not blanks and parts != pieces):
             # White space other than blanks is seldom, and may make tokens in several ways.
@@ -227,8 +242,6 @@ class PieceTokeniser(Tokeniser):
 
     def _safe(self, text: str, pieces: list[str]) -> bool:
         """Learn the pieces; false if they might be tokenised otherwise in this text than alone."""
-        if "IS_ALPHA" in text:  # spaCy cannot read this; datatrove has a way around it.
-            return False
         self._learn(pieces)
         if self._delicate.isdisjoint(pieces):
             return True
@@ -251,6 +264,26 @@ class PieceTokeniser(Tokeniser):
             ):
                 return True
         return False
+
+
+def _readable(text: str) -> str:
+    """The text without what spaCy cannot read; what comes to stand together then, in small letters."""
+    return text.replace("IS_ALPHA", "").replace("IS_ALPHA", "is_alpha")
+
+
+def _in_pieces(text: str) -> tuple[str, list[str]]:
+    """The text as it is read, and its pieces between white space, none of them too long."""
+    text = _readable(text)
+    pieces = text.split()
+    if pieces and max(map(len, pieces)) > MAX_PIECE:
+        text = _PIECE.sub(_divided, text)
+        pieces = text.split()
+    return text, pieces
+
+
+def _divided(piece: re.Match[str]) -> str:
+    whole = piece[0]
+    return " ".join(whole[start : start + MAX_PIECE] for start in range(0, len(whole), MAX_PIECE))
 
 
 def _steps(tokens: list[tuple[str, bool]], stops: frozenset[str]) -> _Steps:

@@ -4,6 +4,7 @@ import pytest
 from tests.unit.text.texts import prose
 from validation.data.contamination import Contamination, EvaluationIndex
 from validation.data.documents import Document
+from validation.data.words import n_gram_keys
 
 QUESTION = "Which of the seven bridges of the old town was built before the great flood of 1784?"
 SETS = {"bridges": [QUESTION, "Short question?"], "rivers": [prose(5, 500)], "nothing": []}
@@ -25,10 +26,22 @@ def test_a_shared_run_of_words_is_found():
     assert found(QUESTION.upper().replace(" ", "\n- ").rstrip("?")).score == 1
     assert found(QUESTION.replace("bridges", "fine bridges").replace("great ", "")) is None
     assert found(prose(9, 496)).reason == "in_rivers"
-    # Shorter than a run: only as a whole.
-    assert found("short question").score == 1
-    assert found("A short question?") is None
-    assert found("This short question? It is here, and there are words enough for a run behind it.") is None
+    assert found("short question") is None
+
+
+def test_short_texts_are_found_by_runs_of_their_own_length():
+    rule, short = Contamination(), "Is the old stone bridge longer than the new one?"
+    index = rule.index({"bridges": [QUESTION], "short": [short, "Yes.", "no"]})
+    judge = rule.build(index)
+    verdict = judge.judge(Document(f"{prose(20)} {short} {prose(3, 50)}"))
+    assert verdict.reason == "in_short"
+    assert 0 < verdict.score < 0.1
+    assert judge.judge(Document(short)).score == 1
+    assert judge.judge(Document(QUESTION)).reason == "in_bridges"
+    # An answer of one word is in every document that says it.
+    assert judge.judge(Document("Yes.")) is None
+    assert index.told.startswith("4 texts of evaluation sets, 2 of them (50.0%)")
+    assert Contamination(min_words=1).index({"a": ["Yes."]}).sizes == {1: 1}
 
 
 def test_the_share_can_be_asked_for():
@@ -47,10 +60,15 @@ def test_indexes_merge():
     assert (merged.keys == whole.keys).all()
     assert (merged.sets == whole.sets).all()
     assert (np.diff(merged.keys.astype(object)) > 0).all()
-    places = merged.find(np.concatenate([rule.keys(QUESTION)[:2], rule.keys("four words of it and more")]))
+    assert merged.sizes == whole.sizes == {4: 4, 0: 1}
+
+    def keys(text):
+        return n_gram_keys(Document(text).words().keys(), 4)
+
+    places = merged.find(np.concatenate([keys(QUESTION)[:2], keys("four words of it and more")]))
     assert places.tolist() == [0, 0, 3, -1, -1]
     empty = EvaluationIndex.merge([])
-    assert empty.find(rule.keys(QUESTION)).max() == -1
+    assert empty.find(keys(QUESTION)).max() == -1
     assert rule.build(empty).judge(Document(QUESTION)) is None
 
 

@@ -12,6 +12,11 @@ GERMAN = "Der Ausschuss trifft sich am Donnerstag wieder, um die Kosten der neue
 FRENCH = "Le comité se réunira de nouveau jeudi pour discuter de ce que le pont coûtera à la ville."
 
 
+@pytest.fixture(scope="module")
+def library():
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
 def test_other_languages_are_refused():
     judge = Language(keep=("en", "de")).build()
     assert judge.judge(Document(ENGLISH)) is None
@@ -29,22 +34,16 @@ def test_the_choice_can_be_restricted():
     assert judge.judge(Document(ENGLISH)) is None
 
 
-def test_a_doubtful_text_is_refused():
-    judge = Language(keep=("en",), min_score=0.9).build()
+def test_a_doubtful_text_is_refused(library):
+    judge = Language(keep=tuple(library.labels), min_score=0.9).build()
     assert judge.judge(Document(ENGLISH)) is None
-    doubtful = Language(keep=tuple(judge._identifier.labels), min_score=0.9).build()
     for text in ("", "12", "ok"):
-        assert doubtful.judge(Document(text)).reason == "language_unsure"
+        assert judge.judge(Document(text)).reason == "language_unsure"
 
 
 def test_an_unknown_language_is_refused():
     with pytest.raises(UsageError, match="language xx: not known"):
         Language(keep=("xx",)).build()
-
-
-@pytest.fixture(scope="module")
-def library():
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def test_scores_are_the_librarys(library):
@@ -60,6 +59,7 @@ def test_scores_are_the_librarys(library):
     library.set_languages(None)
 
 
+@pytest.mark.slow
 def test_the_automaton_forgets(library):
     """From whatever two states it starts, after MEMORY bytes it is in one."""
     moves, rows = np.asarray(library.tk_nextmove).astype(np.int64), np.asarray(library._rowbase, np.int64)

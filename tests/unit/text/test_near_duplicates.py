@@ -6,11 +6,9 @@ import pytest
 from tests.unit.text.texts import package_texts, prose
 from validation.data.documents import Document
 from validation.data.near_duplicates import (
-    MinHasher,
     NearDuplicates,
     bucket_edges,
     find_near_duplicates,
-    similar_edges,
 )
 
 
@@ -59,6 +57,9 @@ def test_band_keys_do_not_depend_on_the_company():
     together = hasher.bands([Document(text) for text in texts])
     alone = np.concatenate([NearDuplicates().build().bands([Document(text)]) for text in reversed(texts)])
     assert (together == alone[::-1]).all()
+    # A word that spaCy reads otherwise the second time changes nothing.
+    odd = Document("IS_ALPHA " + texts[0]), Document("IS_ALPHA " + texts[0])
+    assert (hasher.bands(odd[:1]) == hasher.bands(odd[1:])).all()
     assert len(np.unique(together)) == together.size
     assert together.shape == (5, 14)
     assert hasher.bands([]).shape == (0, 14)
@@ -78,17 +79,6 @@ def test_signatures_agree_as_the_texts_do():
     for other in (1, 2):
         jaccard = len(shingles[0] & shingles[other]) / len(shingles[0] | shingles[other])
         assert (signatures[0] == signatures[other]).mean() == pytest.approx(jaccard, abs=0.1)
-
-
-def test_candidates_can_be_verified():
-    texts = [prose(60), _varied(prose(60), 0.01, 1), _varied(prose(60), 0.12, 2)]
-    hasher = MinHasher(NearDuplicates(num_buckets=56, hashes_per_bucket=2))
-    edges = np.unique(np.concatenate(_edges(hasher, texts, 2)), axis=0)
-    assert edges.tolist() == [[0, 1], [0, 2], [1, 2]] or edges.tolist() == [[0, 1], [0, 2]]
-    signatures = hasher.signatures([Document(text) for text in texts])
-    kept = similar_edges(edges, np.arange(3, dtype=np.uint64), signatures, 0.8)
-    assert kept.tolist() == [[0, 1]]
-    assert not len(similar_edges(edges[:0], np.arange(3, dtype=np.uint64), signatures, 0.8))
 
 
 def test_groups_are_connected_components():
