@@ -12,6 +12,7 @@ import pytest
 from cluster import keys, snapshots
 from cluster.cli import main
 from cluster.contracts import ApiKey, KeyTerms, PolicyDocument, Route, Snapshot, Target
+from cluster.errors import UnavailableError
 from cluster.keys import KeyRepository, sha256_of
 from cluster.storage import ObjectStore, object_store
 from tests.conftest import S3, forget_settings
@@ -144,6 +145,45 @@ def test_a_secret_that_could_not_be_published_is_not_lost(
     assert status == 0
     assert out.startswith("valid    bot")
     assert err.startswith("warning: gateways were not told")
+
+
+@on_sqlite
+@pytest.mark.parametrize("words", [("create", "bot"), ("create", "bot", "--json")])
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), RuntimeError("a bug")])
+def test_a_secret_outlives_whatever_ends_publishing(
+    manta: Manta,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    ending: BaseException,
+) -> None:
+    def ended(*_: object, **__: object) -> None:
+        raise ending
+
+    monkeypatch.setattr(keys, "publish", ended)
+    with pytest.raises((SystemExit, RuntimeError)):
+        main(("key", *words))
+    out = capsys.readouterr().out
+    document = json.loads(out) if "--json" in words else {"secret": out.strip(), "published": None}
+    assert document["published"] is None
+    held = KeyRepository(database_url).for_gateways()[0][0]
+    assert held.sha256 == sha256_of(document["secret"])
+
+
+@on_sqlite
+def test_a_database_that_is_lost_after_publishing_loses_nothing(
+    manta: Manta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise UnavailableError("The database does not answer.")
+
+    monkeypatch.setattr(KeyRepository, "list", lost)
+    status, out, err = manta("create", "bot", "--json")
+    made = json.loads(out)
+    assert (status, made["published"]) == (0, True)
+    assert published()["bot"].sha256 == sha256_of(made["secret"])
+    assert err.startswith("warning: gateways may accept keys that this database does not know: The database")
 
 
 @on_sqlite
