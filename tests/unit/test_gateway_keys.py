@@ -117,6 +117,8 @@ def test_failures_count_by_client_and_minute() -> None:
     assert refused("10.0.0.2") is None
     assert [refused(f"2001:db8::{number}") for number in (1, 2, 3)] == [None, None, 60]
     assert refused("2001:db9::1") is None
+    assert [refused(f"::ffff:10.0.1.{number}") for number in (1, 2, 3)] == [None, None, None]
+    assert refused("::ffff:10.0.0.1") == 40  # The same client on a socket for both kinds.
     clock.now += 40
     assert refused("10.0.0.1") is None
     for number in range(20_000):
