@@ -38,7 +38,7 @@ def key() -> None:
 @click.option("--requests-per-minute", type=_MANY, help="Most requests a minute.")
 @click.option("--tokens-per-minute", type=_MANY, help="Most tokens of prompts and answers a minute.")
 @click.option("--concurrent-requests", type=_MANY, help="Most requests at work at once.")
-@click.option("--expires", type=Duration(), help="Good for so long: 30d, 12h. For ever if absent.")
+@click.option("--expires", type=Duration(zero=False), help="Good for so long: 30d, 12h. For ever if absent.")
 @_json
 def create(
     key_id: str,

@@ -94,6 +94,8 @@ MISTAKES = {
     ("create", "No Slug"): (2, "error: key: id: "),
     ("create", "bot", "--expires", "soon"): (2, "'soon' is no duration: write a number and s, m, h or d"),
     ("create", "bot", "--expires", "999999d"): (2, "is too long: at most 36500d"),
+    ("create", "bot", "--expires", "9" * 5000 + "d"): (2, "is too long: at most 36500d"),
+    ("create", "bot", "--expires", "0s"): (2, "'0s' is over at once: write a longer one"),
     ("create", "bot", "--requests-per-minute", "0"): (2, "0 is not in the range x>=1"),
     ("create", "bot", "--policy", "strict"): (1, "No guard policy 'strict' is published, only default"),
     ("rotate", "bot"): (1, "There is no key 'bot'"),
