@@ -224,6 +224,30 @@ def test_a_publisher_that_read_too_early_brings_no_revoked_key_back(
     assert list(published()) == ["other"]
 
 
+def test_an_adopted_key_keeps_the_restrictions_from_before_keys_stood_in_sql(
+    manta: Manta, database_url: str, tmp_path: Path
+) -> None:
+    repository = KeyRepository(database_url)
+    terms = {name: KeyTerms(id=name, owner="manta up", team="default") for name in ("a", "b", "c")}
+    mine = ApiKey(id="a", sha256=sha256_of("mine"), team="default", models=["m1"], policy="strict")
+    over = ApiKey(id="b", sha256=sha256_of("over"), team="default", revoked=True)
+    other = ApiKey(id="c", sha256=sha256_of("other"), team="default", models=[])
+    snapshots.publish(lambda old: old.model_copy(update={"keys": [mine, over, other]}), by="older")
+
+    kept = keys.adopt(repository, terms["a"], "mine")
+    assert (kept.models, kept.policy, kept.revoked_at) == (["m1"], "strict", None)
+    assert keys.adopt(repository, terms["b"], "over").revoked_at is not None
+    assert keys.adopt(repository, terms["c"], "a new secret").revoked_at is None
+    elsewhere = KeyRepository(f"sqlite:///{tmp_path / 'other.db'}")
+    none = keys.adopt(elsewhere, terms["c"], "other")  # It may use no model.
+    assert (none.models, none.revoked_at is not None) == (None, True)
+
+    keys.publish(repository, by="manta up")
+    assert {name: key.models for name, key in published().items()} == {"a": ["m1"], "c": None}
+    assert published()["c"].sha256 == sha256_of("a new secret")
+    assert keys.adopt(repository, terms["b"], "over").revoked_at is not None
+
+
 @on_sqlite
 def test_a_published_policy_may_be_a_keys_own(manta: Manta) -> None:
     route = Route(model="m", targets=[Target(model="m", application="a")], created_at=datetime.now(UTC))
