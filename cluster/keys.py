@@ -83,18 +83,24 @@ class KeyRepository:
             ) from None
         return NewSecret(_record(row), secret)
 
-    def adopt(self, terms: KeyTerms, secret: str) -> KeyRecord:
+    def adopt(self, terms: KeyTerms, secret: str, published: ApiKey | None = None) -> KeyRecord:
         """Know a secret that something else made and keeps, under the id in ``terms``.
 
         As long as the secret stays the same the record stays as it is, revocation included; another secret
         makes the key anew.
+
+        :param published: what gateways know under that id. If it has this secret, a key that is not on record
+            begins with the restrictions that it has there: those from before keys stood in SQL stay.
         """
+        values = _row(terms, secret)
+        if published is not None and published.sha256 == values["sha256"]:
+            values |= _restrictions(published)
         with self._database.write() as connection:
             mine = select(_KEYS).where(_KEYS.c.id == terms.id)
             row = connection.execute(mine).mappings().one_or_none()
-            if row is None or row["sha256"] != sha256_of(secret):
+            if row is None or row["sha256"] != values["sha256"]:
                 connection.execute(delete(_KEYS).where(_KEYS.c.id == terms.id))
-                made = insert(_KEYS).values(_row(terms, secret)).returning(_KEYS)
+                made = insert(_KEYS).values(values).returning(_KEYS)
                 row = connection.execute(made).mappings().one()
             return _record(row)
 
@@ -157,6 +163,19 @@ class KeyRepository:
         return None if row is None else _record(row)
 
 
+def adopt(
+    repository: KeyRepository, terms: KeyTerms, secret: str, store: ObjectStore | None = None
+) -> KeyRecord:
+    """:meth:`KeyRepository.adopt` with what is published now.
+
+    Raises UnavailableError or AccessError if the database or storage does not answer, and RefusedError when
+    the newest snapshot cannot be understood.
+    """
+    snapshot = snapshots.newest(store=store)
+    known = {key.id: key for key in snapshot.keys} if snapshot else {}
+    return repository.adopt(terms, secret, known.get(terms.id))
+
+
 def publish(
     repository: KeyRepository, by: str, store: ObjectStore | None = None, *, prune: bool = False
 ) -> Snapshot:
@@ -193,11 +212,31 @@ def sha256_of(secret: str) -> str:
 def _row(terms: KeyTerms, secret: str) -> dict[str, Any]:
     return {
         **terms.model_dump(exclude={"models", "limits"}),
-        "models": None if terms.models is None else json.dumps(terms.models),
-        "limits": terms.limits.model_dump_json(exclude_none=True),
+        "models": _models(terms),
+        "limits": _limits(terms),
         "sha256": sha256_of(secret),
         "created_at": datetime.now(UTC),
     }
+
+
+def _restrictions(key: ApiKey) -> dict[str, Any]:
+    # No models at all, which terms cannot say, is as good as revoked.
+    over = key.revoked or key.models == []
+    return {
+        "models": _models(key) if key.models else None,
+        "policy": key.policy,
+        "limits": _limits(key),
+        "expires_at": key.expires_at,
+        "revoked_at": datetime.now(UTC) if over else None,
+    }
+
+
+def _models(key: KeyTerms | ApiKey) -> str | None:
+    return None if key.models is None else json.dumps(key.models)
+
+
+def _limits(key: KeyTerms | ApiKey) -> str:
+    return key.limits.model_dump_json(exclude_none=True)
 
 
 def _record(row: RowMapping) -> KeyRecord:

@@ -38,7 +38,7 @@ def key() -> None:
 @click.option("--requests-per-minute", type=_MANY, help="Most requests a minute.")
 @click.option("--tokens-per-minute", type=_MANY, help="Most tokens of prompts and answers a minute.")
 @click.option("--concurrent-requests", type=_MANY, help="Most requests at work at once.")
-@click.option("--expires", type=Duration(), help="Good for so long: 30d, 12h. For ever if absent.")
+@click.option("--expires", type=Duration(zero=False), help="Good for so long: 30d, 12h. For ever if absent.")
 @_json
 def create(
     key_id: str,
@@ -225,13 +225,16 @@ def _check_published(terms: KeyTerms) -> None:
 
 
 def _hand_over(repository: KeyRepository, made: NewSecret, as_json: bool) -> int:
-    """Publish, and print the secret: also if that failed, since nobody can print it again."""
-    published = _publish(repository, "error")
-    if as_json:
-        click.echo(json.dumps(_document(made.record) | {"secret": made.secret, "published": published}))
-    else:
+    """Print the secret, whatever becomes of publishing: nobody can print it again."""
+    if not as_json:
         click.echo(made.secret)
         click.echo(f"This is the secret of {made.record.id}: it is kept nowhere, so keep it now.", err=True)
+        return 0 if _publish(repository, "error") else 1
+    published = None  # As long as nobody knows.
+    try:
+        published = _publish(repository, "error")
+    finally:
+        click.echo(json.dumps(_document(made.record) | {"secret": made.secret, "published": published}))
     return 0 if published else 1
 
 
@@ -254,7 +257,14 @@ def _publish(repository: KeyRepository, severity: str) -> bool:
 
 
 def _warn_of_strangers(repository: KeyRepository, published: list[str]) -> None:
-    if strangers := sorted(set(published) - {record.id for record in repository.list()}):
+    from cluster.errors import MantaError
+
+    try:
+        known = {record.id for record in repository.list()}
+    except MantaError as error:  # What the command was for is done.
+        click.echo(f"warning: gateways may accept keys that this database does not know: {error}", err=True)
+        return
+    if strangers := sorted(set(published) - known):
         print(
             f"warning: gateways accept keys that this database has never known ({', '.join(strangers)}): "
             "`manta key publish --prune` takes them out",

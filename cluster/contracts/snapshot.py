@@ -1,4 +1,10 @@
-"""What the control plane publishes to gateways: numbered, immutable, complete."""
+"""What the control plane publishes to gateways: numbered, immutable, complete.
+
+A gateway refuses fields that it does not know, for it might let through what they forbid. So a field that
+came after the first release of its schema is left out while it says nothing: a gateway that is not upgraded
+yet goes on reading snapshots until one makes use of that field (a key's limits, its expiry, the secret before
+a rotation), and then keeps the last that it understood: revocations do not reach it. Upgrade gateways first.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,10 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, Field
 
 from cluster.contracts.base import Contract, Slug
+
+
+def _is_absent(value: object) -> bool:
+    return value is None
 
 
 class KeyLimits(Contract):
@@ -38,9 +48,17 @@ class ApiKey(Contract):
     tenant: Slug = Field("default", description="The tenant that it belongs to.")
     models: list[str] | None = Field(None, description="Models that it may use; all if absent.")
     policy: str | None = Field(None, description="Guard policy that overrides the route's.")
-    limits: KeyLimits = Field(default_factory=KeyLimits, description="How much it may use.")
-    expires_at: AwareDatetime | None = Field(None, description="UTC time from which on it is refused.")
-    former: FormerSecret | None = Field(None, description="The secret before it was rotated, for a while.")
+    limits: KeyLimits = Field(
+        default_factory=KeyLimits,
+        description="How much it may use.",
+        exclude_if=lambda limits: limits == KeyLimits(),
+    )
+    expires_at: AwareDatetime | None = Field(
+        None, description="UTC time from which on it is refused.", exclude_if=_is_absent
+    )
+    former: FormerSecret | None = Field(
+        None, description="The secret before it was rotated, for a while.", exclude_if=_is_absent
+    )
     revoked: bool = Field(False, description="True once it must be refused.")
 
 

@@ -172,7 +172,7 @@ class _Start:
     def _publish_key(self) -> None:
         terms = KeyTerms(id=LOCAL_KEY_ID, owner="manta up", team=self._settings.team)
         repository = KeyRepository(self._settings.database_url)
-        key = repository.adopt(terms, self._credentials.openai_key)
+        key = keys.adopt(repository, terms, self._credentials.openai_key)
         snapshot = keys.publish(repository, by="manta up")
         state = "revoked" if key.revoked_at else "published"
         self._say(f"gateway   key {key.id!r} {state} (snapshot {snapshot.number}); next: `manta deploy`")

@@ -21,6 +21,8 @@ class Answer:
         self.id = f"{_PREFIX[endpoint]}-{request_id}"
         self.created = int(time.time())
         self.model = model
+        #: How often a choice went on: at least one token each time.
+        self.pieces = 0
         self._usage: dict[str, Any] | None = None
         self._running: dict[int, int] = {}
         self._prompt = 0
@@ -34,7 +36,8 @@ class Answer:
         return self._head(_WHOLE[self.endpoint]) | {"choices": choices, "usage": self.usage}
 
     def note_usage(self, chunk: dict[str, Any]) -> None:
-        """Take in the usage of an upstream's chunk: the final one, or the running one of a choice."""
+        """Take in what an upstream's chunk tells of tokens: its usage, final or running, and its pieces."""
+        self.pieces += sum(map(_goes_on, chunk.get("choices") or []))
         usage = chunk.get("usage")
         if not usage:
             return
@@ -59,6 +62,11 @@ class Answer:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def _goes_on(choice: dict[str, Any]) -> bool:
+    said = {"text": choice.get("text")} | (choice.get("delta") or {})
+    return any(value for field, value in said.items() if field != "role")
 
 
 class Assembly:

@@ -98,15 +98,15 @@ class Admission:
     def __init__(self, limiter: Limiter, key: ApiKey, use: _Use) -> None:
         self._limiter, self._key, self._use = limiter, key, use
         self._reserved: tuple[Mark, int] | None = None
-        #: Tokens that it used in the end; None if nobody knows, which leaves the estimate.
-        self.tokens: int | None = 0
+        #: Tokens that it used in the end.
+        self.tokens = 0
 
     def __enter__(self) -> Admission:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._use.at_work -= 1
-        if self._reserved is not None and self.tokens is not None:
+        if self._reserved is not None:
             mark, granted = self._reserved
             self._use.tokens.correct(mark, granted, self.tokens, self._limiter.clock())
 

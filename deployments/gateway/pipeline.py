@@ -50,6 +50,19 @@ BODIES: dict[Endpoint, type[Body]] = {"chat": ChatBody, "completions": Completio
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """Tokens that a request is likely to use at most."""
+
+    prompt: int
+    answer: int
+
+    @property
+    def total(self) -> int:
+        """Of both."""
+        return self.prompt + self.answer
+
+
+@dataclass(frozen=True)
 class Call:
     """The typed request."""
 
@@ -61,6 +74,7 @@ class Call:
     body: Body
     upstream_body: dict[str, Any]
     admission: Admission
+    estimate: Estimate
 
     @property
     def principal(self) -> Principal:
@@ -127,11 +141,24 @@ def check_limits(body: Body, args: GatewayArgs) -> None:
                 raise ApiError(400, f"'{field}' may be at most {args.max_output_tokens}.", param=field)
 
 
-def estimate_tokens(raw: bytes, body: Body, args: GatewayArgs) -> int:
-    """Most tokens that a request is likely to use: four bytes of the body each, and all that it asks for."""
+def estimate_tokens(raw: bytes, body: Body, args: GatewayArgs) -> Estimate:
+    """Four bytes of the body for each token, and all tokens that it asks for."""
     wanted = getattr(body, "max_completion_tokens", None)
     wanted = body.max_tokens if wanted is None else wanted
-    return len(raw) // 4 + body.choices * (args.assumed_output_tokens if wanted is None else wanted)
+    each = args.assumed_output_tokens if wanted is None else wanted
+    return Estimate(prompt=len(raw) // 4, answer=body.choices * each)
+
+
+def tokens_used(estimate: Estimate, answer: Answer, status: int) -> int:
+    """Tokens that an answer which ended with ``status`` counts for.
+
+    Engines behind a URL tell them at the end only, so nobody knows what was generated for who went away
+    before: the estimate, but not less than came. Of an answer that failed only what came counts.
+    """
+    if known := int(answer.usage.get("total_tokens") or 0):
+        return known
+    came = estimate.prompt + answer.pieces if answer.pieces else 0
+    return max(estimate.total, came) if status in (200, 499) else came
 
 
 async def guard_input(call: Call, report: Report) -> Call:
@@ -213,7 +240,8 @@ class Pipeline:
                 route = find_route(view, key, body.model)
                 model = route.model
                 check_limits(body, self.args)
-                admission.reserve_tokens(estimate_tokens(raw, body, self.args))
+                estimate = estimate_tokens(raw, body, self.args)
+                admission.reserve_tokens(estimate.total)
                 call = Call(
                     request_id=request_id,
                     endpoint=endpoint,
@@ -223,6 +251,7 @@ class Pipeline:
                     body=body,
                     upstream_body=body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES),
                     admission=admission,
+                    estimate=estimate,
                 )
                 call = await guard_input(call, self._report)
                 status = 200
@@ -301,9 +330,7 @@ class Pipeline:
             status = 500
             raise
         finally:
-            # Nobody knows what was generated for who went away, unless the engine told in time.
-            unknown = None if status in (200, 499) else 0
-            call.admission.tokens = answer.usage.get("total_tokens") or unknown
+            call.admission.tokens = tokens_used(call.estimate, answer, status)
             self._report.request(
                 status=status, started=started, first_s=first_s, usage=answer.usage, **call.labels
             )

@@ -63,6 +63,9 @@ def _client(address: str) -> str:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return address
-    if ip.version == 6:  # Whoever has one address has 2**64 of them.
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped:  # How a socket for both kinds shows clients that came over IPv4.
+            return str(ip.ipv4_mapped)
+        # Whoever has one address has 2**64 of them.
         return str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
     return str(ip)

@@ -12,6 +12,7 @@ import pytest
 from cluster import keys, snapshots
 from cluster.cli import main
 from cluster.contracts import ApiKey, KeyTerms, PolicyDocument, Route, Snapshot, Target
+from cluster.errors import UnavailableError
 from cluster.keys import KeyRepository, sha256_of
 from cluster.storage import ObjectStore, object_store
 from tests.conftest import S3, forget_settings
@@ -93,6 +94,8 @@ MISTAKES = {
     ("create", "No Slug"): (2, "error: key: id: "),
     ("create", "bot", "--expires", "soon"): (2, "'soon' is no duration: write a number and s, m, h or d"),
     ("create", "bot", "--expires", "999999d"): (2, "is too long: at most 36500d"),
+    ("create", "bot", "--expires", "9" * 5000 + "d"): (2, "is too long: at most 36500d"),
+    ("create", "bot", "--expires", "0s"): (2, "'0s' is over at once: write a longer one"),
     ("create", "bot", "--requests-per-minute", "0"): (2, "0 is not in the range x>=1"),
     ("create", "bot", "--policy", "strict"): (1, "No guard policy 'strict' is published, only default"),
     ("rotate", "bot"): (1, "There is no key 'bot'"),
@@ -147,6 +150,45 @@ def test_a_secret_that_could_not_be_published_is_not_lost(
 
 
 @on_sqlite
+@pytest.mark.parametrize("words", [("create", "bot"), ("create", "bot", "--json")])
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), RuntimeError("a bug")])
+def test_a_secret_outlives_whatever_ends_publishing(
+    manta: Manta,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    ending: BaseException,
+) -> None:
+    def ended(*_: object, **__: object) -> None:
+        raise ending
+
+    monkeypatch.setattr(keys, "publish", ended)
+    with pytest.raises((SystemExit, RuntimeError)):
+        main(("key", *words))
+    out = capsys.readouterr().out
+    document = json.loads(out) if "--json" in words else {"secret": out.strip(), "published": None}
+    assert document["published"] is None
+    held = KeyRepository(database_url).for_gateways()[0][0]
+    assert held.sha256 == sha256_of(document["secret"])
+
+
+@on_sqlite
+def test_a_database_that_is_lost_after_publishing_loses_nothing(
+    manta: Manta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise UnavailableError("The database does not answer.")
+
+    monkeypatch.setattr(KeyRepository, "list", lost)
+    status, out, err = manta("create", "bot", "--json")
+    made = json.loads(out)
+    assert (status, made["published"]) == (0, True)
+    assert published()["bot"].sha256 == sha256_of(made["secret"])
+    assert err.startswith("warning: gateways may accept keys that this database does not know: The database")
+
+
+@on_sqlite
 def test_keys_of_another_database_stay_until_they_are_pruned(manta: Manta, tmp_path: Path) -> None:
     manta("create", "mine")
     other = KeyRepository(f"sqlite:///{tmp_path / 'other.db'}")
@@ -180,6 +222,30 @@ def test_a_publisher_that_read_too_early_brings_no_revoked_key_back(
     monkeypatch.setattr(slow, "for_gateways", read_then_wait)
     keys.publish(slow, by="slower")
     assert list(published()) == ["other"]
+
+
+def test_an_adopted_key_keeps_the_restrictions_from_before_keys_stood_in_sql(
+    manta: Manta, database_url: str, tmp_path: Path
+) -> None:
+    repository = KeyRepository(database_url)
+    terms = {name: KeyTerms(id=name, owner="manta up", team="default") for name in ("a", "b", "c")}
+    mine = ApiKey(id="a", sha256=sha256_of("mine"), team="default", models=["m1"], policy="strict")
+    over = ApiKey(id="b", sha256=sha256_of("over"), team="default", revoked=True)
+    other = ApiKey(id="c", sha256=sha256_of("other"), team="default", models=[])
+    snapshots.publish(lambda old: old.model_copy(update={"keys": [mine, over, other]}), by="older")
+
+    kept = keys.adopt(repository, terms["a"], "mine")
+    assert (kept.models, kept.policy, kept.revoked_at) == (["m1"], "strict", None)
+    assert keys.adopt(repository, terms["b"], "over").revoked_at is not None
+    assert keys.adopt(repository, terms["c"], "a new secret").revoked_at is None
+    elsewhere = KeyRepository(f"sqlite:///{tmp_path / 'other.db'}")
+    none = keys.adopt(elsewhere, terms["c"], "other")  # It may use no model.
+    assert (none.models, none.revoked_at is not None) == (None, True)
+
+    keys.publish(repository, by="manta up")
+    assert {name: key.models for name, key in published().items()} == {"a": ["m1"], "c": None}
+    assert published()["c"].sha256 == sha256_of("a new secret")
+    assert keys.adopt(repository, terms["b"], "over").revoked_at is not None
 
 
 @on_sqlite

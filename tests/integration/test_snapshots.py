@@ -1,12 +1,13 @@
 """Snapshots: numbered, immutable, nothing lost among publishers (racing ones are in test_writers)."""
 
+import json
 from datetime import UTC, datetime
 
 import pytest
 from pydantic import ValidationError
 
 from cluster import snapshots
-from cluster.contracts import ApiKey, Route, Target
+from cluster.contracts import ApiKey, FormerSecret, KeyLimits, Route, Target
 from cluster.errors import RefusedError
 from cluster.settings import StorageSettings
 from cluster.snapshots import PREFIX
@@ -43,6 +44,22 @@ def test_publish_and_newest(own):
         f"{PREFIX}000000000001.json",
         f"{PREFIX}000000000002.json",
     ]
+
+
+def test_gateways_from_before_keys_had_limits_read_what_uses_none(own):
+    def written(key):
+        made = snapshots.publish(lambda old: old.model_copy(update={"keys": [key]}), "tester", own)
+        assert snapshots.newest(store=own).keys == [key]
+        return json.loads(own.get(f"{PREFIX}{made.number:012d}.json"))["keys"][0]
+
+    key = ApiKey(id="bot", sha256="0" * 64, team="default", revoked=True)
+    assert set(written(key)) == {"id", "sha256", "team", "tenant", "models", "policy", "revoked"}
+    more = {
+        "limits": KeyLimits(requests_per_minute=3),
+        "expires_at": datetime.now(UTC),
+        "former": FormerSecret(sha256="1" * 64, valid_until=datetime.now(UTC)),
+    }
+    assert set(written(key.model_copy(update=more))) > set(more)
 
 
 def test_a_change_that_changes_nothing_publishes_nothing(own):

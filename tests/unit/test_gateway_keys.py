@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from itertools import cycle
@@ -117,6 +118,8 @@ def test_failures_count_by_client_and_minute() -> None:
     assert refused("10.0.0.2") is None
     assert [refused(f"2001:db8::{number}") for number in (1, 2, 3)] == [None, None, 60]
     assert refused("2001:db9::1") is None
+    assert [refused(f"::ffff:10.0.1.{number}") for number in (1, 2, 3)] == [None, None, None]
+    assert refused("::ffff:10.0.0.1") == 40  # The same client on a socket for both kinds.
     clock.now += 40
     assert refused("10.0.0.1") is None
     for number in range(20_000):
@@ -228,6 +231,35 @@ async def test_who_goes_away_before_anybody_counted_pays_the_estimate() -> None:
         await asyncio.wait([gone])
         refused = await ask(g, max_tokens=900)
         assert (refused.status_code, error_of(refused)["type"]) == (429, "tokens")
+
+
+@pytest.mark.parametrize("pieces", [3, 500])
+@pytest.mark.parametrize("ended", ["gone", "failed"])
+async def test_what_came_counts_though_nobody_told_how_much_it_was(ended: str, pieces: int) -> None:
+    """As with an engine behind a URL, which tells at the end."""
+    clock = Clock()
+    async with gateway(limited(tokens_per_minute=5000), Limiter(lambda: 1, clock)) as g:
+        came = asyncio.Event()
+
+        async def chunks(*_: object) -> AsyncGenerator[list[dict[str, Any]], None]:
+            yield [chat("", role="assistant"), *(chat("word ") for _ in range(pieces))]
+            came.set()
+            if ended == "failed":
+                raise ApiError(502, "The model's server failed.", kind="server_error")
+            await asyncio.sleep(60)
+
+        says = g.script.chunks
+        g.script.chunks = chunks  # type: ignore[method-assign, assignment]
+        asked = asyncio.create_task(ask(g, max_tokens=100, stream=True))
+        await came.wait()
+        if ended == "gone":
+            asked.cancel()
+        await asyncio.wait([asked])
+        g.script.chunks, g.script.says = says, [chat("ok", finish="stop"), usage(1, 1)]  # type: ignore[method-assign]
+        after = await ask(g, max_tokens=100, stream=True)
+        estimate = len(after.request.content) // 4
+        counted = 5000 - int(after.headers["x-ratelimit-remaining-tokens"]) - estimate - 100
+        assert counted == estimate + (max(100, pieces) if ended == "gone" else pieces)
 
 
 async def test_requests_at_once() -> None:
