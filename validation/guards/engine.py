@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -266,15 +267,22 @@ def _windows(view: View, direction: Direction) -> Windows:
     return [(None, Window.of(view)), *((reading, Window.of(reading.view)) for reading in further)]
 
 
-def _not_within(hits: Iterable[Hit], known: Sequence[Hit]) -> list[Hit]:
+def _not_within(hits: Iterable[Hit], known: Iterable[Hit]) -> list[Hit]:
     """Those of ``hits`` that tell more than a known one of their label does."""
-    return [
-        hit
-        for hit in hits
-        if not any(
-            past.label == hit.label and past.start <= hit.start and hit.end <= past.end for past in known
-        )
-    ]
+    # By label, the starts of what is known in order, and how far what starts there or before reaches: to
+    # compare each with each takes minutes on a text that is full of findings.
+    reach: dict[str, tuple[list[int], list[int]]] = {}
+    for past in sorted(known, key=lambda hit: hit.start):
+        starts, ends = reach.setdefault(past.label, ([], []))
+        starts.append(past.start)
+        ends.append(max(past.end, ends[-1]) if ends else past.end)
+
+    def within(hit: Hit) -> bool:
+        starts, ends = reach.get(hit.label, ((), ()))
+        before = bisect_right(starts, hit.start)
+        return before > 0 and hit.end <= ends[before - 1]
+
+    return [hit for hit in hits if not within(hit)]
 
 
 def finding_order(finding: Finding) -> tuple[int, int, str, str]:

@@ -16,6 +16,7 @@ from validation.guards import (
     default_policy,
     judge_request,
     judge_response,
+    parse_policy,
     request_slots,
     response_slots,
 )
@@ -269,3 +270,16 @@ async def test_an_ordinary_tool_definition_passes_unchanged() -> None:
     verdict = await judge_request(ENGINE, body, CONTEXT)
     assert verdict.action is None
     assert verdict.body == body
+
+
+@pytest.mark.timeout(30)
+async def test_many_messages_with_findings_take_no_quadratic_time() -> None:
+    """Of one seam with as many parts as findings; only the one over a joint adds to what the parts tell."""
+    guard = {"name": "p", "kind": "pii", "on": "input", "action": "redact", "timeout_s": 300}
+    engine = GuardEngine(parse_policy({"name": "p", "version": 1, "guards": [guard]}))
+    texts = [*["hi a@b.co"] * 15_000, "card 4111 1111", "1111 1111 ok"]
+    body = {"messages": [{"role": "user", "content": text} for text in texts]}
+    contents = [
+        message["content"] for message in (await judge_request(engine, body, CONTEXT)).body["messages"]
+    ]
+    assert contents == ["hi [EMAIL_ADDRESS]"] * 15_000 + ["card [CREDIT_CARD]", "[CREDIT_CARD] ok"]

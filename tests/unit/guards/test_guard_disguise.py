@@ -169,3 +169,13 @@ def test_every_character_of_a_reading_leads_back_to_the_original(text: str) -> N
 @pytest.mark.timeout(30)
 def test_no_disguise_takes_quadratic_time(unit: str) -> None:
     readings(normalise(unit * (150_000 // len(unit)) + "\x00!zzz"))
+
+
+@pytest.mark.timeout(60)
+async def test_findings_in_many_readings_take_no_quadratic_time() -> None:
+    """Each reading finds each address again: compared pair by pair, these would take minutes."""
+    nested = f" %41 %2541 %252541 {b64(b64('hello there my friend'))}"
+    guard = {"name": "p", "kind": "pii", "on": "input", "action": "redact", "timeout_s": 300}
+    engine = GuardEngine(parse_policy({"name": "p", "version": 1, "guards": [guard]}))
+    verdict = await judged("a@b.co " * 24_000 + nested, engine)
+    assert verdict.text.count("[EMAIL_ADDRESS]") == 24_000
