@@ -31,8 +31,12 @@ _SHORTEST = 6
 # What follows a possessive repetition must not fail: each later start would run through it again.
 _SPREAD = re.compile(r"(?<!\w)\S(?!\S)(?:[ \t\n]{1,4}\S(?!\S)){3,}+(?:[ \t\n]{1,4}\S(?!\w))?")
 _WIDE = re.compile(r"\s{2,}+")
+#: A sign that stands apart is a matrix product, too: ends of addresses that are no attributes of programs.
+_ENDS = "com|org|net|edu|gov|info|biz|io|ai|dev|app|uk|de|fr|es|it|nl|ch|at|be|pl|eu|us|ca|au|jp|in|br|cn|ru"
 _AT = re.compile(
-    r"(?<=\w)\s{0,2}[\[({<]\s?(?:at|AT|At|@)\s?[\])}>]\s{0,2}(?=\w)|(?<=\w)\s{1,2}@\s{1,2}(?=\w)"
+    r"(?<=\w)\s{0,2}[\[({<]\s?(?:at|AT|At|@)\s?[\])}>]\s{0,2}(?=\w)"
+    r"|(?<=\w)\s{1,2}@\s{1,2}(?!self\b)"
+    rf"(?=(?:[\w\-]{{1,63}}(?: \. |\.)){{1,4}}(?:{_ENDS}|{_ENDS.upper()})(?![\w(\[\-]|\.\w))"
 )
 _DOT = re.compile(
     r"(?<=\w)\s{0,2}[\[({<]\s?(?:dot|DOT|Dot|\.)\s?[\])}>]\s{0,2}(?=[A-Za-z])|(?<=\w) \. (?=[a-z]{2,24}\b)"
@@ -140,6 +144,9 @@ def _edited(view: View, edits: Iterable[Edit]) -> View:
 def _gather(text: str) -> Iterator[Edit]:
     """Runs of single characters with white space between them; wider spaces parted words."""
     for run in _SPREAD.finditer(text):
+        before, at, domain = run[0].rpartition("@")
+        if before and at and "." not in domain:
+            continue  # A product of matrices, no address.
         instead: list[tuple[str, int, int]] = []
         for index in range(run.start(), run.end()):
             if not text[index].isspace():

@@ -143,6 +143,7 @@ async def test_answers_are_judged_as_their_streams_are() -> None:
         "getElementsByTagNameAndClassName(antidisestablishmentarianism)",
         "Is H2O the same as h20? Use utf8, base64 and sha256, e.g. v1.2.3.",
         "A B C D E F G: I I I, 1 2 3 4 5 6 7 8",
+        "z = A @ B.transpose(1, 0) + x @ self.weight.T + h @ layer.net(x) + y @ m.data[0]",
         "x = [0x41, 0x42]; y = a-b-c-d; %d %s 100% &amp; &lt;b&gt;",
     ],
 )
