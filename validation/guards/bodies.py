@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -82,7 +81,7 @@ async def judge_response(engine: GuardEngine, body: Mapping[str, Any], context: 
 
 
 async def _judge(engine: GuardEngine, slots: Sequence[Slot], context: GuardContext) -> list[Verdict]:
-    found = await asyncio.gather(*(engine.check(slot.segment, context) for slot in slots))
+    found = await engine.check_all([slot.segment for slot in slots], context)
     across: dict[Keys, list[Finding]] = {}
     for slot, findings in zip(slots, found, strict=True):
         if slot.kind == "seam":

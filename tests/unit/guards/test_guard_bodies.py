@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +22,8 @@ from validation.guards import (
     request_slots,
     response_slots,
 )
+from validation.guards.inline.length import LengthCursor
+from validation.guards.scan import Readings
 
 ENGINE = GuardEngine(default_policy())
 CONTEXT = GuardContext()
@@ -283,3 +287,42 @@ async def test_many_messages_with_findings_take_no_quadratic_time() -> None:
         message["content"] for message in (await judge_request(engine, body, CONTEXT)).body["messages"]
     ]
     assert contents == ["hi [EMAIL_ADDRESS]"] * 15_000 + ["card [CREDIT_CARD]", "[CREDIT_CARD] ok"]
+
+
+class Recorder:
+    """A guard that notes in which threads it judges."""
+
+    longest = 0
+    readings: Readings = "none"
+
+    def __init__(self) -> None:
+        self.threads: set[str] = set()
+
+    def cursor(self) -> LengthCursor:
+        self.threads.add(threading.current_thread().name.partition("_")[0])
+        return LengthCursor(10)
+
+
+@pytest.mark.parametrize(
+    ("texts", "threads"),
+    [
+        (["hello there"] * 20, {"MainThread"}),
+        (["hello there"] * 2_000, {"guard"}),
+        (["\ufdfa" * 1_000], {"guard"}),
+        (["x" * 20_000, "short one, too"], {"guard"}),
+    ],
+)
+async def test_what_is_large_in_all_is_judged_beside_the_event_loop(
+    texts: list[str], threads: set[str]
+) -> None:
+    """In threads of the guards' own: the default ones must stay free for who revokes keys."""
+    guard = {"name": "l", "kind": "length", "on": "input", "action": "flag", "max_characters": 10}
+    engine = GuardEngine(parse_policy({"name": "l", "version": 1, "guards": [guard]}))
+    recorder = Recorder()
+    engine.inline = [replace(engine.inline[0], guard=recorder)]
+    body = {"messages": [{"role": "user", "content": text} for text in texts]}
+    verdict = await judge_request(engine, body, CONTEXT)
+    assert recorder.threads == threads
+    assert {finding.path for finding in verdict.findings} >= {
+        f"messages[{index}].content" for index, text in enumerate(texts)
+    }
