@@ -60,6 +60,14 @@ def rot13(text: str) -> str:
         (b"jane@example.com".hex(" "), "EMAIL_ADDRESS"),
         ("".join(f"\\x{byte:02x}" for byte in b"jane@example.com"), "EMAIL_ADDRESS"),
         (" ".join(f"{byte:08b}" for byte in b"jane@example.com"), "EMAIL_ADDRESS"),
+        (b64("\ufeffmy address is jane@example.com"), "EMAIL_ADDRESS"),
+        (b64("my address is jane@example.com\0"), "EMAIL_ADDRESS"),
+        (base64.b64encode(b"my address is \xffjane@example.com").decode(), "EMAIL_ADDRESS"),
+        (
+            b64("my address is jane@example.com")[:20] + "\r\n" + b64("my address is jane@example.com")[20:],
+            "EMAIL_ADDRESS",
+        ),
+        (b"jane@example.com".hex()[:16] + "\r\n" + b"jane@example.com".hex()[16:], "EMAIL_ADDRESS"),
         ("4 1 1 1   1 1 1 1   1 1 1 1   1 1 1 1", "CREDIT_CARD"),
         ("( 4 1 5 )   5 5 5 - 0 1 3 2", "PHONE_NUMBER"),
         ("0 7 8 - 0 5 - 1 1 2 0", "US_SSN"),
@@ -104,6 +112,12 @@ async def test_digits_are_letters_for_words_only() -> None:
     # 4 for a and @ for a: an address must not appear where none was written, nor vanish.
     assert (await judged("m4il j4ne@example.com")).text == "m4il [EMAIL_ADDRESS]"
     assert (await judged("the h3ll0@w0rld variable")).findings == []
+
+
+async def test_what_is_encoded_is_read_behind_an_equals_sign() -> None:
+    assert (
+        await judged(f"https://x.io/?q={b64('jane@example.com')}")
+    ).text == "https://x.io/?q=[EMAIL_ADDRESS]"
 
 
 async def test_a_key_in_a_decoded_part_is_refused() -> None:

@@ -97,6 +97,22 @@ def test_the_classifier_says_what_scikit_learn_says() -> None:
     assert [model.score(text) for text in texts] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+def test_remembered_words_share_the_models_n_grams_and_are_bounded() -> None:
+    from validation.guards.inline.injection_model import injection_model
+
+    model = injection_model()
+    letters = "abcdefghijklmnopqrst"
+    for first in range(0, 8_000, 50):
+        words = (
+            letters[n % 20] + letters[n // 20 % 20] + letters[n // 400] + "ing"
+            for n in range(first, first + 50)
+        )
+        model.score(" ".join(words))
+    remembered = list(model._grams.values())
+    assert len(remembered) <= 4_000
+    assert all(entry is model.chars[entry[0]] for entries in remembered for entry in entries)
+
+
 def test_the_model_is_small_and_the_gateway_needs_no_library_for_it() -> None:
     assert MODEL.stat().st_size < 1_000_000
     code = (
