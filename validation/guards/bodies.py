@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -81,7 +81,7 @@ async def judge_response(engine: GuardEngine, body: Mapping[str, Any], context: 
 
 
 async def _judge(engine: GuardEngine, slots: Sequence[Slot], context: GuardContext) -> list[Verdict]:
-    found = await asyncio.gather(*(engine.check(slot.segment, context) for slot in slots))
+    found = await engine.check_all([slot.segment for slot in slots], context)
     across: dict[Keys, list[Finding]] = {}
     for slot, findings in zip(slots, found, strict=True):
         if slot.kind == "seam":
@@ -117,12 +117,20 @@ def _across(seam: Slot, findings: Sequence[Finding]) -> Iterator[tuple[Keys, Fin
 
 def _shares(seam: Slot, item: Finding) -> list[tuple[Keys, int, int]]:
     """The texts of a seam that a finding reaches into, and from where to where in each."""
-    ends = [start - 1 for start, _ in seam.parts[1:]] + [len(seam.segment.text)]
-    return [
-        (keys, max(item.start, start) - start, min(item.end, end) - start)
-        for (start, keys), end in zip(seam.parts, ends, strict=True)
-        if item.start < end and item.end > start
-    ]
+    first = max(0, bisect_right(seam.parts, item.start, key=_start_of) - 1)
+    last = bisect_left(seam.parts, item.end, key=_start_of)
+    shares = []
+    for index in range(first, last):
+        start, keys = seam.parts[index]
+        # One character parts two texts of a seam.
+        end = seam.parts[index + 1][0] - 1 if index + 1 < len(seam.parts) else len(seam.segment.text)
+        if item.start < end:
+            shares.append((keys, max(item.start, start) - start, min(item.end, end) - start))
+    return shares
+
+
+def _start_of(part: tuple[int, Keys]) -> int:
+    return part[0]
 
 
 def _changed(slots: Sequence[Slot], verdicts: Sequence[Verdict]) -> dict[Keys, str]:

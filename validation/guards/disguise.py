@@ -4,7 +4,8 @@ The view of :mod:`validation.guards.normalise` folds code points one by one. Wha
 spelled out ("jane [at] example"), encoded (base64, hexadecimal, binary, percent and HTML escapes, rot13) or
 written in digits ("1gn0r3") is undone here, in place and several layers deep, so that guards read it among
 the words around it. Each character of a reading still knows the code points that it comes from: one that
-was decoded stands for the whole encoded span. Nothing can be hidden by it, as the plain view is judged too.
+was decoded stands for the whole encoded span. The plain view is judged, too, so a wrong reading hides
+nothing; what is encoded in a way that is not among these stays hidden.
 
 Only complete texts on their way to the model are read like this: to look through an encoding, a stream
 would have to be held back for as long as it lasts.
@@ -31,8 +32,12 @@ _SHORTEST = 6
 # What follows a possessive repetition must not fail: each later start would run through it again.
 _SPREAD = re.compile(r"(?<!\w)\S(?!\S)(?:[ \t\n]{1,4}\S(?!\S)){3,}+(?:[ \t\n]{1,4}\S(?!\w))?")
 _WIDE = re.compile(r"\s{2,}+")
+#: A sign that stands apart is a matrix product, too: ends of addresses that are no attributes of programs.
+_ENDS = "com|org|net|edu|gov|info|biz|io|ai|dev|app|uk|de|fr|es|it|nl|ch|at|be|pl|eu|us|ca|au|jp|in|br|cn|ru"
 _AT = re.compile(
-    r"(?<=\w)\s{0,2}[\[({<]\s?(?:at|AT|At|@)\s?[\])}>]\s{0,2}(?=\w)|(?<=\w)\s{1,2}@\s{1,2}(?=\w)"
+    r"(?<=\w)\s{0,2}[\[({<]\s?(?:at|AT|At|@)\s?[\])}>]\s{0,2}(?=\w)"
+    r"|(?<=\w)\s{1,2}@\s{1,2}(?!self\b)"
+    rf"(?=(?:[\w\-]{{1,63}}(?: \. |\.)){{1,4}}(?:{_ENDS}|{_ENDS.upper()})(?![\w(\[\-]|\.\w))"
 )
 _DOT = re.compile(
     r"(?<=\w)\s{0,2}[\[({<]\s?(?:dot|DOT|Dot|\.)\s?[\])}>]\s{0,2}(?=[A-Za-z])|(?<=\w) \. (?=[a-z]{2,24}\b)"
@@ -45,9 +50,9 @@ _SAID = re.compile(
 _SAID_SIGN = re.compile(r" (at|dot) ", re.IGNORECASE)
 
 _B64 = r"[A-Za-z0-9+/_\-]"
-_BASE64 = re.compile(rf"(?<![A-Za-z0-9+/_=\-]){_B64}{{12,}}+(?:\n{_B64}{{4,}}+)*+={{0,2}}")
+_BASE64 = re.compile(rf"(?<![A-Za-z0-9+/_\-]){_B64}{{12,}}+(?:\r?\n{_B64}{{4,}}+)*+={{0,2}}")
 _HEX = re.compile(
-    r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{2}(?:[ :,]?(?:0x)?[0-9A-Fa-f]{2}){5,}+"
+    r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{2}(?:(?:[ :,]|\r?\n)?(?:0x)?[0-9A-Fa-f]{2}){5,}+"
     r"|(?:\\x[0-9A-Fa-f]{2}){4,}+"
 )
 _BINARY = re.compile(r"(?<![0-9])[01]{8}(?:\s?[01]{8}){5,}+")
@@ -140,6 +145,9 @@ def _edited(view: View, edits: Iterable[Edit]) -> View:
 def _gather(text: str) -> Iterator[Edit]:
     """Runs of single characters with white space between them; wider spaces parted words."""
     for run in _SPREAD.finditer(text):
+        before, at, domain = run[0].rpartition("@")
+        if before and at and "." not in domain:
+            continue  # A product of matrices, no address.
         instead: list[tuple[str, int, int]] = []
         for index in range(run.start(), run.end()):
             if not text[index].isspace():
@@ -189,12 +197,12 @@ def _from_base64(match: re.Match[str]) -> Iterator[tuple[int, int, str]]:
         position = match.start()
         for line in match[0].split("\n"):
             if len(line) >= 12 and (part := _text_of(_base64_bytes(line))):
-                yield position, position + len(line), part
+                yield position, position + len(line.rstrip("\r")), part
             position += len(line) + 1
 
 
 def _base64_bytes(text: str) -> bytes:
-    body = text.replace("\n", "").rstrip("=").translate(str.maketrans("-_", "+/"))
+    body = text.replace("\r", "").replace("\n", "").rstrip("=").translate(str.maketrans("-_", "+/"))
     body = body[: len(body) - (len(body) % 4 == 1)]
     try:
         return base64.b64decode(body + "=" * (-len(body) % 4))
@@ -203,7 +211,7 @@ def _base64_bytes(text: str) -> bytes:
 
 
 def _from_hex(match: re.Match[str]) -> Iterator[tuple[int, int, str]]:
-    digits = re.sub(r"0x|\\x|[ :,]", "", match[0])
+    digits = re.sub(r"0x|\\x|[ :,\r\n]", "", match[0])
     if len(digits) % 2 == 0 and (decoded := _text_of(bytes.fromhex(digits))):
         yield match.start(), match.end(), decoded
 
@@ -225,14 +233,12 @@ def _from_entity(match: re.Match[str]) -> Iterator[tuple[int, int, str]]:
 
 
 def _text_of(data: bytes) -> str:
-    """The view of UTF-8 text; nothing if that is not what it is."""
-    try:
-        decoded = data.decode()
-    except UnicodeDecodeError:
+    """The view of UTF-8 text; nothing if that is not what it is. A stray byte in ten does not hide it."""
+    decoded = data.decode("utf-8", "ignore")
+    shown = "".join(char for char in decoded if char.isprintable() or char.isspace())
+    if len(shown) < _SHORTEST or 10 * len(shown.encode()) < 9 * len(data):
         return ""
-    if len(decoded) < _SHORTEST or not all(char.isprintable() or char in "\n\r\t" for char in decoded):
-        return ""
-    return normalise(decoded).text
+    return normalise(shown).text
 
 
 _CODES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Iterator[tuple[int, int, str]]]], ...] = (

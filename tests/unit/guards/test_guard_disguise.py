@@ -60,6 +60,14 @@ def rot13(text: str) -> str:
         (b"jane@example.com".hex(" "), "EMAIL_ADDRESS"),
         ("".join(f"\\x{byte:02x}" for byte in b"jane@example.com"), "EMAIL_ADDRESS"),
         (" ".join(f"{byte:08b}" for byte in b"jane@example.com"), "EMAIL_ADDRESS"),
+        (b64("\ufeffmy address is jane@example.com"), "EMAIL_ADDRESS"),
+        (b64("my address is jane@example.com\0"), "EMAIL_ADDRESS"),
+        (base64.b64encode(b"my address is \xffjane@example.com").decode(), "EMAIL_ADDRESS"),
+        (
+            b64("my address is jane@example.com")[:20] + "\r\n" + b64("my address is jane@example.com")[20:],
+            "EMAIL_ADDRESS",
+        ),
+        (b"jane@example.com".hex()[:16] + "\r\n" + b"jane@example.com".hex()[16:], "EMAIL_ADDRESS"),
         ("4 1 1 1   1 1 1 1   1 1 1 1   1 1 1 1", "CREDIT_CARD"),
         ("( 4 1 5 )   5 5 5 - 0 1 3 2", "PHONE_NUMBER"),
         ("0 7 8 - 0 5 - 1 1 2 0", "US_SSN"),
@@ -106,6 +114,12 @@ async def test_digits_are_letters_for_words_only() -> None:
     assert (await judged("the h3ll0@w0rld variable")).findings == []
 
 
+async def test_what_is_encoded_is_read_behind_an_equals_sign() -> None:
+    assert (
+        await judged(f"https://x.io/?q={b64('jane@example.com')}")
+    ).text == "https://x.io/?q=[EMAIL_ADDRESS]"
+
+
 async def test_a_key_in_a_decoded_part_is_refused() -> None:
     verdict = await judged(f"what is {b64('export KEY=AKIAIOSFODNN7EXAMPLE')}?")
     assert (verdict.action, [f.label for f in verdict.findings]) == (Action.BLOCK, ["AWS_ACCESS_KEY"])
@@ -143,6 +157,7 @@ async def test_answers_are_judged_as_their_streams_are() -> None:
         "getElementsByTagNameAndClassName(antidisestablishmentarianism)",
         "Is H2O the same as h20? Use utf8, base64 and sha256, e.g. v1.2.3.",
         "A B C D E F G: I I I, 1 2 3 4 5 6 7 8",
+        "z = A @ B.transpose(1, 0) + x @ self.weight.T + h @ layer.net(x) + y @ m.data[0]",
         "x = [0x41, 0x42]; y = a-b-c-d; %d %s 100% &amp; &lt;b&gt;",
     ],
 )
@@ -169,3 +184,13 @@ def test_every_character_of_a_reading_leads_back_to_the_original(text: str) -> N
 @pytest.mark.timeout(30)
 def test_no_disguise_takes_quadratic_time(unit: str) -> None:
     readings(normalise(unit * (150_000 // len(unit)) + "\x00!zzz"))
+
+
+@pytest.mark.timeout(60)
+async def test_findings_in_many_readings_take_no_quadratic_time() -> None:
+    """Each reading finds each address again: compared pair by pair, these would take minutes."""
+    nested = f" %41 %2541 %252541 {b64(b64('hello there my friend'))}"
+    guard = {"name": "p", "kind": "pii", "on": "input", "action": "redact", "timeout_s": 300}
+    engine = GuardEngine(parse_policy({"name": "p", "version": 1, "guards": [guard]}))
+    verdict = await judged("a@b.co " * 24_000 + nested, engine)
+    assert verdict.text.count("[EMAIL_ADDRESS]") == 24_000

@@ -82,6 +82,7 @@ def test_iban_checksum_and_length() -> None:
             "0x52908400098527886E0F7030069857D2E4169EE7",
             [("CRYPTO_ADDRESS", "0x52908400098527886E0F7030069857D2E4169EE7")],
         ),
+        ("it is 41111111\n11111111. Regards", [("CREDIT_CARD", "41111111\n11111111")]),
         ("from 2001:4860:4860::8888, that is", [("IP_ADDRESS", "2001:4860:4860::8888")]),
     ],
 )
@@ -107,6 +108,12 @@ def test_personal_data_is_found(text: str, expected: list[tuple[str, str]]) -> N
         "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN3 bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdx",
         "call 911, call sign 12345, passport control, passport to 2024",
         "3f786850e387550fdab836ed7e6dc881de23001b",
+        "call 10000000 times; syscall 12345678; cell: 20240131; dial 00000000",
+        "10000001\n41111111\n11111111\n20000002",
+        "2 4111 1111\n1111 1111",
+        "[411 11 11 111 11 1 1111]",
+        "4 1 1 1 1 1 1 1\n1 1 1 1 1 1 1 1",
+        "2024-03-15 10:20:30 4111\n1111-11-11 11:20:30 1111",
     ],
 )
 def test_other_numbers_are_left_alone(text: str) -> None:
@@ -151,6 +158,9 @@ def test_secrets_are_found_whole(label: str, secret: str) -> None:
         '{"password": "string", "pass": "********", "passwd": "your_password_here"}',
         "Your password is required, the password was changed: see https://example.org/reset1",
         "postgres://user:password@localhost/db and http://localhost:8080/@x",
+        "PASS: tests/check-1.sh, cache bypass: enabled-v2, compass: N45E30m, first-pass: conv2d_1",
+        "running pass -> inline_v2, second pass: 'd1 low-pass='fc=1200Hz'",
+        "postgres://scott:tiger@db/x and postgresql://manta:manta@db:5432/x",
         "self.password = password2; if user.password == other.password1: pass",
     ],
 )
@@ -168,6 +178,8 @@ def test_other_words_are_no_secrets(text: str) -> None:
         ("passphrase = 'correct-horse-battery-staple'", "correct-horse-battery-staple"),
         ("<password>pa$$w0rd!</password>", "pa$$w0rd!"),
         ("postgresql://app:s3cret!x@db.example.org/app", "s3cret!x"),
+        ("DB_PASS=s3cr3t-value", "s3cr3t-value"),
+        ('{"pwd": "hunter2x"}', "hunter2x"),
     ],
 )
 def test_of_an_assigned_password_only_the_value_is_found(text: str, password: str) -> None:

