@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.contracts import ArtifactInput, Manifest
+from cluster.errors import UsageError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.models import ensure_model
 from jobs.preprocessing.account import Tolerance
@@ -50,7 +51,7 @@ from validation.data.schema import SUMMARY_KEY as SCHEMA
 from validation.data.tokens import FILE as TOKENIZER
 from validation.data.verdict import Rule
 
-CODE_EPOCH = 2
+CODE_EPOCH = 3
 #: Columns that finished rows have beside those in ``keep``; the final suite may look at all of them.
 FINISHED = frozenset({"row_id", "split", "messages", "prompt", "completion"})
 
@@ -281,10 +282,16 @@ def run(config: PreprocessConfig) -> JobResult:
 
 
 def _files(config: PreprocessConfig) -> list[SourceFile]:
+    """Each file once, however many patterns name it. Raises UsageError for one that is train and test."""
     split = "train" if config.test else None
-    found = [(address, split) for source in config.train for address in find_files(source)]
-    found += [(address, "test") for source in config.test for address in find_files(source)]
-    return [source_file(address, number, split) for number, (address, split) in enumerate(found)]
+    found: dict[str, SourceFile] = {}
+    for sources, named in ((config.train, split), (config.test, "test")):
+        for address in (address for source in sources for address in find_files(source)):
+            file = source_file(address, len(found), named)
+            known = found.setdefault(file.place, file)
+            if known.split != named:
+                raise UsageError(f"{address} is among the files of train and of test: name it in one.")
+    return list(found.values())
 
 
 def _marking(

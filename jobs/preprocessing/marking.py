@@ -33,7 +33,6 @@ from jobs.preprocessing.rows import (
     SUMMARY,
     RowFormat,
     contract_schema,
-    file_of,
     marked_schema,
 )
 from jobs.preprocessing.shaping import Shape
@@ -129,7 +128,6 @@ class Marking:
         rows = block.to_pylist()
         tally = Tally()
         tally.rows["read"] = len(rows)
-        tally.files.update(str(file_of(row[ORDINAL])) for row in rows)
         if self.labels is not None:
             tally.rows["labelled"] = joined(list(self._open(rows)), fetched(self.labels))
         text = self._text_columns()

@@ -16,7 +16,7 @@ from cluster.errors import RefusedError
 from cluster.job import JobRun
 from cluster.job.preflight import preflight
 from jobs.preprocessing.account import Action, Tally, Tolerance, name, nested
-from jobs.preprocessing.blocks import Told, partial_of, plainly, quiet, told_by, without
+from jobs.preprocessing.blocks import Told, partials_of, plainly, quiet, told_by, without
 from jobs.preprocessing.digest import merged_digest
 from jobs.preprocessing.duplicates import (
     CROSSED,
@@ -174,9 +174,12 @@ class Pipeline:
 
     def check_rows(self) -> None:
         """The verdict of the contract, and of each rule. Raises RefusedError that names what failed."""
+        import ray
+
         plan = self._marking.contract
         if plan is not None:
-            partials = self._each(partial_of, self._marked)
+            told = self._each(partials_of, self._marked)
+            partials = (partial for found in told for partial in ray.get(found))
             self._judge(plan, partials, self._dataset, CONTRACT, {READ, SIZE})
         self._refuse_broken_rules(self._marking.tolerances)
 
@@ -201,7 +204,8 @@ class Pipeline:
         compared = sum(ray.get(self._each(len, keys)))
         for stage, counts in zip(found, ray.get(self._each(codes, list(found.values()))), strict=True):
             self._count_duplicates(stage, counts, compared)
-            compared -= sum(counts.values())
+            if actions.get(stage) != "warn":  # What only warns leaves its rows to the next stage.
+                compared -= sum(counts.values())
         self._refuse_broken_rules(rules)
 
     def _count_duplicates(self, stage: str, counts: Mapping[int, int], compared: int) -> None:
@@ -218,9 +222,10 @@ class Pipeline:
 
     def check_final(self) -> None:
         """Give rows their finished form, and judge them. Raises RefusedError that names what failed."""
+        import ray
         import ray.data
 
-        partials = self._finish(self._final)
+        partials = (ray.get(partial) for partial in self._finish(self._final))
         refused = set(self._stages()) - {FINAL}
         self._judge(self._final, partials, ray.data.from_arrow_refs(self._finished), FINAL, refused)
 
@@ -288,19 +293,21 @@ class Pipeline:
         return [digest for _, digest in written]
 
     def _judge(
-        self, plan: GatePlan, partials: Sequence[Any], blocks: ray.data.Dataset, stage: str, apart: set[str]
+        self,
+        plan: GatePlan,
+        partials: Iterator[bytes | None],
+        blocks: ray.data.Dataset,
+        stage: str,
+        apart: set[str],
     ) -> None:
         """The verdict of all blocks; the rows that count are those of stages other than ``apart``."""
-        import ray
-
         # Imported here: Great Expectations costs seconds.
         from validation.data.gate import finish_gate
 
         def rows(columns: list[str]) -> ray.data.Dataset:
             return self._map(blocks, lambda block: without(block, apart)).select_columns(columns)
 
-        found = (ray.get(partial) for partial in partials)
-        report = finish_gate(plan, filter(None, found), rows, num_cpus=self._cpus)
+        report = finish_gate(plan, filter(None, partials), rows, num_cpus=self._cpus)
         self.suites[stage] = report
         self._bad[stage] = {row_id: "; ".join(labels) for row_id, labels in report.bad_rows.items()}
         held, number = sum(e.success for e in report.expectations), len(report.expectations)

@@ -255,8 +255,14 @@ def _parquet(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
         names = parquet.schema_arrow.names
         _refuse_columns(file, form, names)
         seen.update(names)
-        batches = parquet.iter_batches(batch_size=_batch_rows(parquet.metadata), columns=list(form.read))
+        rows = _batch_rows(parquet.metadata)
+        batches = parquet.iter_batches(batch_size=rows, columns=_columns(form, names))
         yield from _records(file, form, batches)
+
+
+def _columns(form: RowFormat, names: list[str]) -> list[str]:
+    """What to read of a file; of columns that are joined, those that it has."""
+    return [name for name in form.columns if name in names]
 
 
 def _batch_rows(metadata: Any) -> int:
@@ -281,7 +287,7 @@ def _arrow(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
         else:
             batches = iter(reader)
-        yield from _records(file, form, (batch.select(list(form.read)) for batch in batches))
+        yield from _records(file, form, (batch.select(_columns(form, names)) for batch in batches))
 
 
 def _records(file: SourceFile, form: RowFormat, batches: Iterator[pa.RecordBatch]) -> _Lines:
