@@ -321,6 +321,20 @@ def test_what_cannot_be_judged_is_refused_by_name(entry: dict[str, Any], words: 
             {"column": "text", "row_condition": "other > other.mean()", "condition_parser": "pandas"},
             "mean",
         ),
+        *(
+            (
+                "column_values_to_not_be_null",
+                {"column": "text", "row_condition": clause, "condition_parser": "pandas"},
+                f"may look at more than one row at a time: {part}",
+            )
+            for clause, part in [
+                ("other in text", "other in text"),
+                ("other < other.size", "other.size"),
+                ("other == 1 & text == text.iloc[0]", "text.iloc[0]"),
+                ("text.isin(other)", "text.isin(other)"),
+                ("text.get(0) == 'a'", "get"),
+            ]
+        ),
     ],
 )
 def test_what_is_not_computed_fails_as_great_expectations_own_exception(
