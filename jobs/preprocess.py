@@ -353,6 +353,7 @@ def _summary(config: PreprocessConfig, counts: dict[str, int], pipeline: Pipelin
     return {
         **counts,
         "expectations": sum(len(r.expectations) for r in reports),
+        # The pipeline has masked what reports quote, as far as personal_data says.
         "warnings": [w.describe() for r in reports for w in r.warnings],
         "contaminated": pipeline.contaminated,
         **({"labelled": pipeline.tally.rows["labelled"]} if config.labels else {}),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import RefusedError
+from cluster.errors import RefusedError, UsageError
 from cluster.job import JobRun
 from cluster.job.preflight import preflight
 from jobs.preprocessing.account import Action, Tally, Tolerance, name, nested
@@ -34,6 +34,7 @@ from jobs.preprocessing.duplicates import (
 from jobs.preprocessing.files import SourceFile
 from jobs.preprocessing.finishing import FINAL, Finishing
 from jobs.preprocessing.marking import CONTRACT, LENGTH, SHAPE, Marking
+from jobs.preprocessing.masking import mask_of, masked_report
 from jobs.preprocessing.parts import Parts
 from jobs.preprocessing.publishing import MAX_EXAMPLES, Facts, profile_spec
 from jobs.preprocessing.reading import READ, SIZE, read_tables
@@ -95,6 +96,8 @@ class Pipeline:
         Raises RefusedError about the first file or line that cannot be read, or the first repeated id.
         """
         self._marking, self._final = marking, final
+        if marking.contract:
+            self._refuse_masked(marking.contract, marking.contract.read_again)
         self._keep(self._by_file(marking, parts) if parts else self._by_block(marking))
         self.job.progress(f"read {self.tally.rows['read']} rows of {len(self._files)} files")
 
@@ -305,10 +308,12 @@ class Pipeline:
         from validation.data.gate import finish_gate
 
         def rows(columns: list[str]) -> ray.data.Dataset:
+            if stage == CONTRACT:
+                self._refuse_masked(plan, columns)
             return self._map(blocks, lambda block: without(block, apart)).select_columns(columns)
 
         report = finish_gate(plan, filter(None, partials), rows, num_cpus=self._cpus)
-        self.suites[stage] = report
+        self.suites[stage] = report = self._told(report)
         self._bad[stage] = {row_id: "; ".join(labels) for row_id, labels in report.bad_rows.items()}
         held, number = sum(e.success for e in report.expectations), len(report.expectations)
         self.job.progress(
@@ -317,6 +322,20 @@ class Pipeline:
         if not report.success:
             named = ", ".join(e.describe() for e in report.failed)
             self._refuse(f"suite {report.suite} refuses the {report.rows} rows: {named} failed")
+
+    def _refuse_masked(self, contract: GatePlan, columns: Iterable[str]) -> None:
+        """Refuse a contract that looks at a text again once it is masked: equal placeholders repeat."""
+        masked = sorted(set(columns).intersection(self._marking.masked_columns))
+        if masked:
+            raise UsageError(
+                f"suite {contract.suite.name} looks again at {', '.join(masked)} after personal_data has "
+                "masked it: leave the expectation to the final suite, or personal_data out."
+            )
+
+    def _told(self, report: GateReport) -> GateReport:
+        """The report without what the run takes for personal data."""
+        rule = self._marking.personal_data
+        return masked_report(report, mask_of(rule)) if rule else report
 
     def _refuse(self, sentence: str) -> None:
         """End the job, and leave the rows that were refused so far to look at."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import UsageError
 from cluster.job.config import read_yaml
 from cluster.storage import ObjectStore
 from jobs.preprocess import PreprocessConfig, run
@@ -292,6 +293,34 @@ def test_a_contract_judges_all_of_a_part(corpus: Corpus) -> None:
     with pytest.raises(Exception, match="suite c refuses the 20100 rows"):
         corpus(train, **fields, incremental=True)
     assert corpus.at.manifest is None
+
+
+def test_what_a_contract_saw_of_personal_data_is_told_masked(corpus: Corpus) -> None:
+    texts = [f"{prose(number, 2)} Write to jane{number}.doe@example.org." for number in range(4)]
+    train = corpus.at.file("a.jsonl", jsonl([*texts, f"short jane.doe@example.org {'x ' * 300}"]))
+    fields = PLAIN | {"personal_data": {}, "max_row_bytes": 500}
+    entries = {
+        name: {"type": f"expect_{name}", "kwargs": {"column": "text", **kwargs}, "severity": "warning"}
+        for name, kwargs in {
+            "column_values_to_be_unique": {},
+            "column_distinct_values_to_be_in_set": {"value_set": ["x"]},
+            "column_values_to_be_in_set": {"value_set": ["x"]},
+        }.items()
+    }
+    unique = entries.pop("column_values_to_be_unique")
+    again = corpus.at.file("u.json", json.dumps({"name": "u", "expectations": [unique]}))
+    with pytest.raises(UsageError, match="suite u looks again at text after personal_data"):
+        corpus(train, **fields, contract=again)
+    suite = corpus.at.file("c.json", json.dumps({"name": "c", "expectations": list(entries.values())}))
+    counts = corpus(train, **fields, contract=suite)
+    assert (counts["train"], counts["quarantined"]) == (4, 1)
+    checks = corpus.at.checks()
+    assert len(checks["suites"]["contract"]["expectations"][1]["examples"]) == 4
+    (apart,) = corpus.at.made("quarantine")
+    assert (apart["stage"], apart["raw"][:30]) == ("size", '{"text": "short <EMAIL_ADDRESS')
+    assert len(corpus.result.summary["warnings"]) == 2
+    for told in (checks, apart, corpus.result.summary):
+        assert "doe@example" not in json.dumps(told)
 
 
 def shout(row: dict[str, Any]) -> list[dict[str, Any]]:
