@@ -152,7 +152,9 @@ class PreprocessConfig(JobConfig):
     language: Language | None = Field(None, description="Languages to keep.")
     quality: Quality = Field(default_factory=Quality, description="Rules on the form of text.")
     duplicates: Duplicates = Field(default_factory=Duplicates, description="What repeats other rows.")
-    personal_data: PersonalData | None = Field(None, description="Personal data to mask, or to refuse.")
+    personal_data: PersonalData | None = Field(
+        None, description="Personal data to mask, or to refuse; quarantine and checks are masked too."
+    )
     contamination: Against | None = Field(None, description="Evaluation sets to keep out of the data.")
     length: Length | None = Field(None, description="Limits on a row's length, in a model's tokens.")
     template: Template | None = Field(

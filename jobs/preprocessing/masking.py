@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from jobs.preprocessing.cleaning import mapped
-from jobs.preprocessing.reading import SHOWN_CHARS, SIZE
+from jobs.preprocessing.reading import READ, SHOWN_CHARS, SIZE
 from jobs.preprocessing.rows import RAW, REASON, STAGE
 from validation.data.personal import LONGEST, Mask, PersonalData
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Of an example that a report has cut already, what is sure to hold no half of an address.
 _WHOLE_CHARS = 150
+#: Of a reason why a line cannot be read, its place.
+_PLACE = re.compile(r".*? line \d+: ", re.DOTALL)
 
 
 def mask_of(rule: PersonalData) -> Mask:
@@ -33,9 +36,18 @@ def mask_refused(row: dict[str, Any], columns: list[str], mask: Mask) -> None:
     """Mask a refused row: its texts, its raw form and the reason, whatever stage refused it."""
     row.update(mapped(row, columns, mask))
     if row[REASON]:
-        row[REASON] = mask(row[REASON])
+        row[REASON] = _masked_reason(row[REASON], row[STAGE], mask)
     if row[RAW]:
         row[RAW] = _masked_raw(row[RAW], row[STAGE], mask)
+
+
+def _masked_reason(reason: str, stage: str, mask: Mask) -> str:
+    # A file is to be found by its address, whose digits may read as a telephone number.
+    place = _PLACE.match(reason) if stage == READ else None
+    if stage == READ and place is None:
+        return reason  # Of a whole file: it quotes no row.
+    head = place[0] if place else ""
+    return head + mask(reason.removeprefix(head))
 
 
 def _masked_raw(raw: str, stage: str, mask: Mask) -> str:

@@ -105,7 +105,9 @@ def test_a_file_keeps_its_own_values_of_columns_that_are_joined(
 EMAIL = "jane.doe@example.com"
 SSN = "078-05-1120"
 PROTECT = TextRule(
-    "personal_data", "personal_data", PersonalData(entities={"EMAIL_ADDRESS": "mask", "US_SSN": "drop"})
+    "personal_data",
+    "personal_data",
+    PersonalData(entities={"EMAIL_ADDRESS": "mask", "PHONE_NUMBER": "mask", "US_SSN": "drop"}),
 )
 
 
@@ -121,7 +123,7 @@ def test_refused_rows_are_masked_whatever_stage_refused_them(written: Callable[.
     template = Template(prompt="{text}", completion="{label}", values={"label": {"a": "A"}})
     shape = Shape(template, (), ("text",), Split())
     rows.append({"text": "z", "label": EMAIL})
-    (table,) = read_tables(source_file(written("a.jsonl", rows), 0, None), form)
+    (table,) = read_tables(source_file(written("a 555-123-4567.jsonl", rows), 0, None), form)
     block = Marking(form, Normalise(), shape, contract=plan, rules=[PROTECT])(table)
     marked = block.drop_columns(["_summary", "_gate", "_key"]).to_pylist()
     stages = [None, "contract", "personal_data", "size", None, "read", "read", "shape"]
@@ -134,6 +136,7 @@ def test_refused_rows_are_masked_whatever_stage_refused_them(written: Callable[.
     assert marked[2]["text"] == "<US_SSN> is of <EMAIL_ADDRESS>"
     assert json.loads(marked[5]["_raw"]) == {"text": "x <EMAIL_ADDRESS>", "label": 5}
     assert "<EMAIL_ADDRESS>" in marked[7]["_reason"]
+    assert "/a 555-123-4567.jsonl line 7: " in marked[6]["_reason"]
 
 
 def test_reports_are_masked() -> None:
