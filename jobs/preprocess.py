@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.contracts import ArtifactInput, Manifest
+from cluster.errors import UsageError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.models import ensure_model
 from jobs.preprocessing.account import Tolerance
@@ -151,7 +152,9 @@ class PreprocessConfig(JobConfig):
     language: Language | None = Field(None, description="Languages to keep.")
     quality: Quality = Field(default_factory=Quality, description="Rules on the form of text.")
     duplicates: Duplicates = Field(default_factory=Duplicates, description="What repeats other rows.")
-    personal_data: PersonalData | None = Field(None, description="Personal data to mask, or to refuse.")
+    personal_data: PersonalData | None = Field(
+        None, description="Personal data to mask, or to refuse; quarantine and checks are masked too."
+    )
     contamination: Against | None = Field(None, description="Evaluation sets to keep out of the data.")
     length: Length | None = Field(None, description="Limits on a row's length, in a model's tokens.")
     template: Template | None = Field(
@@ -281,10 +284,16 @@ def run(config: PreprocessConfig) -> JobResult:
 
 
 def _files(config: PreprocessConfig) -> list[SourceFile]:
+    """Each file once, however many patterns name it. Raises UsageError for one that is train and test."""
     split = "train" if config.test else None
-    found = [(address, split) for source in config.train for address in find_files(source)]
-    found += [(address, "test") for source in config.test for address in find_files(source)]
-    return [source_file(address, number, split) for number, (address, split) in enumerate(found)]
+    found: dict[str, SourceFile] = {}
+    for sources, named in ((config.train, split), (config.test, "test")):
+        for address in (address for source in sources for address in find_files(source)):
+            file = source_file(address, len(found), named)
+            known = found.setdefault(file.place, file)
+            if known.split != named:
+                raise UsageError(f"{address} is among the files of train and of test: name it in one.")
+    return list(found.values())
 
 
 def _marking(
@@ -346,6 +355,7 @@ def _summary(config: PreprocessConfig, counts: dict[str, int], pipeline: Pipelin
     return {
         **counts,
         "expectations": sum(len(r.expectations) for r in reports),
+        # The pipeline has masked what reports quote, as far as personal_data says.
         "warnings": [w.describe() for r in reports for w in r.warnings],
         "contaminated": pipeline.contaminated,
         **({"labelled": pipeline.tally.rows["labelled"]} if config.labels else {}),

@@ -67,7 +67,7 @@ class Tally:
     def too_many(self, rule: Tolerance) -> str | None:
         """Why the rule ends the job, in words; None if it does not."""
         judged, broken = self.judged[rule.key], self.broken[rule.key]
-        if rule.action == "warn" or not broken or (judged - broken) / judged >= rule.mostly:
+        if rule.action == "warn" or not broken or not judged or (judged - broken) / judged >= rule.mostly:
             return None
         return f"{rule.key} [{broken} of {judged} rows do not pass; {rule.mostly:.6g} must]"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cluster.errors import MantaError
 from jobs.preprocessing.account import Tally
 from jobs.preprocessing.reading import BLOCK_BYTES, READ
-from jobs.preprocessing.rows import GATE, ORDINAL, REASON, STAGE, SUMMARY, WHOLE_FILE, line_of
+from jobs.preprocessing.rows import GATE, ORDINAL, REASON, STAGE, SUMMARY, WHOLE_FILE, line_of, rows_by_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +33,8 @@ def told_by(block: pa.Table) -> Told:
     tally, broken = Tally(), dict[bool, tuple[int, str]]()
     for summary in block[SUMMARY].drop_null().to_pylist():
         tally.add(Tally.from_bytes(summary))
+    # Not in the summary: a part's rows get the number of their file when they are loaded.
+    tally.files.update(rows_by_file(block[ORDINAL]))
     unread = block.select([ORDINAL, REASON]).filter(pc.equal(block[STAGE], READ).fill_null(False))
     for number, reason in zip(unread[ORDINAL].to_pylist(), unread[REASON].to_pylist(), strict=True):
         of_file = line_of(number) == WHOLE_FILE
@@ -41,10 +43,10 @@ def told_by(block: pa.Table) -> Told:
     return Told(first, tally, broken.get(False), broken.get(True))
 
 
-def partial_of(block: pa.Table) -> bytes | None:
-    """What a marked block adds to the contract's verdict."""
-    partial: bytes | None = block[GATE][0].as_py() if len(block) else None
-    return partial
+def partials_of(block: pa.Table) -> list[bytes]:
+    """What a marked block adds to the contract's verdict: Ray Data may have made one block of several."""
+    partials: list[bytes] = block[GATE].drop_null().to_pylist()
+    return partials
 
 
 def without(block: pa.Table, stages: set[str]) -> pa.Table:

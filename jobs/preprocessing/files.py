@@ -51,6 +51,14 @@ class SourceFile:
     #: The split that all of its rows go to; None if each row is assigned by hash.
     split: str | None = None
 
+    @property
+    def place(self) -> str:
+        """Where the file is, the same however its folder is named."""
+        if self.location.startswith("s3://"):
+            return self.location
+        path = Path(self.location)
+        return str(path.parent.resolve() / path.name)
+
 
 def find_files(address: str) -> list[str]:
     """Addresses of the data files that a path, an ``s3://`` address, a folder or a glob names, sorted.

@@ -19,6 +19,7 @@ from jobs.preprocessing.cleaning import Normalise, mapped, normalised
 from jobs.preprocessing.contamination import Against
 from jobs.preprocessing.labels import joined
 from jobs.preprocessing.lengths import Length, counter
+from jobs.preprocessing.masking import mask_of, mask_refused
 from jobs.preprocessing.rows import (
     ANSWER,
     BANDS,
@@ -33,7 +34,6 @@ from jobs.preprocessing.rows import (
     SUMMARY,
     RowFormat,
     contract_schema,
-    file_of,
     marked_schema,
 )
 from jobs.preprocessing.shaping import Shape
@@ -129,7 +129,6 @@ class Marking:
         rows = block.to_pylist()
         tally = Tally()
         tally.rows["read"] = len(rows)
-        tally.files.update(str(file_of(row[ORDINAL])) for row in rows)
         if self.labels is not None:
             tally.rows["labelled"] = joined(list(self._open(rows)), fetched(self.labels))
         text = self._text_columns()
@@ -148,7 +147,21 @@ class Marking:
             self._measure([(row, finished[id(row)]) for row in self._open(rows)], self.length, tally)
         if self.near:
             self._compare([(row, documents[id(row)]) for row in self._open(rows)], self.near)
+        if self.personal_data:
+            for row in rows:
+                if row[STAGE] is not None:
+                    mask_refused(row, text, mask_of(self.personal_data))
         return self._table(rows, tally, partial)
+
+    @property
+    def personal_data(self) -> PersonalData | None:
+        """What is taken for personal data, if anything."""
+        return next((rule.rule for rule in self.rules if isinstance(rule.rule, PersonalData)), None)
+
+    @property
+    def masked_columns(self) -> list[str]:
+        """Columns whose text is another after the pass than what the contract saw."""
+        return self._text_columns() if self.personal_data else []
 
     def _text_columns(self) -> list[str]:
         kinds = self.form.columns.items()
@@ -175,21 +188,34 @@ class Marking:
         for row in self._open(rows):
             if row[SPLIT] != "train":
                 continue
-            copies = function({name: row[name] for name in declared})
+            copies = self._copies(function, row, declared)
             if len(copies) > MAX_COPIES:
                 raise UsageError(f"augment {self.augment}: {len(copies)} rows of one; at most {MAX_COPIES}.")
             for copy, values in enumerate(copies, start=1):
                 fixed = {**row, ROW_ID: f"{row[ROW_ID]}#{copy}", ORDINAL: row[ORDINAL] + copy}
-                made.append(normalised({**fixed, **self._checked(values)}, text, self.normalise))
+                made.append(normalised({**fixed, **self._checked(values, row)}, text, self.normalise))
         tally.rows["augmented"] += len(made)
         return made
 
-    def _checked(self, values: Row) -> Row:
+    def _copies(self, function: Callable[[Row], list[Row]], row: Row, declared: list[str]) -> list[Row]:
+        """What the hook gives for a row. Raises UsageError that names both if it gives no rows."""
+        try:
+            copies = function({name: row[name] for name in declared})
+        except Exception as problem:
+            why = f"{type(problem).__name__}: {problem}"
+            raise UsageError(f"augment {self.augment}: {why}, raised for row {row[ROW_ID]}.") from None
+        if not isinstance(copies, list) or not all(isinstance(copy, dict) for copy in copies):
+            raise UsageError(f"augment {self.augment}: no list of mappings for row {row[ROW_ID]}.")
+        return copies
+
+    def _checked(self, values: Row, row: Row) -> Row:
         kinds = self.form.columns
         try:
             return {n: convert(values[n], kinds[n], n, text=False) for n in values if n != ROW_ID}
         except (BrokenLine, KeyError, TypeError) as problem:
-            raise UsageError(f"augment {self.augment}: {problem} in a row that it made.") from None
+            raise UsageError(
+                f"augment {self.augment}: {problem} in what it made of row {row[ROW_ID]}."
+            ) from None
 
     def _check(self, rows: list[Row]) -> bytes | None:
         """Let the contract mark the rows that break it; give what the block adds to its verdict."""

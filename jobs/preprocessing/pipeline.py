@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import RefusedError
+from cluster.errors import RefusedError, UsageError
 from cluster.job import JobRun
 from cluster.job.preflight import preflight
 from jobs.preprocessing.account import Action, Tally, Tolerance, name, nested
-from jobs.preprocessing.blocks import Told, partial_of, plainly, quiet, told_by, without
+from jobs.preprocessing.blocks import Told, partials_of, plainly, quiet, told_by, without
 from jobs.preprocessing.digest import merged_digest
 from jobs.preprocessing.duplicates import (
     CROSSED,
@@ -34,6 +34,7 @@ from jobs.preprocessing.duplicates import (
 from jobs.preprocessing.files import SourceFile
 from jobs.preprocessing.finishing import FINAL, Finishing
 from jobs.preprocessing.marking import CONTRACT, LENGTH, SHAPE, Marking
+from jobs.preprocessing.masking import mask_of, masked_report
 from jobs.preprocessing.parts import Parts
 from jobs.preprocessing.publishing import MAX_EXAMPLES, Facts, profile_spec
 from jobs.preprocessing.reading import READ, SIZE, read_tables
@@ -95,6 +96,8 @@ class Pipeline:
         Raises RefusedError about the first file or line that cannot be read, or the first repeated id.
         """
         self._marking, self._final = marking, final
+        if marking.contract:
+            self._refuse_masked(marking.contract, marking.contract.read_again)
         self._keep(self._by_file(marking, parts) if parts else self._by_block(marking))
         self.job.progress(f"read {self.tally.rows['read']} rows of {len(self._files)} files")
 
@@ -174,9 +177,12 @@ class Pipeline:
 
     def check_rows(self) -> None:
         """The verdict of the contract, and of each rule. Raises RefusedError that names what failed."""
+        import ray
+
         plan = self._marking.contract
         if plan is not None:
-            partials = self._each(partial_of, self._marked)
+            told = self._each(partials_of, self._marked)
+            partials = (partial for found in told for partial in ray.get(found))
             self._judge(plan, partials, self._dataset, CONTRACT, {READ, SIZE})
         self._refuse_broken_rules(self._marking.tolerances)
 
@@ -201,7 +207,8 @@ class Pipeline:
         compared = sum(ray.get(self._each(len, keys)))
         for stage, counts in zip(found, ray.get(self._each(codes, list(found.values()))), strict=True):
             self._count_duplicates(stage, counts, compared)
-            compared -= sum(counts.values())
+            if actions.get(stage) != "warn":  # What only warns leaves its rows to the next stage.
+                compared -= sum(counts.values())
         self._refuse_broken_rules(rules)
 
     def _count_duplicates(self, stage: str, counts: Mapping[int, int], compared: int) -> None:
@@ -218,9 +225,10 @@ class Pipeline:
 
     def check_final(self) -> None:
         """Give rows their finished form, and judge them. Raises RefusedError that names what failed."""
+        import ray
         import ray.data
 
-        partials = self._finish(self._final)
+        partials = (ray.get(partial) for partial in self._finish(self._final))
         refused = set(self._stages()) - {FINAL}
         self._judge(self._final, partials, ray.data.from_arrow_refs(self._finished), FINAL, refused)
 
@@ -288,20 +296,24 @@ class Pipeline:
         return [digest for _, digest in written]
 
     def _judge(
-        self, plan: GatePlan, partials: Sequence[Any], blocks: ray.data.Dataset, stage: str, apart: set[str]
+        self,
+        plan: GatePlan,
+        partials: Iterator[bytes | None],
+        blocks: ray.data.Dataset,
+        stage: str,
+        apart: set[str],
     ) -> None:
         """The verdict of all blocks; the rows that count are those of stages other than ``apart``."""
-        import ray
-
         # Imported here: Great Expectations costs seconds.
         from validation.data.gate import finish_gate
 
         def rows(columns: list[str]) -> ray.data.Dataset:
+            if stage == CONTRACT:
+                self._refuse_masked(plan, columns)
             return self._map(blocks, lambda block: without(block, apart)).select_columns(columns)
 
-        found = (ray.get(partial) for partial in partials)
-        report = finish_gate(plan, filter(None, found), rows, num_cpus=self._cpus)
-        self.suites[stage] = report
+        report = finish_gate(plan, filter(None, partials), rows, num_cpus=self._cpus)
+        self.suites[stage] = report = self._told(report)
         self._bad[stage] = {row_id: "; ".join(labels) for row_id, labels in report.bad_rows.items()}
         held, number = sum(e.success for e in report.expectations), len(report.expectations)
         self.job.progress(
@@ -310,6 +322,20 @@ class Pipeline:
         if not report.success:
             named = ", ".join(e.describe() for e in report.failed)
             self._refuse(f"suite {report.suite} refuses the {report.rows} rows: {named} failed")
+
+    def _refuse_masked(self, contract: GatePlan, columns: Iterable[str]) -> None:
+        """Refuse a contract that looks at a text again once it is masked: equal placeholders repeat."""
+        masked = sorted(set(columns).intersection(self._marking.masked_columns))
+        if masked:
+            raise UsageError(
+                f"suite {contract.suite.name} looks again at {', '.join(masked)} after personal_data has "
+                "masked it: leave the expectation to the final suite, or personal_data out."
+            )
+
+    def _told(self, report: GateReport) -> GateReport:
+        """The report without what the run takes for personal data."""
+        rule = self._marking.personal_data
+        return masked_report(report, mask_of(rule)) if rule else report
 
     def _refuse(self, sentence: str) -> None:
         """End the job, and leave the rows that were refused so far to look at."""

@@ -38,7 +38,7 @@ BLOCK_ROWS = 20_000
 #: Blocks of rows end at so many bytes of text too.
 BLOCK_BYTES = 16 * 2**20
 #: Of a line that is too long to keep, its beginning.
-_SHOWN_CHARS = 1000
+SHOWN_CHARS = 1000
 READ, SIZE = "read", "size"
 
 
@@ -120,7 +120,7 @@ def _placed(
         SPLIT: file.split,
         STAGE: stage,
         REASON: reason,
-        RAW: raw[:_SHOWN_CHARS] if raw and stage == SIZE else raw,
+        RAW: raw[:SHOWN_CHARS] if raw and stage == SIZE else raw,
     }
 
 
@@ -139,7 +139,8 @@ def _parsed(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
 
 def _values(record: Mapping[str, Any], form: RowFormat, *, text: bool) -> dict[str, Any]:
     values = {name: convert(record.get(name), kind, name, text=text) for name, kind in form.columns.items()}
-    if form.id_column is not None and values[form.id_column] is None:
+    identity = values[form.id_column] if form.id_column is not None else ""
+    if form.id_column is not None and (identity is None or identity != identity or not str(identity).strip()):
         raise BrokenLine(f"no value in the id column {form.id_column}")
     return values
 
@@ -164,7 +165,7 @@ def _csv(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
                 return
             if not fields:
                 continue  # A blank line.
-            raw, size = json.dumps(fields, ensure_ascii=False), sum(map(len, fields))
+            raw, size = json.dumps(fields, ensure_ascii=False), _size(fields)
             if len(fields) != len(header):
                 why = f"{len(fields)} fields, where the header has {len(header)}"
                 yield Parsed(line, error=f"{file.address} line {line}: {why}.", raw=raw, bytes=size)
@@ -211,7 +212,7 @@ def _lines(stream: io.BufferedReader, max_bytes: int) -> Iterator[tuple[int, byt
         number += 1
         size = len(data)
         if size > max_bytes and not data.endswith(b"\n"):
-            data = data[:_SHOWN_CHARS]
+            data = data[:SHOWN_CHARS]
             while rest := stream.readline(max_bytes + 1):
                 size += len(rest)
                 if rest.endswith(b"\n"):
@@ -234,7 +235,7 @@ def _text(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
                 size += len(rest)
             found = iter([(1, data.removeprefix(codecs.BOM_UTF8), size)] if data.strip() else [])
         for line, data, size in found:
-            raw = data[: 4 * _SHOWN_CHARS].decode("utf-8", "replace")
+            raw = data[: 4 * SHOWN_CHARS].decode("utf-8", "replace")
             if size > form.max_row_bytes:
                 yield Parsed(line, raw=raw, bytes=size, oversize=True)
                 continue
@@ -255,8 +256,14 @@ def _parquet(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
         names = parquet.schema_arrow.names
         _refuse_columns(file, form, names)
         seen.update(names)
-        batches = parquet.iter_batches(batch_size=_batch_rows(parquet.metadata), columns=list(form.read))
+        rows = _batch_rows(parquet.metadata)
+        batches = parquet.iter_batches(batch_size=rows, columns=_columns(form, names))
         yield from _records(file, form, batches)
+
+
+def _columns(form: RowFormat, names: list[str]) -> list[str]:
+    """What to read of a file; of columns that are joined, those that it has."""
+    return [name for name in form.columns if name in names]
 
 
 def _batch_rows(metadata: Any) -> int:
@@ -281,7 +288,7 @@ def _arrow(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
         else:
             batches = iter(reader)
-        yield from _records(file, form, (batch.select(list(form.read)) for batch in batches))
+        yield from _records(file, form, (batch.select(_columns(form, names)) for batch in batches))
 
 
 def _records(file: SourceFile, form: RowFormat, batches: Iterator[pa.RecordBatch]) -> _Lines:
@@ -292,8 +299,18 @@ def _records(file: SourceFile, form: RowFormat, batches: Iterator[pa.RecordBatch
         for start in range(0, batch.num_rows, step):
             for record in batch.slice(start, step).to_pylist():
                 line += 1
-                size = sum(len(v) if isinstance(v, str) else 8 for v in record.values())
-                yield _converted(file, line, record, form, None, size, text=False)
+                yield _converted(file, line, record, form, None, _size(record), text=False)
+
+
+def _size(value: Any) -> int:
+    """Bytes of a value: those of its texts in UTF-8, and 8 of whatever else is not null."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    return 0 if value is None else 8
 
 
 def _converted(
@@ -307,7 +324,7 @@ def _converted(
     text: bool,
 ) -> Parsed:
     if size > form.max_row_bytes:
-        begun = json.dumps({n: str(v)[:_SHOWN_CHARS] for n, v in record.items()}, ensure_ascii=False)
+        begun = json.dumps({n: str(v)[:SHOWN_CHARS] for n, v in record.items()}, ensure_ascii=False)
         return Parsed(line, raw=encodable(raw or begun), bytes=size, oversize=True)
     try:
         return Parsed(line, _values(record, form, text=text), bytes=size)

@@ -74,6 +74,16 @@ def line_of(number: int) -> int:
     return int(number >> _COPY_BITS & (2**_LINE_BITS - 1))
 
 
+def rows_by_file(ordinals: pa.ChunkedArray) -> dict[str, int]:
+    """How many rows were read of each file, by its number; copies that augmentation made do not count."""
+    import numpy as np
+
+    numbers = ordinals.to_numpy()
+    read = numbers[numbers & np.uint64(2**_COPY_BITS - 1) == 0]
+    files, counts = np.unique(read >> np.uint64(_LINE_BITS + _COPY_BITS), return_counts=True)
+    return {str(file): int(count) for file, count in zip(files, counts, strict=True)}
+
+
 def hashed_row_id(source: str, line: int) -> str:
     """32 hex digits from the source's address and the row's line in it."""
     return hashlib.sha256(f"{source}\n{line}".encode()).hexdigest()[:32]

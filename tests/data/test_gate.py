@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,20 @@ def test_what_cannot_be_judged_is_refused_by_name(entry: dict[str, Any], words: 
             {"column": "text", "row_condition": "other > other.mean()", "condition_parser": "pandas"},
             "mean",
         ),
+        *(
+            (
+                "column_values_to_not_be_null",
+                {"column": "text", "row_condition": clause, "condition_parser": "pandas"},
+                f"may look at more than one row at a time: {part}",
+            )
+            for clause, part in [
+                ("other in text", "other in text"),
+                ("other < other.size", "other.size"),
+                ("other == 1 & text == text.iloc[0]", "text.iloc[0]"),
+                ("text.isin(other)", "text.isin(other)"),
+                ("text.get(0) == 'a'", "get"),
+            ]
+        ),
     ],
 )
 def test_what_is_not_computed_fails_as_great_expectations_own_exception(
@@ -344,6 +359,33 @@ def test_a_users_own_expectation_is_judged_in_the_workers() -> None:
     whole = frame(60, 11)
     whole["text"] = [t.upper() if isinstance(t, str) and i % 2 else t for i, t in enumerate(whole["text"])]
     assert_equal(gate(dataset(whole, 11, 2), suite), on_whole_frame(whole, suite))
+
+
+def test_dates_of_a_suite_and_durations_of_the_data() -> None:
+    import pyarrow as pa
+
+    from validation.data.engine.rounds import over_blocks
+    from validation.data.gate import conclude, plan_gate
+
+    first, second = timedelta(seconds=1), date(2023, 1, 1)
+    table = pa.table({"row_id": ["a", "b"], "day": [date(2024, 1, 1), second], "took": [first, None]})
+    took = {"column": "took", "value_set": ["x"]}
+    entries: list[dict[str, Any]] = [
+        {
+            "type": "expect_column_values_to_be_between",
+            "kwargs": {"column": "day", "min_value": date(2024, 1, 1)},
+        },
+        {"type": "expect_column_values_to_be_in_set", "kwargs": took},
+        {"type": "expect_column_distinct_values_to_be_in_set", "kwargs": took},
+    ]
+    suite = Suite("s", {"name": "s", "expectations": entries})
+    assert suite.digest != Suite("s", {"name": "s", "expectations": entries[:2]}).digest
+    plan = plan_gate(suite, table.schema)
+    report = conclude(plan, [plan.judge_block(table).partial], over_blocks([table]))
+    examples = [expectation.examples for expectation in report.expectations[:2]]
+    assert examples == [[{"row_id": "b", "day": "2023-01-01"}], [{"row_id": "a", "took": "0 days 00:00:01"}]]
+    assert [expectation.error for expectation in report.expectations] == [None, None, None]
+    assert "0 days 00:00:01" in report.model_dump_json()
 
 
 def test_suites_are_great_expectations_own_files(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import UsageError
 from cluster.job.config import read_yaml
 from cluster.storage import ObjectStore
 from jobs.preprocess import PreprocessConfig, run
@@ -121,9 +122,17 @@ def test_warned_rows_stay_and_are_counted_and_too_many_fail(corpus: Corpus) -> N
     ]
     train = corpus.at.file("a.jsonl", jsonl(texts))
     quality = {"gopher_quality": {"action": "warn"}}
-    counts = corpus(train, **PLAIN | {"quality": quality})
-    assert counts["quarantined"] == 0
-    assert corpus.at.checks()["warned"] == {"quality": {"gopher_short_doc": 5}}
+    repeated = corpus.at.file("b.jsonl", jsonl(texts[:1]))
+    duplicates = {"exact": {"action": "warn"}, "near": {}}
+    counts = corpus(train, repeated, **PLAIN | {"quality": quality, "duplicates": duplicates})
+    assert corpus.apart() == {1: ("near_duplicates", corpus.at.made("quarantine")[0]["reason"])}
+    assert counts["quarantined"] == 1
+    checks = corpus.at.checks()
+    warned = {"quality": {"gopher_short_doc": 5}, "exact_duplicates": {"repeats an earlier row": 1}}
+    assert checks["warned"] == warned
+    # What only warns leaves its rows to the next stage.
+    judged = {rule["rule"]: (rule["judged"], rule["broken"]) for rule in checks["rules"]}
+    assert judged["exact_duplicates"] == judged["near_duplicates"] == (26, 1)
     for rule, words in (
         ({"action": "fail"}, "quality/gopher_quality [5 of 25 rows do not pass; 1 must]"),
         ({"mostly": 0.9}, "quality/gopher_quality [5 of 25 rows do not pass; 0.9 must]"),
@@ -274,6 +283,51 @@ def test_only_new_files_are_looked_at_again(
     assert names >= {"profile.json", "card.md", "card.html", "docs.html", "checks.json"}
     corpus(*files, **fields | {"max_row_bytes": 10**6})
     assert "0 of 3 files are marked already" in capsys.readouterr().out
+
+
+def test_a_contract_judges_all_of_a_part(corpus: Corpus) -> None:
+    # More rows than a block takes, so that Ray Data joins blocks; the last break the contract.
+    rows = [{"text": f"row {number}", "n": int(number >= 20_000)} for number in range(20_100)]
+    train = corpus.at.file("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    kwargs = {"column": "n", "max_value": 0}
+    entry = {"type": "expect_column_values_to_be_between", "kwargs": kwargs, "severity": "critical"}
+    suite = corpus.at.file("c.json", json.dumps({"name": "c", "expectations": [entry]}))
+    fields = PLAIN | {
+        "columns": {"text": "string", "n": "int64"},
+        "contract": suite,
+        "duplicates": {"exact": None},
+    }
+    with pytest.raises(Exception, match="suite c refuses the 20100 rows"):
+        corpus(train, **fields, incremental=True)
+    assert corpus.at.manifest is None
+
+
+def test_what_a_contract_saw_of_personal_data_is_told_masked(corpus: Corpus) -> None:
+    texts = [f"{prose(number, 2)} Write to jane{number}.doe@example.org." for number in range(4)]
+    train = corpus.at.file("a.jsonl", jsonl([*texts, f"short jane.doe@example.org {'x ' * 300}"]))
+    fields = PLAIN | {"personal_data": {}, "max_row_bytes": 500}
+    entries = {
+        name: {"type": f"expect_{name}", "kwargs": {"column": "text", **kwargs}, "severity": "warning"}
+        for name, kwargs in {
+            "column_values_to_be_unique": {},
+            "column_distinct_values_to_be_in_set": {"value_set": ["x"]},
+            "column_values_to_be_in_set": {"value_set": ["x"]},
+        }.items()
+    }
+    unique = entries.pop("column_values_to_be_unique")
+    again = corpus.at.file("u.json", json.dumps({"name": "u", "expectations": [unique]}))
+    with pytest.raises(UsageError, match="suite u looks again at text after personal_data"):
+        corpus(train, **fields, contract=again)
+    suite = corpus.at.file("c.json", json.dumps({"name": "c", "expectations": list(entries.values())}))
+    counts = corpus(train, **fields, contract=suite)
+    assert (counts["train"], counts["quarantined"]) == (4, 1)
+    checks = corpus.at.checks()
+    assert len(checks["suites"]["contract"]["expectations"][1]["examples"]) == 4
+    (apart,) = corpus.at.made("quarantine")
+    assert (apart["stage"], apart["raw"][:30]) == ("size", '{"text": "short <EMAIL_ADDRESS')
+    assert len(corpus.result.summary["warnings"]) == 2
+    for told in (checks, apart, corpus.result.summary):
+        assert "doe@example" not in json.dumps(told)
 
 
 def shout(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -37,6 +37,11 @@ def test_more_broken_rows_than_a_rule_allows_fail_the_job(
     assert said is None or said.startswith(f"language [{broken} of 100 rows do not pass")
 
 
+def test_a_rule_that_judged_nothing_fails_nothing() -> None:
+    tally = Tally(broken=Counter(near_duplicates=3))
+    assert tally.too_many(Tolerance("near_duplicates", "near_duplicates", "drop", 1.0)) is None
+
+
 def test_tallies_of_blocks_add_up() -> None:
     one = Tally(dropped=Counter({name("quality", "short"): 2}), rows=Counter(read=5))
     other = Tally.from_bytes(one.to_bytes())
@@ -73,6 +78,7 @@ def test_a_digest_in_ranges_is_that_of_all_rows(ranges: int) -> None:
         for table in tables
         for i, d in zip(*(table[c].to_pylist() for c in ("id", "digest")), strict=True)
     )
+    tables.append(digests([]))  # Of a block of which no row is kept.
     borders = _borders([_sample(table) for table in tables], ranges)
     assert len(borders) == ranges - 1
     pieces = [_cut(table, borders) for table in tables]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UsageError
-from validation.data.engine.conditions import ROW_LOCAL
+from validation.data.engine.conditions import INFORMED, ROW_LOCAL
 from validation.data.engine.frames import depends_on_nulls
 from validation.data.engine.metrics import CONDITION, Listing, Metric, Table
 from validation.data.engine.rounds import Pass, Rounds, Runner, over_dataset
@@ -57,6 +57,12 @@ class GatePlan:
     def columns(self) -> list[str]:
         """Columns that :meth:`judge_block` reads."""
         return list(dict.fromkeys([*self.first.columns, self.row_id]))
+
+    @property
+    def read_again(self) -> list[str]:
+        """Columns of conditions that need a further pass for sure: the first tells what rows repeat."""
+        found = [m.domain for m in self.metrics if m.name.removesuffix(CONDITION) in INFORMED]
+        return [n for told in found for n in [told.get("column"), *(told.get("column_list") or [])] if n]
 
     def judge_block(self, table: pa.Table) -> BlockVerdict:
         """Judge the rows of one block, in a worker; ``table`` has :attr:`columns`, and may have others."""

@@ -26,7 +26,13 @@ class Suite:
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical content, as 64 hex digits."""
-        canonical = json.dumps(self.document, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        canonical = json.dumps(
+            self.document,
+            sort_keys=True,
+            ensure_ascii=False,
+            separators=(",", ":"),
+            default=str,  # YAML has dates.
+        )
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def build(self) -> list[Any]:

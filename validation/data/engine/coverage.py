@@ -10,10 +10,13 @@ EXACT, UNSUPPORTED = "exact", "not supported"
 #: Without the leading ``expect_``. How it is computed, for those that are.
 _ROWS = "rows of a block"
 _PARTS = "parts of a column"
-_NUMBERS = "parts of a column; numbers and booleans"
+_NUMBERS = "parts of a column; numbers and booleans (pandas adds float32 in float32, this in float64)"
 _VALUES = "distinct values, up to 50,000 in a block and 500,000 in all"
 _HASHES = "128-bit hashes, a part of the hash space at a time; a second narrow pass names the rows"
-_RANKS = "order statistics, by narrow passes over histograms; numbers and times"
+_RANKS = (
+    "order statistics, by narrow passes over histograms; numbers and times "
+    "(not decimals, categories, or booleans with nulls: these fail)"
+)
 _NAMES = "names and types of columns"
 
 COVERAGE: dict[str, tuple[str, str]] = {
@@ -44,11 +47,14 @@ COVERAGE: dict[str, tuple[str, str]] = {
     "column_values_to_be_decreasing": (EXACT, f"{_ROWS}, and the rows where blocks meet"),
     "column_values_to_be_unique": (EXACT, _HASHES),
     "compound_columns_to_be_unique": (EXACT, _HASHES),
-    "column_value_z_scores_to_be_less_than": (EXACT, "mean and deviation, then rows in a second narrow pass"),
+    "column_value_z_scores_to_be_less_than": (
+        EXACT,
+        "mean and deviation, then rows in a second narrow pass; numbers (times fail)",
+    ),
     "column_values_to_not_be_outliers": (EXACT, "quartiles or deviation, then rows in a further narrow pass"),
     "column_min_to_be_between": (EXACT, _PARTS),
     "column_max_to_be_between": (EXACT, _PARTS),
-    "column_sum_to_be_between": (EXACT, _NUMBERS),
+    "column_sum_to_be_between": (EXACT, f"{_NUMBERS}; uint64 does not wrap around"),
     "column_mean_to_be_between": (EXACT, _NUMBERS),
     "column_stdev_to_be_between": (EXACT, f"{_NUMBERS}; by Chan's merge"),
     "column_proportion_of_non_null_values_to_be_between": (EXACT, _PARTS),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -269,6 +269,15 @@ def _clause(domain: dict[str, Any], engine: PandasExecutionEngine) -> str | None
     return str(asked)
 
 
+def _without_durations(listed: Any) -> Any:
+    """With durations as text: Great Expectations cannot write them as JSON."""
+    if isinstance(listed, list):
+        return [_without_durations(entry) for entry in listed]
+    if isinstance(listed, dict):
+        return {_without_durations(key): _without_durations(entry) for key, entry in listed.items()}
+    return str(listed) if isinstance(listed, timedelta | np.timedelta64) else listed
+
+
 @cache
 def _context() -> Any:
     # Without this it leaves a folder for a docs site in the temporary directory, in every process.
@@ -302,6 +311,8 @@ def judge(
     finally:
         context.data_sources.delete(unique)
     # Its results come in another order than the suite's.
+    for result in outcome.results:
+        result.result = _without_durations(result.result)
     found = {result.expectation_config.id: result.to_json_dict() for result in outcome.results}
     results = [_plain(found[str(number)]) for number in range(len(built))]
     for result, expectation in zip(results, expectations, strict=True):

@@ -8,7 +8,6 @@ judged again if it made a difference.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -158,52 +157,3 @@ def aligned(table: pa.Table, schema: pa.Schema, columns: Sequence[str]) -> pa.Ta
     if not chosen:  # An Arrow table without columns has no rows: keep their number in one.
         return pa.table({"_rows": pa.nulls(table.num_rows)})
     return pa.table(chosen, schema=pa.schema(fields))
-
-
-#: What a ``row_condition`` may call: each looks at one row at a time.
-_ROW_LOCAL_CALLS = frozenset(
-    [
-        "isnull",
-        "notnull",
-        "isna",
-        "notna",
-        "isin",
-        "between",
-        "abs",
-        "round",
-        "str",
-        "dt",
-        "contains",
-        "startswith",
-        "endswith",
-        "match",
-        "fullmatch",
-        "len",
-        "lower",
-        "upper",
-        "strip",
-        "isdigit",
-        "isalpha",
-        "isnumeric",
-        "isalnum",
-        "isspace",
-        "islower",
-        "isupper",
-        "get",
-    ]
-)
-_CALL = re.compile(r"(\w+)\s*\(")
-_BOUND = re.compile(r"@|\bindex\b|__")
-
-
-def whole_table_calls(clause: str) -> list[str]:
-    """What in a query may look at more than one row, so that it cannot be asked of a block."""
-    bare = re.sub(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`[^`]*`", "''", clause)
-    keywords = {"in", "not", "and", "or"}
-    calls = [c for c in _CALL.findall(bare) if c not in _ROW_LOCAL_CALLS | keywords]
-    return [*calls, *_BOUND.findall(bare)]
-
-
-def columns_in(clause: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Columns that a query may read: those whose name stands in it."""
-    return tuple(name for name in names if name in clause)

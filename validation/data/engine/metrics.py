@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from validation.data.engine.aggregates import UnsupportedError
+from validation.data.engine.clauses import columns_in, whole_table_parts
 from validation.data.engine.conditions import KERNELS
-from validation.data.engine.frames import Domain, columns_in, whole_table_calls
+from validation.data.engine.frames import Domain
 
 CONDITION, MAP = ".condition", ".map"
 
@@ -120,10 +121,10 @@ class Table:
             if column not in names:
                 raise UnsupportedError(f'Error: The column "{column}" in BatchData does not exist.')
         clause = metric.clause
-        if clause and whole_table_calls(clause):
-            calls = ", ".join(whole_table_calls(clause))
+        parts = ", ".join(whole_table_parts(clause)) if clause else ""
+        if parts:
             raise UnsupportedError(
-                f"row_condition {clause!r} may look at more than one row at a time: {calls}"
+                f"row_condition {clause!r} may look at more than one row at a time: {parts}"
             )
         parser = kwargs.get("condition_parser") if isinstance(kwargs.get("row_condition"), str) else None
         asked = columns_in(clause, names) if clause else ()

@@ -112,11 +112,10 @@ def _informed(metric: Metric, table: Table, task: Condition) -> Program:
         facts: dict[str, Any] = {"low": low, "high": high}
         facts["spread"] = None if low is None or high is None else high - low
     else:
-        known, (moments,) = yield [Moments(domain)]
+        _, (moments,) = yield [Moments(domain)]
         mean, deviation = _mean(moments), _deviation(moments)
         facts = {"mean": mean, "deviation": deviation}
         facts |= {"low": _finite(mean), "high": _finite(mean), "spread": _finite(deviation)}
-        del known
     _, (found,) = yield [replace(task, known=Known(facts))]
     return found
 
