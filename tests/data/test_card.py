@@ -27,9 +27,10 @@ from validation.data.card import (
     size_category,
 )
 from validation.data.drift import compare_profiles
-from validation.data.profile import SHARES, Profile, ProfileSpec, merge_profiles, profile_block
+from validation.data.profile import Profile, ProfileSpec, merge_profiles, profile_block
 from validation.data.schema import CONVERSATIONS
 
+SHARES = [i / 20 for i in range(20)] + [1.0]
 SPEC = ProfileSpec(texts=["messages"], numbers={"language_score": SHARES}, categories=["language", "source"])
 NASTY = '<script src="http://evil/x.js"></script> | ![x](http://evil/y.png) `code`\n# head ' + "long " * 200
 #: What GitHub makes links of by itself, and characters that turn a line's order or a terminal's colours.

@@ -406,7 +406,7 @@ def result_format(form: str, named: bool, extra: str | None = None) -> dict[str,
 
 
 def in_process(table: Any, blocks: list[Any], suite: Suite, form: dict[str, Any]) -> list[dict[str, Any]]:
-    from validation.data.engine.rounds import over_blocks
+    from tests.data.in_process import over_blocks
     from validation.data.gate import conclude, plan_gate
 
     plan = plan_gate(suite, table.schema, "row_id", result_format=form)

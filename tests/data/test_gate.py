@@ -364,7 +364,7 @@ def test_a_users_own_expectation_is_judged_in_the_workers() -> None:
 def test_dates_of_a_suite_and_durations_of_the_data() -> None:
     import pyarrow as pa
 
-    from validation.data.engine.rounds import over_blocks
+    from tests.data.in_process import over_blocks
     from validation.data.gate import conclude, plan_gate
 
     first, second = timedelta(seconds=1), date(2023, 1, 1)

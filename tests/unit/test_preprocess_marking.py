@@ -22,7 +22,7 @@ from jobs.preprocessing.parts import renumbered
 from jobs.preprocessing.reading import BLOCK_ROWS, READ, SIZE, read_tables
 from jobs.preprocessing.rows import RowFormat, contract_schema
 from jobs.preprocessing.shaping import Shape, Split, Template
-from validation.data.engine.rounds import over_blocks
+from tests.data.in_process import over_blocks
 from validation.data.gate import GatePlan, conclude, plan_gate
 from validation.data.personal import PersonalData
 from validation.data.suite import Suite

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 #: Two bins an octave, up to a million: lengths spread over magnitudes.
 LENGTHS = [0.0, 1.0, *(float(f * 2**n) for n in range(1, 20) for f in (1, 1.5)), float(2**20)]
-#: Scores of classifiers and shares.
-SHARES = [i / 20 for i in range(20)] + [1.0]
 TOKEN_BUCKETS = 1024
 
 

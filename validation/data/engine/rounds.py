@@ -141,11 +141,6 @@ class Rounds:
                 self.answers[key] = error
 
 
-def over_blocks(blocks: Sequence[pa.Table]) -> Runner:
-    """Runs passes in this process."""
-    return lambda wanted: (wanted.run(wanted.block(table)) for table in blocks)
-
-
 def over_dataset(rows: Callable[[list[str]], ray.data.Dataset], num_cpus: float) -> Runner:
     """Runs passes as Ray tasks; partial results come back in the order of the blocks."""
 

@@ -1,0 +1,37 @@
+"""What benchmarks run on: real parts of their own on this machine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.local import s3server
+from tests.conftest import forget_settings, start_s3
+
+
+@contextmanager
+def platform(num_cpus: int) -> Iterator[None]:
+    """An S3 server, a home, and a Ray of that many logical CPUs; all end with the block."""
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        (Path(folder) / "s3").mkdir()
+        s3 = start_s3(Path(folder) / "s3")
+        os.environ |= {
+            "AWS_ENDPOINT_URL": s3.endpoint,
+            "AWS_ACCESS_KEY_ID": s3.credentials.access_key,
+            "AWS_SECRET_ACCESS_KEY": s3.credentials.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "MANTA_STORAGE__BUCKET": s3.bucket,
+            "MANTA_HOME": f"{folder}/home",
+        }
+        forget_settings()
+        try:
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
+            yield
+        finally:
+            ray.shutdown()
+            s3server.stop(s3.pid)
