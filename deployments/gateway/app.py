@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster import sse
 from cluster.contracts import Route as ModelRoute
-from deployments import sse
 from deployments.gateway.answer import Answer
 from deployments.gateway.errors import ApiError
 from deployments.gateway.limits import ReplicaCount

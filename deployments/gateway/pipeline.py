@@ -30,10 +30,11 @@ from cluster.contracts import (
     Target,
     UpstreamRequest,
 )
+from cluster.contracts.request import Body, ChatBody, CompletionBody
 from cluster.errors import UsageError
 from deployments.gateway.answer import Answer, Assembly
 from deployments.gateway.args import GatewayArgs
-from deployments.gateway.body import Body, ChatBody, CompletionBody, parse
+from deployments.gateway.body import parse
 from deployments.gateway.errors import ApiError, overloaded, unknown_model
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer

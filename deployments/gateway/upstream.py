@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from cluster import sse
 from cluster.contracts import Target, UpstreamError, UpstreamRequest
-from deployments import sse
 from deployments.gateway.errors import ApiError, from_upstream, overloaded
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from cluster.contracts.request import Body, ChatBody, CompletionBody
 from cluster.errors import UsageError
-from deployments.gateway.body import Body, ChatBody, CompletionBody, parse
+from deployments.gateway.body import parse
 from deployments.gateway.errors import ApiError
 from validation.guards import request_slots
 
@@ -17,13 +18,15 @@ TEXT = "some prose"
 NO_TEXT_FOR_THE_MODEL = {
     *("model", "user"),  # The gateway's own.
     *("metadata", "service_tier", "safety_identifier", "prompt_cache_key"),  # Never sent on.
-    *("stop", "logit_bias", "stop_token_ids"),  # Settings of the sampler.
+    *("prompt_cache_retention", "modalities"),
+    *("stop", "bad_words", "logit_bias", "stop_token_ids"),  # Settings of the sampler.
     "stream_options",
 }
 
 
 def can_hold_text(annotation: Any) -> bool:
-    return any(word in str(annotation) for word in ("str", "dict", "list", "Literal", "Any"))
+    words = ("str", "dict", "list", "Literal", "Any", "cluster.contracts.request")
+    return any(word in str(annotation) for word in words)
 
 
 def yields_slots(field: str) -> bool:

@@ -69,7 +69,7 @@ async def test_nobody_gets_in_without_a_key(headers: dict[str, str], method: str
         (json.dumps({"messages": BODY["messages"]}).encode(), "model"),
         (json.dumps(BODY | {"messages": []}).encode(), "messages"),
         (json.dumps(BODY | {"messages": "hi"}).encode(), "messages"),
-        (json.dumps(BODY | {"messages": [{"role": "wizard", "content": "x"}]}).encode(), "messages.0.role"),
+        (json.dumps(BODY | {"messages": [{"role": "wizard", "content": "x"}]}).encode(), "messages[0].role"),
         (json.dumps(BODY | {"temperature": "hot"}).encode(), "temperature"),
         (json.dumps(BODY | {"n": 0}).encode(), "n"),
         (json.dumps(BODY | {"n": 1000}).encode(), "n"),
