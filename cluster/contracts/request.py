@@ -247,3 +247,30 @@ def texts_only(value: Any, what: str) -> Any:
         if not all(isinstance(item, str) for item in value):
             raise ValueError("token ids pass no guard; send text")
     return value
+
+
+class EmbeddingBody(RequestPart):
+    """``POST /v1/embeddings``."""
+
+    model: str = Field(min_length=1, max_length=256)
+    #: As many as OpenAI takes at once.
+    input: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(max_length=2048)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
+
+    @property
+    def inputs(self) -> list[str]:
+        """All texts."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return texts_only(value, "input")
+
+    @model_validator(mode="after")
+    def _none_is_empty(self) -> Self:
+        if not all(self.inputs):
+            raise ValueError("an input is an empty text")
+        return self

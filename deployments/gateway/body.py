@@ -33,12 +33,15 @@ def read_object(raw: bytes) -> dict[str, Any]:
     return {name: value for name, value in content.items() if value is not None}
 
 
-def typed(content: dict[str, Any], kind: type[Typed]) -> Typed:
-    """The typed body of what was read. Raises ApiError 400 naming the first thing that is wrong."""
+def typed(content: dict[str, Any], kind: type[Typed], where: str = "") -> Typed:
+    """The typed body of what was read. Raises ApiError 400 naming the first thing that is wrong.
+
+    :param where: path of ``content``, if it is a part of a body.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise from_validation(error) from None
+        raise from_validation(error, where) from None
 
 
 def _no_constant(name: str) -> None:

@@ -67,6 +67,10 @@ _MEMBERS = frozenset({"str", "bool", "int", "float", "list[str]", "NamedToolChoi
 _UNSUPPORTED = frozenset(
     {"audio", "best_of", "function_call", "functions", "moderation", "prediction", "prompt_cache_options"}
     | {"verbosity", "web_search_options"}
+    # Of the Responses API.
+    | {"previous_response_id", "conversation", "context_management", "max_tool_calls", "prompt"}
+    # Of Anthropic's.
+    | {"container", "context_management", "mcp_servers", "inference_geo", "output_config", "speed"}
 )
 _JSON_TYPES = {
     "string": "a string",
@@ -79,10 +83,13 @@ _JSON_TYPES = {
 }
 
 
-def from_validation(error: ValidationError) -> ApiError:
-    """A body that is not what OpenAI's API takes: the first thing that is wrong with it."""
+def from_validation(error: ValidationError, within: str = "") -> ApiError:
+    """A body that is not what OpenAI's API takes: the first thing that is wrong with it.
+
+    :param within: path of what was validated, if it is a part of a body.
+    """
     first = error.errors(include_url=False, include_context=False)[0]
-    where = _path(first["loc"])
+    where = _path(first["loc"], within)
     kind = first["type"]
     if kind == "extra_forbidden":
         if where in _UNSUPPORTED:
@@ -107,9 +114,8 @@ def from_validation(error: ValidationError) -> ApiError:
     return ApiError(400, f"Invalid value for '{where}': {reason}.", param=where, code="invalid_value")
 
 
-def _path(keys: tuple[int | str, ...]) -> str:
+def _path(keys: tuple[int | str, ...], path: str) -> str:
     """``messages[0].role``, as OpenAI's API writes it."""
-    path = ""
     for key in keys:
         if isinstance(key, int):
             path += f"[{key}]"
