@@ -187,9 +187,9 @@ class TestMessages:
             more: dict[str, Any] = {"system": "Be plain.", "stop_sequences": ["END"]}
             more["extra_body"] = {"temperature": 0.5}
             whole = await claude(g).messages.create(**ASKED, **more)
-            assert [block.text for block in whole.content if block.type == "text"] == [
-                "Plain words. Nothing else."
-            ]
+            (block,) = whole.content
+            assert block.type == "text"
+            assert block.text == "Plain words. Nothing else."
             assert (whole.stop_reason, whole.model) == ("end_turn", "m")
             assert (whole.usage.input_tokens, whole.usage.output_tokens) == (5, 7)
             sent = g.script.requests[0].body
@@ -199,7 +199,8 @@ class TestMessages:
                 text = "".join([part async for part in stream.text_stream])
                 final = await stream.get_final_message()
             assert text == "Plain words. Nothing else."
-            assert final.content == whole.content
+            assert final.content[0].type == "text"
+            assert final.content[0].text == block.text
             assert final.usage.output_tokens == 7
         assert [(record.endpoint, record.status, record.stream) for record in keeps.records] == [
             ("messages", 200, False),
