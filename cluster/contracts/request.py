@@ -249,12 +249,15 @@ def texts_only(value: Any, what: str) -> Any:
     return value
 
 
+#: Of one request for embeddings, as at OpenAI's.
+MAX_INPUTS = 2048
+
+
 class EmbeddingBody(RequestPart):
     """``POST /v1/embeddings``."""
 
     model: str = Field(min_length=1, max_length=256)
-    #: As many as OpenAI takes at once.
-    input: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(max_length=2048)]
+    input: str | list[str]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
     user: str | None = None
@@ -267,10 +270,8 @@ class EmbeddingBody(RequestPart):
     @field_validator("input", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(value) > MAX_INPUTS:
+            raise ValueError(f"at most {MAX_INPUTS} inputs are taken at once")
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise ValueError("an empty text has no meaning to embed")
         return texts_only(value, "input")
-
-    @model_validator(mode="after")
-    def _none_is_empty(self) -> Self:
-        if not all(self.inputs):
-            raise ValueError("an input is an empty text")
-        return self
