@@ -108,7 +108,8 @@ class Encoder:
                 pooled = (hidden * weights).sum(1) / weights.sum(1)
             if self._normalise:
                 pooled = torch.nn.functional.normalize(pooled, dim=1)
-        return pooled.cpu().numpy()
+        rows: np.ndarray[Any, Any] = pooled.cpu().numpy()
+        return rows
 
 
 def _modules(directory: Path) -> tuple[str, bool, int | None]:

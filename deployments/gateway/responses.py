@@ -173,9 +173,11 @@ def _chat(body: ResponsesBody) -> dict[str, Any]:
             {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
             for tool in body.tools
         ]
-        choice = body.tool_choice
-        named = isinstance(choice, _ToolChoice)
-        chat["tool_choice"] = {"type": "function", "function": {"name": choice.name}} if named else choice
+        chat["tool_choice"] = (
+            {"type": "function", "function": {"name": body.tool_choice.name}}
+            if isinstance(body.tool_choice, _ToolChoice)
+            else body.tool_choice
+        )
     return {name: value for name, value in chat.items() if value is not None}
 
 
