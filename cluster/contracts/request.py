@@ -10,7 +10,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 _TOOL_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -200,10 +208,20 @@ class NamedToolChoice(RequestPart):
     function: FunctionName
 
 
+class PromptReference(RequestPart):
+    """A published template, by name; a version is its number or an alias."""
+
+    id: str = Field(min_length=1, max_length=256)
+    version: str | int | None = None
+    variables: dict[str, str | int | float] = Field(default_factory=dict)
+
+
 class ChatBody(Body):
     """``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    #: Filled and put before the messages; of OpenAI's Responses API, and at home in a chat here too.
+    prompt: PromptReference | None = None
+    messages: list[Message]
     max_completion_tokens: int | None = Field(None, ge=0)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -218,6 +236,13 @@ class ChatBody(Body):
     continue_final_message: bool | None = None
     # Numbers and switches only: a string could bring text past the guards into the template.
     chat_template_kwargs: dict[str, bool | int | float] | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _says_something(cls, value: list[Message], info: ValidationInfo) -> list[Message]:
+        if not value and info.data.get("prompt") is None:
+            raise ValueError("an empty list holds no message")
+        return value
 
 
 class CompletionBody(Body):

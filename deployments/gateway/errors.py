@@ -68,7 +68,7 @@ _UNSUPPORTED = frozenset(
     {"audio", "best_of", "function_call", "functions", "moderation", "prediction", "prompt_cache_options"}
     | {"verbosity", "web_search_options"}
     # Of the Responses API.
-    | {"previous_response_id", "conversation", "context_management", "max_tool_calls", "prompt"}
+    | {"previous_response_id", "conversation", "context_management", "max_tool_calls"}
     # Of Anthropic's.
     | {"container", "context_management", "mcp_servers", "inference_geo", "output_config", "speed"}
 )

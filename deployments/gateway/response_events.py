@@ -10,7 +10,16 @@ from deployments.gateway.answer import Answer
 from deployments.gateway.errors import ApiError
 
 #: Fields of a request that its response repeats.
-_ECHOED = ("instructions", "max_output_tokens", "metadata", "reasoning", "temperature", "top_p", "user")
+_ECHOED = (
+    "instructions",
+    "max_output_tokens",
+    "metadata",
+    "prompt",
+    "reasoning",
+    "temperature",
+    "top_p",
+    "user",
+)
 
 
 class ResponseWriter:

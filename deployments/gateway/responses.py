@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cluster.contracts.request import Body, ChatBody, RequestPart, ToolCallId
+from cluster.contracts.request import Body, ChatBody, PromptReference, RequestPart, ToolCallId
 from deployments.gateway.answer import Answer
 from deployments.gateway.body import read_object, typed
 from deployments.gateway.dialect import Endpoint, Writer
@@ -110,6 +110,8 @@ class ResponsesBody(RequestPart):
     text: _Text | None = None
     reasoning: _Reasoning | None = None
     metadata: dict[str, str] | None = None
+    #: A published template; its messages stand before all others.
+    prompt: PromptReference | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -166,6 +168,7 @@ def _chat(body: ResponsesBody) -> dict[str, Any]:
         "parallel_tool_calls": body.parallel_tool_calls if body.tools else None,
         "reasoning_effort": body.reasoning.effort if body.reasoning else None,
         "response_format": _response_format(body),
+        "prompt": body.prompt.model_dump(exclude_unset=True) if body.prompt else None,
         "user": body.user,
     }
     if body.tools:

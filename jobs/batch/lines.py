@@ -69,7 +69,9 @@ def _body(endpoint: Endpoint, body: Any) -> dict[str, Any]:
         raise ValueError("a batch has no stream")
     if unavailable := sorted(given.keys() & _NOT_IN_A_BATCH):
         raise ValueError(f"body.{unavailable[0]} is not available in a batch")
-    if endpoint == "completions" and not isinstance(given.get("prompt"), str):
+    if endpoint == "chat" and "prompt" in given:  # A template, which only gateways know.
+        raise ValueError("body.prompt is not available in a batch")
+    if endpoint == "completions" and not (isinstance(given.get("prompt"), str) and given["prompt"]):
         raise ValueError("body.prompt is missing or no text")
     try:
         # A batch names its model itself; a line need not, and what it names is not looked at.
