@@ -10,6 +10,7 @@ import httpx2
 import openai
 import pytest
 
+from cluster.contracts import PromptMessage, PromptTemplate
 from tests.unit.gateway_app import KEY, Chunk, Fixture, chat, gateway, policy, route, snapshot, usage
 from tests.unit.test_gateway_record import Keeps
 
@@ -126,6 +127,18 @@ class TestResponses:
             assert found.output_parsed == Place(city="Bern")
             shape = g.script.requests[0].body["response_format"]
             assert shape["json_schema"]["schema"]["properties"].keys() == {"city"}
+
+    async def test_a_published_template_stands_before_the_input(self) -> None:
+        desk = PromptTemplate(
+            name="desk", version=1, messages=[PromptMessage(role="system", content="You help {{name}}.")]
+        )
+        async with gateway(snapshot(prompts={desk.ref: desk})) as g:
+            g.script.says = spoken("Yes?")
+            await g.client.responses.create(
+                model="m", input="hello", prompt={"id": "desk", "variables": {"name": "Ann"}}
+            )
+            contents = [message["content"] for message in g.script.requests[0].body["messages"]]
+            assert contents == ["You help Ann.", "hello"]
 
     @pytest.mark.parametrize("stream", [True, False])
     async def test_guards_cut_it_off_as_incomplete(self, stream: bool) -> None:
