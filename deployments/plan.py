@@ -353,10 +353,10 @@ def bundles(applications: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]
             found += _replica(config) * _replicas(config.get("deployment_config") or {})
         elif application["import_path"] in _USUAL_CPUS:
             options: dict[str, Any] = next(iter(application.get("deployments") or []), {})
-            cpus = (options.get("ray_actor_options") or {}).get(
-                "num_cpus", _USUAL_CPUS[application["import_path"]]
-            )
-            found += [{"CPU": cpus}] * _replicas(options)
+            actor = options.get("ray_actor_options") or {}
+            bundle = {"CPU": actor.get("num_cpus", _USUAL_CPUS[application["import_path"]])}
+            bundle |= {"GPU": actor["num_gpus"]} if actor.get("num_gpus") else {}
+            found += [bundle] * _replicas(options)
     return found
 
 
