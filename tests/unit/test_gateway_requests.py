@@ -181,6 +181,7 @@ async def test_a_route_whose_policy_is_not_published_lets_nothing_pass() -> None
     async with gateway(snapshot(routes=[route(policy="strict")])) as g:
         answer = await g.http.post(URL, json=BODY, headers=AUTH)
         assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "5"
         assert "strict" in error_of(answer)["message"]
         strict = policy("strict", {"name": "ban", "kind": "ban_list", "on": "input", "words": ["hello"]})
         await g.publish(snapshot(number=2, routes=[route(policy="strict")], policies=[strict]))
