@@ -60,7 +60,12 @@ def build(args: EmbeddingsApplicationArgs) -> "Application":
     """The application that Serve runs."""
     from ray import serve
 
-    options = {"name": DEPLOYMENT, "max_ongoing_requests": 64, "ray_actor_options": {"num_cpus": 1}}
+    options = {
+        "name": DEPLOYMENT,
+        "max_ongoing_requests": 64,
+        "max_queued_requests": 256,  # More are refused as overload.
+        "ray_actor_options": {"num_cpus": 1},
+    }
     return serve.deployment(EmbeddingsReplica, **options).bind(args.model_dump())
 
 

@@ -6,7 +6,7 @@ pipeline releases, judged and redacted, in its API's own words. It sees no text 
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from cluster import sse
 from cluster.contracts.request import Body, ChatBody, CompletionBody, EmbeddingBody
@@ -16,6 +16,7 @@ from deployments.gateway.errors import ApiError
 
 #: The engines' handlers.
 Endpoint = Literal["chat", "completions", "embeddings"]
+TypedBody = TypeVar("TypedBody", bound=Body | EmbeddingBody, covariant=True)
 
 
 class Writer(Protocol):
@@ -38,24 +39,28 @@ class Writer(Protocol):
         ...
 
 
-class Dialect(Protocol):
-    """One request in one API."""
+class Reader(Protocol[TypedBody]):
+    """What reads one request, and tells what went wrong with it."""
 
-    #: What records and reports call it.
+    #: What records and reports call its API.
     name: str
     #: Which of the engines' handlers answers.
     endpoint: Endpoint
 
-    def read(self, raw: bytes) -> Body:
+    def read(self, raw: bytes) -> TypedBody:
         """The typed body. Raises ApiError 400 for what is wrong, or not to be had."""
-        ...
-
-    def writer(self, answer: Answer) -> Writer:
-        """What writes the answer to the request that was read."""
         ...
 
     def error(self, error: ApiError, request_id: str) -> dict[str, Any]:
         """The body of an answer that is an error."""
+        ...
+
+
+class Dialect(Reader[Body], Protocol):
+    """One request in one of the APIs that generate."""
+
+    def writer(self, answer: Answer) -> Writer:
+        """What writes the answer to the request that was read."""
         ...
 
 

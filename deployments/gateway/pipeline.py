@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequ
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 from starlette.requests import ClientDisconnect
 
@@ -33,7 +33,7 @@ from cluster.contracts.request import Body, ChatBody, EmbeddingBody
 from cluster.errors import UsageError
 from deployments.gateway.answer import Answer, Assembly, embeddings
 from deployments.gateway.args import GatewayArgs
-from deployments.gateway.dialect import Endpoint
+from deployments.gateway.dialect import Endpoint, Reader, TypedBody
 from deployments.gateway.errors import ApiError, overloaded, unknown_model
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
@@ -46,7 +46,6 @@ from validation.guards import GuardContext, GuardEngine, judge_request
 
 #: Fields that the gateway answers to, or sets itself.
 _NOT_THE_ENGINES = {"stream", "stream_options", "model", "user"}
-TypedBody = TypeVar("TypedBody", bound=Body | EmbeddingBody, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,6 @@ class Estimate:
     def total(self) -> int:
         """Of both."""
         return self.prompt + self.answer
-
-
-class Reader(Protocol[TypedBody]):
-    """What a client's API is to the steps: see :class:`deployments.gateway.dialect.Dialect`."""
-
-    name: str
-    endpoint: Endpoint
-
-    def read(self, raw: bytes) -> TypedBody:
-        """The typed body. Raises ApiError 400."""
-        ...
 
 
 @dataclass(frozen=True)
