@@ -27,14 +27,13 @@ def from_engine(error: Mapping[str, Any]) -> UpstreamError:
         logger.error("The engine answered with an error of its own: %s", error)
         return UpstreamError(status=500, message=_FAILED)
     message = _DETAIL.sub("", " ".join(str(error.get("message", "")).split()))
-    if "--enable-auto-tool-choice" in message:
+    if "--tool-call-parser" in message:  # An option of a command that nobody here has given.
         return UpstreamError(
             status=400,
-            message="This model is deployed without a parser of tool calls, so it cannot choose by itself: "
-            "name the function in 'tool_choice', or say 'required' or 'none'; whoever deploys it can set "
-            "enable_auto_tool_choice and tool_call_parser in its engine_kwargs.",
+            message="This model is deployed without a parser of tool calls: leave 'tools' out; whoever deploys "
+            "it can set enable_auto_tool_choice and tool_call_parser in its engine_kwargs.",
             type="invalid_request_error",
-            param="tool_choice",
+            param="tools",
             code="unsupported_parameter",
         )
     code = None

