@@ -30,8 +30,8 @@ def from_engine(error: Mapping[str, Any]) -> UpstreamError:
     if "--tool-call-parser" in message:  # An option of a command that nobody here has given.
         return UpstreamError(
             status=400,
-            message="This model is deployed without a parser of tool calls: leave 'tools' out; whoever deploys "
-            "it can set enable_auto_tool_choice and tool_call_parser in its engine_kwargs.",
+            message="This model is deployed without a parser of tool calls: leave 'tools' out; whoever "
+            "deploys it can set enable_auto_tool_choice and tool_call_parser in its engine_kwargs.",
             type="invalid_request_error",
             param="tools",
             code="unsupported_parameter",

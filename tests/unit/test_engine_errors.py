@@ -36,8 +36,8 @@ from deployments.engine_errors import from_engine, from_exception
             {"code": 400, "message": 'tool_choice="required" requires --tool-call-parser to be set'},
             400,
             "unsupported_parameter",
-            "This model is deployed without a parser of tool calls: leave 'tools' out; whoever deploys it can "
-            "set enable_auto_tool_choice and tool_call_parser in its engine_kwargs.",
+            "This model is deployed without a parser of tool calls: leave 'tools' out; whoever deploys it "
+            "can set enable_auto_tool_choice and tool_call_parser in its engine_kwargs.",
         ),
         ({"code": 500, "message": "File /secret/path"}, 500, None, None),
         ({"message": "no code"}, 500, None, None),
