@@ -197,12 +197,10 @@ def _messages(message: _Message) -> list[dict[str, Any]]:
                 calls.append({"id": block.id, "type": "function", "function": function})
             case _TextBlock():
                 texts.append(block)
-    said: dict[str, Any] = {"role": message.role}
-    if texts or not (found or calls):
-        said["content"] = _text(texts)
+    said: dict[str, Any] = {"role": message.role, "content": _text(texts)}
     if calls:
         said["tool_calls"] = calls
-    return [*found, said] if len(said) > 1 else found
+    return [*found, said] if texts or calls or not found else found
 
 
 def _text(content: str | list[_TextBlock]) -> str:

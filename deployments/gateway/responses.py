@@ -223,7 +223,7 @@ def _add(messages: list[dict[str, Any]], item: _Item) -> None:
         case _FunctionCall():
             # Calls that were made together belong to one message, after what was said before them.
             if not messages or messages[-1]["role"] != "assistant":
-                messages.append({"role": "assistant"})
+                messages.append({"role": "assistant", "content": ""})
             call = {"name": item.name, "arguments": item.arguments}
             messages[-1].setdefault("tool_calls", []).append(
                 {"id": item.call_id, "type": "function", "function": call}
