@@ -153,11 +153,14 @@ async def _parsed(source: AsyncIterator[bytes]) -> AsyncIterator[list[dict[str, 
             yield chunks
 
 
-def _vectors(body: bytes) -> Any:
+def _vectors(body: bytes) -> dict[str, Any]:
     try:
-        return json.loads(body)
+        found = json.loads(body)
     except ValueError:
-        raise ApiError(502, "The model's server did not answer in JSON.", kind="server_error") from None
+        found = None
+    if not isinstance(found, dict):
+        raise ApiError(502, "The model's server did not answer in JSON.", kind="server_error")
+    return found
 
 
 def _replica_failed(error: Exception, request: UpstreamRequest) -> ApiError:

@@ -140,12 +140,14 @@ def elsewhere() -> Iterator[str]:
     server.server_close()
 
 
-async def ask(url: str, variables: dict[str, str] | None = None) -> list[dict[str, Any]]:
+async def ask(
+    url: str, variables: dict[str, str] | None = None, endpoint: Any = "chat"
+) -> list[dict[str, Any]]:
     upstreams = Upstreams(5.0, variables or {})
     request = UpstreamRequest(
         request_id="r1",
-        endpoint="chat",
-        body={"model": "gpt", "messages": []},
+        endpoint=endpoint,
+        body={"model": "gpt", "messages": []} if endpoint == "chat" else {"model": "gpt", "input": "a"},
         principal=Principal(key_id="k", team="default"),
     )
     try:
@@ -166,6 +168,19 @@ async def test_a_model_elsewhere(elsewhere: str, monkeypatch: pytest.MonkeyPatch
     assert headers["x-request-id"] == "r1"
     assert body["stream"] is True
     assert body["stream_options"] == {"include_usage": True}
+
+
+async def test_an_encoder_elsewhere_is_asked_for_no_stream(elsewhere: str) -> None:
+    made = {"object": "list", "data": [{"index": 0, "embedding": [0.5]}]}
+    Server.answer = (200, json.dumps(made, indent=1).encode())
+    assert await ask(elsewhere, endpoint="embeddings") == [made]
+    path, _, body = Server.seen[0]
+    assert (path, body) == ("/v1/embeddings", {"model": "gpt", "input": "a"})
+    for answer in (b"<html>", b"[]"):
+        Server.answer = (200, answer)
+        with pytest.raises(ApiError) as failed:
+            await ask(elsewhere, endpoint="embeddings")
+        assert failed.value.status == 502
 
 
 async def test_our_own_key_never_goes_elsewhere(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
