@@ -132,7 +132,8 @@ class Messages:
 
 def _error(error: ApiError) -> dict[str, Any]:
     kind = _ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    message = error.message.replace("max_completion_tokens", "max_tokens")
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def _chat(body: MessagesBody) -> dict[str, Any]:

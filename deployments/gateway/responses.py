@@ -150,11 +150,15 @@ class Responses:
         return ResponseWriter(self._asked.model_dump(by_alias=True), answer)
 
     def error(self, error: ApiError, request_id: str) -> dict[str, Any]:
-        """OpenAI's errors; what guards found in a message stood in the input."""
-        told = error.body
-        if (error.param or "").startswith("messages"):
-            told["error"]["param"] = "input"
-        return told
+        """OpenAI's errors, in the names of this API."""
+        body = error.body
+        told = body["error"]
+        told["message"] = error.message.replace("max_completion_tokens", "max_output_tokens")
+        if error.param == "max_completion_tokens":
+            told["param"] = "max_output_tokens"
+        elif (error.param or "").startswith("messages"):
+            told["param"] = "input"
+        return body
 
 
 def _chat(body: ResponsesBody) -> dict[str, Any]:

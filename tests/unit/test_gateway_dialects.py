@@ -182,10 +182,13 @@ class TestResponses:
                 "input",
                 "content_filter",
             ),
+            ({"max_output_tokens": 2000}, "max_output_tokens", None),
         ],
     )
-    async def test_what_is_not_to_be_had_is_named(self, more: dict[str, Any], param: str, code: str) -> None:
-        async with gateway() as g:
+    async def test_what_is_not_to_be_had_is_named(
+        self, more: dict[str, Any], param: str, code: str | None
+    ) -> None:
+        async with gateway(max_output_tokens=1000) as g:
             with pytest.raises(openai.BadRequestError) as told:
                 await g.client.responses.create(**{"model": "m", "input": "hello"} | more)
             assert (told.value.param, told.value.code) == (param, code)
@@ -285,10 +288,11 @@ class TestMessages:
             ({"extra_body": {"mcp_servers": []}}, anthropic.BadRequestError, "mcp_servers"),
             ({"extra_body": {"colour": "red"}}, anthropic.BadRequestError, "colour"),
             ({"messages": [{"role": "user", "content": ATTACK}]}, anthropic.BadRequestError, "blocked"),
+            ({"max_tokens": 2000}, anthropic.BadRequestError, "'max_tokens' may be at most"),
         ],
     )
     async def test_errors_have_that_apis_form(self, more: dict[str, Any], kind: Any, said: str) -> None:
-        async with gateway() as g:
+        async with gateway(max_output_tokens=1000) as g:
             with pytest.raises(kind) as told:
                 await claude(g).messages.create(**ASKED | more)
             body = told.value.body
