@@ -9,6 +9,8 @@ or block output, they are held until their choice has ended, and given only if n
 Alternatives (``top_logprobs``) were never judged, so under such a policy they are left out: an empty list
 in chat, only the sampled token in completions.
 
+What a request's reversible redactions cut out is put back last: guards judge what the model itself said.
+
 A tool call's name is held until its arguments begin, and judged whole. Ids, roles and finish reasons that
 are not of the known form are replaced.
 """
@@ -21,7 +23,8 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.contracts import Action, Direction, Finding
-from validation.guards import GuardContext, GuardEngine, GuardStream
+from validation.guards import GuardContext, GuardEngine, GuardStream, Placeholders
+from validation.guards.placeholders import Restorer
 
 _TEXTS = {
     "content": "assistant",
@@ -37,22 +40,29 @@ _FINISH_REASONS = frozenset(
 
 def can_change_output(engine: GuardEngine) -> bool:
     """Whether the policy may redact or block what the model says."""
-    return any(
-        guard.on in (Direction.OUTPUT, "both") and guard.mode == "enforce" and guard.action is not Action.FLAG
-        for guard in engine.policy.guards
-    )
+    return any(guard.on in (Direction.OUTPUT, "both") and guard.changes for guard in engine.policy.guards)
 
 
 class GuardedChoice:
     """One choice of an answer, chat or text completion."""
 
-    def __init__(self, index: int, engine: GuardEngine, context: GuardContext) -> None:
+    def __init__(
+        self,
+        index: int,
+        engine: GuardEngine,
+        context: GuardContext,
+        placeholders: Placeholders | None,
+        at_once: bool,
+    ) -> None:
         self.index = index
         self.finished = False
         self.blocked = False
         self._engine = engine
         self._context = context
+        self._placeholders = placeholders
+        self._at_once = at_once
         self._streams: dict[str, GuardStream] = {}
+        self._restorers: dict[str, Restorer] = {}
         self._ended: list[GuardStream] = []
         #: Id and name so far of each tool call whose arguments have not begun; None once they have.
         self._heads: dict[int, dict[str, str] | None] = {}
@@ -124,15 +134,22 @@ class GuardedChoice:
             return ""
         if path not in self._streams:
             self._streams[path] = self._engine.stream(
-                self._context, role=role, path=f"choices[{self.index}].{path}"
+                self._context, role=role, path=f"choices[{self.index}].{path}", at_once=self._at_once
             )
+            if self._placeholders:
+                self._restorers[path] = self._placeholders.restorer(json=path.endswith(".arguments"))
         stream = self._streams[path]
         released = await stream.feed(text)
         if whole:
             released += await stream.flush()
             self._ended.append(self._streams.pop(path))
         self.blocked = self.blocked or stream.blocked
-        return released
+        return self._restored(path, released, whole)
+
+    def _restored(self, path: str, text: str, final: bool) -> str:
+        if self.blocked or (restorer := self._restorers.get(path)) is None:
+            return text
+        return restorer.feed(text) + (restorer.flush() if final else "")
 
     async def _flush(self, out: dict[str, Any]) -> None:
         for number in self._heads:
@@ -140,6 +157,7 @@ class GuardedChoice:
         for path, stream in self._streams.items():
             tail = await stream.flush()
             self.blocked = self.blocked or stream.blocked
+            tail = self._restored(path, tail, final=True)
             if not tail:
                 continue
             if path.startswith("tool_calls"):
@@ -198,8 +216,24 @@ def _tool_delta(out: dict[str, Any], number: int, head: dict[str, Any], function
 class GuardedAnswer:
     """All choices of one answer."""
 
-    def __init__(self, engine: GuardEngine, context: GuardContext, expected: int) -> None:
-        self._make: Callable[[int], GuardedChoice] = lambda index: GuardedChoice(index, engine, context)
+    def __init__(
+        self,
+        engine: GuardEngine,
+        context: GuardContext,
+        expected: int,
+        *,
+        placeholders: Placeholders | None = None,
+        at_once: bool = False,
+    ) -> None:
+        """Begin an answer.
+
+        :param expected: how many choices it will have.
+        :param placeholders: what its request had redacted reversibly.
+        :param at_once: whether text may leave before it was judged, where the policy lets it.
+        """
+        self._make: Callable[[int], GuardedChoice] = lambda index: GuardedChoice(
+            index, engine, context, placeholders, at_once
+        )
         self._choices: dict[int, GuardedChoice] = {}
         self._expected = expected
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from validation.guards.bodies import BodyVerdict, judge_request, judge_response
 from validation.guards.coverage import explain
 from validation.guards.engine import GuardContext, GuardEngine, RemoteGuards, Verdict, blocking_reason
+from validation.guards.placeholders import Placeholders
 from validation.guards.policy import GuardPolicy, default_policy, load_policy, parse_policy
 from validation.guards.segments import Slot, request_slots, response_slots, write_back
 from validation.guards.stream import GuardStream
@@ -19,6 +20,7 @@ __all__ = [
     "GuardEngine",
     "GuardPolicy",
     "GuardStream",
+    "Placeholders",
     "RemoteGuards",
     "Slot",
     "Verdict",

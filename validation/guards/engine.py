@@ -13,7 +13,7 @@ import asyncio
 import logging
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +27,7 @@ from cluster.errors import UsageError
 from validation.guards.disguise import Reading, readings
 from validation.guards.inline import build_guard
 from validation.guards.normalise import View, normalise
+from validation.guards.placeholders import Placeholders
 from validation.guards.policy import GuardPolicy, GuardSpec, PackagedSpec
 from validation.guards.redact import Redactor, Span, merge
 from validation.guards.scan import Hit, InlineGuard, Window
@@ -108,6 +109,8 @@ class GuardEngine:
         self.remote = remote
         self.inline: list[InlineSlot] = []
         self.packaged: list[PackagedSpec] = []
+        #: Guards whose redactions of a request may be told to the client again.
+        self.reversible = {spec.name for spec in policy.guards if getattr(spec, "reversible", False)}
         for spec in policy.guards:
             if isinstance(spec, PackagedSpec):
                 self.packaged.append(spec)
@@ -157,22 +160,32 @@ class GuardEngine:
         """Check a complete text and apply what the policy says."""
         return self.verdict(segment, await self.check(segment, context))
 
-    def verdict(self, segment: Segment, findings: list[Finding]) -> Verdict:
-        """What follows for a text in which that was found."""
+    def verdict(
+        self, segment: Segment, findings: list[Finding], placeholders: Placeholders | None = None
+    ) -> Verdict:
+        """What follows for a text in which that was found.
+
+        :param placeholders: where reversible redactions of a request are kept; without it they are not.
+        """
         action = severest(findings)
         if action is Action.BLOCK:
             return Verdict(action=action, text="", findings=findings)
-        spans = merge(redactions(findings))
-        text = (
-            Redactor(json=segment.role == TOOL_CALL).write(segment.text, 0, spans) if spans else segment.text
-        )
+        spans = merge(redactions(findings, self.reversible))
+        text = segment.text
+        if spans:
+            text = Redactor(json=segment.role == TOOL_CALL, placeholders=placeholders).write(text, 0, spans)
         return Verdict(action=action, text=text, findings=findings)
 
-    def stream(self, context: GuardContext, *, role: str = "assistant", path: str = "") -> GuardStream:
-        """A judge of one streamed text: one per choice, and one per tool call (role ``tool_call``)."""
+    def stream(
+        self, context: GuardContext, *, role: str = "assistant", path: str = "", at_once: bool = True
+    ) -> GuardStream:
+        """A judge of one streamed text: one per choice, and one per tool call (role ``tool_call``).
+
+        Without ``at_once`` nothing leaves unchecked, even if the policy lets it: for who does not stream.
+        """
         from validation.guards.stream import GuardStream
 
-        return GuardStream(self, context, role=role, path=path)
+        return GuardStream(self, context, role=role, path=path, at_once=at_once)
 
     def finding(self, spec: GuardSpec, hit: Hit, path: str) -> Finding:
         """A hit as the policy sees it."""
@@ -385,10 +398,10 @@ def severest(findings: Sequence[Finding]) -> Action | None:
     return max((item.action for item in findings if not item.shadow), key=_SEVERITY.__getitem__, default=None)
 
 
-def redactions(findings: Sequence[Finding]) -> list[Span]:
-    """What enforced findings say must be cut out."""
+def redactions(findings: Sequence[Finding], reversible: Container[str] = ()) -> list[Span]:
+    """What enforced findings say must be cut out; of guards named in ``reversible``, not for good."""
     return [
-        Span(item.start, item.end, item.label)
+        Span(item.start, item.end, item.label, item.guard in reversible)
         for item in findings
         if item.action is Action.REDACT and not item.shadow
     ]

@@ -11,7 +11,7 @@ import json
 import re
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -34,6 +34,9 @@ PiiEntity = Literal[
     "PASSPORT",
     "CRYPTO_ADDRESS",
 ]
+#: hold: what a finding could still span is held back, nothing unchecked leaves. stream_first: text leaves at
+#: once, and the answer is cut off at a finding. end: everything is held until it was judged as a whole.
+StreamMode = Literal["hold", "stream_first", "end"]
 #: Every PII entity that our own patterns know.
 PII_ENTITIES: tuple[PiiEntity, ...] = get_args(PiiEntity)
 
@@ -70,6 +73,13 @@ class _Spec(BaseModel):
     )
     threshold: float = Field(0.0, ge=0, le=1, description="Findings with a lower score are dropped.")
     skip_roles: tuple[str, ...] = Field((), description="Roles of messages that this guard does not judge.")
+    stream: StreamMode | None = Field(None, description="Another mode of streams than the policy's.")
+
+    @property
+    def changes(self) -> bool:
+        """Whether it may block or redact; a guard in shadow, or one that flags, changes nothing."""
+        action: Action = self.action  # type: ignore[attr-defined]  # each kind says which it may have
+        return self.mode == "enforce" and action is not Action.FLAG
 
     def action_at(self, score: float) -> Action:
         """What follows from a finding of that score."""
@@ -87,6 +97,14 @@ class PiiSpec(_Spec):
     kind: Literal["pii"] = Field(description="Our own PII patterns.")
     action: Action = Field(Action.REDACT, description="What follows from a finding.")
     entities: tuple[PiiEntity, ...] = Field(PII_ENTITIES, min_length=1, description="Entities to look for.")
+    reversible: bool = Field(
+        False,
+        description="With action redact: the model sees <EMAIL_1>, the client gets the original back.",
+    )
+
+    @model_validator(mode="after")
+    def _redacts(self) -> PiiSpec:
+        return _redacting(self)
 
 
 class SecretsSpec(_Spec):
@@ -168,6 +186,23 @@ class PackagedSpec(_Spec):
         "sentence",
         description="What it judges at a time. text: a stream is held back until its end.",
     )
+    reversible: bool = Field(
+        False,
+        description="With action redact: the model sees <EMAIL_1>, the client gets the original back.",
+    )
+
+    @model_validator(mode="after")
+    def _redacts(self) -> PackagedSpec:
+        return _redacting(self)
+
+
+_Reversible = TypeVar("_Reversible", PiiSpec, PackagedSpec)
+
+
+def _redacting(spec: _Reversible) -> _Reversible:
+    if spec.reversible and (spec.action is not Action.REDACT or spec.on == "output"):
+        raise ValueError("reversible needs action redact, on input or both")
+    return spec
 
 
 GuardSpec = Annotated[
@@ -185,6 +220,16 @@ class GuardPolicy(BaseModel):
     name: Slug = Field(description="Name by which routes and keys call it.")
     version: int = Field(ge=1, description="The policy's own version, raised with each change.")
     description: str = Field("", description="What it is for.")
+    stream: StreamMode = Field(
+        "hold",
+        description="What a streamed answer waits for. hold: what a finding could still span. stream_first: "
+        "nothing, but it is cut off at a finding. end: everything was judged.",
+    )
+    input: Literal["before", "parallel"] = Field(
+        "before",
+        description="When a request is judged. parallel: while the model begins, whose first token waits for "
+        "the verdict; guards that redact always judge before.",
+    )
     guards: tuple[GuardSpec, ...] = Field(min_length=1, description="The guards; all of them judge.")
 
     @model_validator(mode="after")
@@ -202,6 +247,15 @@ class GuardPolicy(BaseModel):
             self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
         )
         return hashlib.sha256(body.encode()).hexdigest()
+
+    @property
+    def tag(self) -> str:
+        """Which policy this is, in one line: ``name@version;sha256=digest``."""
+        return f"{self.name}@{self.version};sha256={self.digest}"
+
+    def stream_of(self, guard: GuardSpec) -> StreamMode:
+        """The mode of streams that a guard of this policy works in."""
+        return guard.stream or self.stream
 
     def document(self) -> PolicyDocument:
         """The policy as a snapshot publishes it; :func:`parse_policy` reads its body."""

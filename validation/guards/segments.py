@@ -32,6 +32,8 @@ _IDENTIFIER_PLACES: frozenset[tuple[str | None, ...]] = frozenset(
     }
 )
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+#: Keys of ``logit_bias``; too short for any guard to find something in.
+_TOKEN_ID = re.compile(r"[0-9]{1,7}")
 #: Words of JSON schema and of tool definitions: keys and types that are these very words say nothing.
 _SCHEMA_WORDS = frozenset(
     {
@@ -47,11 +49,10 @@ _ROLES_BY_KEY = {
     "reasoning": "reasoning",
     "refusal": "refusal",
 }
-#: Other keys of a request whose strings reach the model, and the role that they are judged as.
-_REQUEST_KEYS = {
-    "prompt": "user",
-    "suffix": "user",
-    "input": "user",
+#: Keys of a request whose strings never reach the model: which one is asked, and for whom.
+_NOT_THE_MODELS = frozenset({"model", "user"})
+#: The role that the strings under other keys of a request are judged as, if not ``user``.
+_ROLES_BY_REQUEST_KEY = {
     "documents": "tool",
     "tools": "tool_definition",
     "functions": "tool_definition",
@@ -98,11 +99,14 @@ def request_slots(body: Mapping[str, Any]) -> list[Slot]:
         role = str(message.get("role", "user"))
         slots.extend(_slots(message, ("messages", index), role, Direction.INPUT))
     slots.extend(_seams(messages or ()))
-    for key, role in _REQUEST_KEYS.items():
+    for key, value in body.items():
+        if key == "messages" or key in _NOT_THE_MODELS:
+            continue
         if key in ("prompt", "input"):
-            _refuse_tokens(body.get(key), key)
-        slots.extend(_slots(body.get(key), (key,), role, Direction.INPUT))
-        for place, name in _names(body.get(key), (key,)):
+            _refuse_tokens(value, key)
+        role = _ROLES_BY_REQUEST_KEY.get(key, "user")
+        slots.extend(_slots(value, (key,), role, Direction.INPUT))
+        for place, name in _names(value, (key,)):
             segment = Segment(text=name, direction=Direction.INPUT, role=role, path=f"{path_of(place)}.<key>")
             slots.append(Slot(place, segment, kind="key"))
     return slots
@@ -172,7 +176,7 @@ def _names(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
     """The keys of every mapping in ``value``, each with the place of its mapping."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if key and key not in _SCHEMA_WORDS:
+            if key and key not in _SCHEMA_WORDS and not _TOKEN_ID.fullmatch(key):
                 yield keys, key
             yield from _names(item, (*keys, key))
     elif isinstance(value, list):
