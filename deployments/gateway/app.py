@@ -79,7 +79,7 @@ class Generation:
             answer = Answer(self._endpoint, request_id, call.route.model)
             async with aclosing(self._pipeline.respond(call, answer)) as source:
                 first = await anext(source)  # A failure until here is a plain error answer.
-                headers = call.admission.headers()
+                headers = call.headers
                 if call.body.stream:
                     await _send_stream(first, source, headers, send)
                 else:

@@ -23,7 +23,15 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.contracts import Action, Direction, Finding
-from validation.guards import GuardContext, GuardEngine, GuardStream, Placeholders
+from deployments.gateway.errors import guard_unavailable
+from validation.guards import (
+    GuardContext,
+    GuardEngine,
+    GuardStream,
+    Placeholders,
+    blocking_reason,
+    only_failed,
+)
 from validation.guards.placeholders import Restorer
 
 _TEXTS = {
@@ -253,7 +261,7 @@ class GuardedAnswer:
         )
 
     async def feed(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
-        """The choices that may leave of one chunk."""
+        """The choices that may leave of one chunk. Raises ApiError 503 if a guard could not judge one."""
         released = []
         for choice in chunk.get("choices") or []:
             index = choice.get("index", 0)
@@ -261,6 +269,8 @@ class GuardedAnswer:
                 self._choices[index] = self._make(index)
             if (out := await self._choices[index].feed(choice)) is not None:
                 released.append(out)
+            if self._choices[index].blocked and only_failed(self._choices[index].findings):
+                raise guard_unavailable(blocking_reason(self._choices[index].findings))
         return released
 
     def unfinished(self) -> bool:

@@ -14,14 +14,13 @@ import random
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from starlette.requests import ClientDisconnect
 
 from cluster.contracts import (
-    Action,
     ApiKey,
     Direction,
     Principal,
@@ -29,18 +28,18 @@ from cluster.contracts import (
     Target,
     UpstreamRequest,
 )
-from cluster.errors import UsageError
 from deployments.gateway.answer import Answer, Assembly
 from deployments.gateway.args import GatewayArgs
 from deployments.gateway.body import Body, ChatBody, CompletionBody, parse
 from deployments.gateway.errors import ApiError, overloaded, unknown_model
+from deployments.gateway.guarding import POLICY_HEADER, judge_input, released_by
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
 from deployments.gateway.record import Observer, RequestRecord, end
 from deployments.gateway.throttle import FailedAuthentications
 from deployments.gateway.upstream import Upstreams
 from deployments.gateway.view import Poller, View
-from validation.guards import GuardContext, GuardEngine, judge_request
+from validation.guards import GuardContext, GuardEngine, Placeholders
 
 Endpoint = Literal["chat", "completions"]
 #: Fields that the gateway answers to, or sets itself.
@@ -76,6 +75,15 @@ class Call:
     estimate: Estimate
     #: What the steps tell those that stand beside them.
     record: RequestRecord
+    #: What was redacted reversibly; it lives as long as the request.
+    placeholders: Placeholders = field(default_factory=Placeholders)
+    #: What guards judge while the model begins, if any do.
+    unjudged: dict[str, Any] | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of its answer."""
+        return self.admission.headers() | {POLICY_HEADER: self.engine.policy.tag}
 
     @property
     def principal(self) -> Principal:
@@ -160,18 +168,15 @@ def tokens_used(estimate: Estimate, answer: Answer, status: int) -> int:
 async def guard_input(call: Call) -> Call:
     """Judge every text of the request; redact what the policy redacts.
 
-    Raises ApiError 400 with code ``content_filter`` for what the policy blocks.
+    Raises ApiError 400 with code ``content_filter`` for what the policy blocks. With a policy that judges in
+    parallel, what cannot change the request judges it later: ``call.unjudged``.
     """
-    try:
-        verdict = await judge_request(call.engine, call.upstream_body, call.context)
-    except UsageError as error:
-        raise ApiError(400, str(error)) from None
-    call.record.note(verdict.findings, Direction.INPUT)
-    if verdict.blocked:
-        where = next((f.path for f in verdict.findings if f.action is Action.BLOCK and not f.shadow), None)
-        raise ApiError(400, f"Your request was blocked: {verdict.reason}", code="content_filter", param=where)
-    call.record.guarded_s = call.record.now_s()
-    return replace(call, upstream_body=verdict.body)
+    body = await judge_input(
+        call.engine.before, call.upstream_body, call.context, call.record, call.placeholders
+    )
+    return replace(
+        call, upstream_body=body, unjudged=call.upstream_body if call.engine.beside is not None else None
+    )
 
 
 def choose_target(targets: Sequence[Target]) -> Target:
@@ -286,10 +291,20 @@ class Pipeline:
             body=call.upstream_body | {"model": target.model},
             principal=call.principal,
         )
-        guarded = GuardedAnswer(call.engine, call.context, call.body.choices)
+        guarded = GuardedAnswer(
+            call.engine,
+            call.context,
+            call.body.choices,
+            placeholders=call.placeholders,
+            at_once=call.body.stream,
+        )
         record.sent_s = record.now_s()
+        upstream = self._upstreams.chunks(target, request)
+        if call.engine.beside is not None and call.unjudged is not None:
+            verdict = judge_input(call.engine.beside, call.unjudged, call.context, record)
+            upstream = released_by(verdict, upstream)
         try:
-            async with aclosing(self._upstreams.chunks(target, request)) as source:
+            async with aclosing(upstream) as source:
                 async for chunks in source:
                     record.answered_s = record.answered_s or record.now_s()
                     released = []
@@ -356,6 +371,8 @@ def _telling(record: RequestRecord) -> Generator[None]:
         yield
     except ApiError as error:
         record.status, record.error_code = error.status, error.code
+        if record.policy is not None:
+            error.add_header(POLICY_HEADER, record.policy.tag)
         raise
     except ClientDisconnect:
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +20,7 @@ from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.record import Observer
 from deployments.gateway.report import Report
 from deployments.gateway.upstream import Upstreams
-from deployments.gateway.view import Poller
+from deployments.gateway.view import EngineFactory, Poller
 from validation.guards import GuardEngine, parse_policy
 
 KEY = "sk-test"
@@ -89,16 +89,31 @@ class Script(Upstreams):
             self.closed += 1
 
 
+def _routed(app: Any) -> Iterator[str]:
+    while not hasattr(app, "routes"):  # Middleware around it.
+        app = app._app
+    for route in app.routes:
+        for method in sorted(route.methods - {"HEAD"}):
+            yield f"{method} {route.path}"
+
+
 class Fixture:
     """A running gateway and what stands around it."""
 
     def __init__(
-        self, script: Script, http: httpx.AsyncClient, snapshots: list[Snapshot], poller: Poller
+        self,
+        script: Script,
+        http: httpx.AsyncClient,
+        snapshots: list[Snapshot],
+        poller: Poller,
+        routed: Sequence[str],
     ) -> None:
         self.script = script
         self.http = http
         self.snapshots = snapshots
         self.poller = poller
+        #: Method and path of every endpoint.
+        self.routed = routed
         self.client = openai.AsyncOpenAI(
             api_key=KEY, base_url="http://gateway/v1", http_client=http, max_retries=0
         )
@@ -113,15 +128,14 @@ async def gateway(
     first: Snapshot | None = None,
     limiter: Limiter | None = None,
     observers: Sequence[Observer] = (),
+    engines: EngineFactory = GuardEngine,
     **args: Any,
 ) -> AsyncIterator[Fixture]:
     """The application, started as a server starts it, and an HTTP client that calls it in this process."""
     snapshots = [first or snapshot()]
     script = Script()
     settings = GatewayArgs(**args)
-    poller = Poller(
-        lambda after: snapshots[-1] if snapshots[-1].number > after else None, GuardEngine, 3600.0
-    )
+    poller = Poller(lambda after: snapshots[-1] if snapshots[-1].number > after else None, engines, 3600.0)
     replicas = ReplicaCount(lambda: 1, lambda: False, 3600.0)
     limiter = limiter or Limiter(lambda: replicas.value)
     pipeline = Pipeline(settings, poller, script, limiter, [Report(counters=False), *observers])
@@ -147,7 +161,7 @@ async def gateway(
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
-            yield Fixture(script, http, snapshots, poller)
+            yield Fixture(script, http, snapshots, poller, list(_routed(app)))
     finally:
         stop.set()
         await life

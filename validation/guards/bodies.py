@@ -16,6 +16,7 @@ from validation.guards.engine import (
     GuardEngine,
     Verdict,
     blocking_reason,
+    only_failed,
     severest,
 )
 from validation.guards.placeholders import Placeholders
@@ -39,6 +40,11 @@ class BodyVerdict(Contract):
     def blocked(self) -> bool:
         """True if the request, or any choice of the answer, was refused."""
         return self.action is Action.BLOCK
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was refused only because guards could not judge it."""
+        return only_failed(self.findings)
 
     @property
     def reason(self) -> str:

@@ -15,8 +15,9 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pydantic import Field
@@ -24,6 +25,7 @@ from pydantic import Field
 from cluster.contracts import Action, Direction, Finding, Principal, Segment
 from cluster.contracts.base import Contract
 from cluster.errors import UsageError
+from validation.guards.breaker import Breaker, GuardUnavailableError
 from validation.guards.disguise import Reading, readings
 from validation.guards.inline import build_guard
 from validation.guards.normalise import View, normalise
@@ -116,11 +118,31 @@ class GuardEngine:
                 self.packaged.append(spec)
             else:
                 self.inline.append(InlineSlot(spec, build_guard(spec)))
+        self._breakers = {spec.name: Breaker() for spec in self.packaged}
         if self.packaged and remote is None:
             raise UsageError(
                 f"guard policy {policy.name}: guard {self.packaged[0].name} is a packaged validator, "
                 "which needs the guards deployment (or, in a job, PackagedGuards) to run in."
             )
+
+    @cached_property
+    def before(self) -> GuardEngine:
+        """What judges a request before the model begins: all, or, in parallel mode, what may redact."""
+        return self if self.beside is None else self._only(_redacts_input)
+
+    @cached_property
+    def beside(self) -> GuardEngine | None:
+        """What judges a request while the model begins; None if the policy judges it before."""
+        if self.policy.input == "before":
+            return None
+        return self._only(lambda spec: spec.on != "output" and not _redacts_input(spec))
+
+    def _only(self, wanted: Callable[[GuardSpec], bool]) -> GuardEngine:
+        """The same policy with some of its guards."""
+        part = copy(self)
+        part.inline = [slot for slot in self.inline if wanted(slot.spec)]
+        part.packaged = [spec for spec in self.packaged if wanted(spec)]
+        return part
 
     async def check(self, segment: Segment, context: GuardContext) -> list[Finding]:
         """What every guard finds in a complete text, ordered by place."""
@@ -134,7 +156,9 @@ class GuardEngine:
         one that is as large.
         """
         found: list[list[Finding]] = []
-        if _size(segments) < THREAD_FROM:
+        if not self.inline:
+            found = [[] for _ in segments]
+        elif _size(segments) < THREAD_FROM:
             for segment in segments:
                 windows = _read(segment)
                 found.append(
@@ -290,15 +314,28 @@ class GuardEngine:
         found = await asyncio.gather(*(one(start, text) for start, text in units))
         return [finding for findings in found for finding in findings]
 
+    async def _ask(self, spec: PackagedSpec, segment: Segment) -> list[Finding]:
+        """Ask a packaged guard, unless its breaker is open. Raises whatever goes wrong."""
+        assert self.remote is not None  # __init__ refuses the policy otherwise
+        breaker = self._breakers[spec.name]
+        breaker.check()
+        try:
+            answer = self.remote.check(spec.name, self.policy.digest, segment)
+            found = await asyncio.wait_for(answer, spec.timeout_s)
+        except GuardUnavailableError:
+            raise  # It is well, but has too much to do.
+        except Exception:
+            breaker.note(failed=True)
+            raise
+        breaker.note(failed=False)
+        return found
+
     async def _check_unit(
         self, spec: PackagedSpec, start: int, segment: Segment, context: GuardContext
     ) -> list[Finding]:
-        assert self.remote is not None  # __init__ refuses the policy otherwise
         end = start + len(segment.text)
         try:
-            found = await asyncio.wait_for(
-                self.remote.check(spec.name, self.policy.digest, segment), spec.timeout_s
-            )
+            found = await self._ask(spec, segment)
             return [
                 # Whatever the other side says, the place and the consequence are decided here.
                 self.finding(
@@ -311,6 +348,10 @@ class GuardEngine:
             ]
         except Exception as error:
             return [self.failure(spec, error, Hit(GUARD_ERROR, 1.0, start, end), segment.path, context)]
+
+
+def _redacts_input(spec: GuardSpec) -> bool:
+    return spec.on != "output" and spec.changes and spec.action is Action.REDACT
 
 
 #: A text as it stands (None), and its further readings.
@@ -405,6 +446,12 @@ def redactions(findings: Sequence[Finding], reversible: Container[str] = ()) -> 
         for item in findings
         if item.action is Action.REDACT and not item.shadow
     ]
+
+
+def only_failed(findings: Sequence[Finding]) -> bool:
+    """Whether something is blocked, and all of it because a guard failed."""
+    labels = {item.label for item in findings if item.action is Action.BLOCK and not item.shadow}
+    return labels == {GUARD_ERROR}
 
 
 def blocking_reason(findings: Sequence[Finding]) -> str:
