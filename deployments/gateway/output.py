@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from cluster.contracts import Action, Direction, Finding
+from cluster.contracts import Action, Direction, Finding, Segment
 from deployments.gateway.errors import guard_unavailable
 from validation.guards import (
     GuardContext,
@@ -133,9 +133,16 @@ class GuardedChoice:
             return
         name = await self._text(_tool(number, "name"), "tool_call", head["name"], whole=True)
         if not self.blocked:
-            known = _TOOL_CALL_ID.fullmatch(head["id"])
-            call_id = head["id"] if known else f"call_{uuid.uuid4().hex[:24]}"
+            call_id = await self._call_id(head["id"])
             _tool_delta(out, number, {"id": call_id, "type": "function"}, {"name": name})
+
+    async def _call_id(self, call_id: str) -> str:
+        """The id of a tool call, or another for one that guards object to: it may come from the model."""
+        if _TOOL_CALL_ID.fullmatch(call_id):
+            segment = Segment(text=call_id, direction=Direction.OUTPUT, role="tool_call")
+            if (await self._engine.judge(segment, self._context)).text == call_id:
+                return call_id
+        return f"call_{uuid.uuid4().hex[:24]}"
 
     async def _text(self, path: str, role: str, text: str | None, *, whole: bool = False) -> str:
         if not text or self.blocked:

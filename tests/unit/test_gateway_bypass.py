@@ -85,7 +85,7 @@ COMMON: Body = {
         "json_schema": {
             "name": "l",
             "description": "m",
-            "schema": {"type": "object", "properties": {"n": {}}},
+            "schema": {"type": "object", "properties": {"nn": {}}},
         },
     },
     "user": "o",
@@ -141,16 +141,13 @@ def one_guard(name: str, **spec: Any) -> Any:
 
 
 @asynccontextmanager
-async def every_guard() -> AsyncIterator[Fixture]:
-    """A model for each guard, whose policy is that guard; ``flag-…`` are the same, only flagging."""
-    specs = {name: spec for name, (spec, _) in GUARDS.items()}
-    specs |= {
-        f"flag-{name}": {k: v for k, v in spec.items() if k != "reversible"} | {"action": "flag"}
-        for name, spec in specs.items()
-    }
+async def guarded_by(name: str) -> AsyncIterator[Fixture]:
+    """A model of that guard's name, whose policy is that guard; and one ``flag``, where it only flags."""
+    spec, _ = GUARDS[name]
+    flagging = {key: value for key, value in spec.items() if key != "reversible"} | {"action": "flag"}
     content = snapshot(
-        routes=[route(name, policy=name) for name in specs],
-        policies=[one_guard(name, **spec) for name, spec in specs.items()],
+        routes=[route(name, policy=name), route("flag", policy="flag")],
+        policies=[one_guard(name, **spec), one_guard("flag", **flagging)],
     )
     async with gateway(content, engines=lambda policy: GuardEngine(policy, Far())) as g:
         yield g
@@ -243,7 +240,7 @@ async def test_nothing_passes_on_its_way_to_the_model(path: str, guard: str) -> 
     sample = SAMPLES[path][1]
     how = itertools.cycle(itertools.product([False, True], [1, 2]))
     carried = set()
-    async with every_guard() as g:
+    async with guarded_by(guard) as g:
         await ask(g, path, sample | {"model": guard, "stream": False, "n": 1})
         assert len(g.script.requests) == 1, "the sample itself passes"
         for keys, is_key in places(sample):
@@ -253,7 +250,7 @@ async def test_nothing_passes_on_its_way_to_the_model(path: str, guard: str) -> 
                 await ask(g, path, body | {"model": guard, "stream": stream, "n": n})
                 assert not passed(g, plant), (keys, is_key)
             g.script.requests.clear()
-            await ask(g, path, body | {"model": f"flag-{guard}", "stream": False, "n": 1})
+            await ask(g, path, body | {"model": "flag", "stream": False, "n": 1})
             if passed(g, plant):
                 carried.add(keys)
     assert len(carried) >= (28 if "chat" in path else 15)
@@ -334,7 +331,7 @@ async def test_nothing_passes_on_its_way_to_the_client(path: str, field: str, gu
     asked: Body = (
         {"prompt": "p"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "p"}]}
     )
-    async with every_guard() as g:
+    async with guarded_by(guard) as g:
         for n, rest, size in [(1, "", 3), (2, " and so on.", 1), (2, "", 1000)]:
             text = f"Well, {plant}{rest}"
             if "tool arguments" in field or "second" in field:
@@ -348,8 +345,21 @@ async def test_nothing_passes_on_its_way_to_the_client(path: str, field: str, gu
             for stream in (False, True):
                 body = asked | {"n": n, "stream": stream}
                 assert plant not in told_client(await ask(g, path, body | {"model": guard})), (n, stream)
-                flagged = told_client(await ask(g, path, body | {"model": f"flag-{guard}"}))
+                flagged = told_client(await ask(g, path, body | {"model": "flag"}))
                 assert plant in flagged, "a policy that only flags lets it pass"
+
+
+@pytest.mark.parametrize("guard", ["secrets", "secrets-redact", "sentences", "texts"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_nothing_passes_as_the_id_of_a_tool_call(guard: str, stream: bool) -> None:
+    _, plant = GUARDS[guard]
+    async with guarded_by(guard) as g:
+        g.script.says = [told(0, 0, name="f", arguments="{}"), chat(finish="tool_calls")]
+        g.script.says[0]["choices"][0]["delta"]["tool_calls"][0]["id"] = plant
+        body = {"messages": [{"role": "user", "content": "p"}], "stream": stream}
+        path = "/v1/chat/completions"
+        assert plant not in told_client(await ask(g, path, body | {"model": guard}))
+        assert plant in told_client(await ask(g, path, body | {"model": "flag"}))
 
 
 def test_every_kind_of_guard_is_in_the_matrix() -> None:

@@ -173,11 +173,16 @@ def _start_of(part: tuple[int, Keys]) -> int:
 
 
 def _changed(slots: Sequence[Slot], verdicts: Sequence[Verdict]) -> dict[Keys, str]:
-    return {
-        slot.keys: verdict.text
-        for slot, verdict in zip(slots, verdicts, strict=True)
-        if not verdict.blocked and verdict.text != slot.segment.text
-    }
+    changed: dict[Keys, str] = {}
+    names: dict[str, str] = {}
+    for slot, verdict in zip(slots, verdicts, strict=True):
+        if verdict.blocked or verdict.text == slot.segment.text:
+            continue
+        changed[slot.keys] = verdict.text
+        if slot.kind == "id":
+            # What it links must stay linked. Nine letters and digits: some templates take nothing else.
+            changed[slot.keys] = names.setdefault(slot.segment.text, f"call{len(names):05}")
+    return changed
 
 
 def _choice(slot: Slot) -> int:

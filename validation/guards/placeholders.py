@@ -80,24 +80,30 @@ class Restorer:
         if self._patterns is None or not text:
             return text
         whole, begun = self._patterns
-        text = whole.sub(self._original, self._held + text)
-        cut = len(text)
-        if self._json and (escape := _UNFINISHED_ESCAPE.search(text)):
+        text = self._held + text
+        out: list[str] = []
+        position = 0
+        for match in whole.finditer(text):
+            if match[1] is not None:
+                out += text[position : match.start()], self._original(match[1])
+                position = match.end()
+        # What an original ends with, together with what follows, is no placeholder: only the rest is held.
+        rest = text[position:]
+        cut = len(rest)
+        if self._json and (escape := _UNFINISHED_ESCAPE.search(rest)):
             cut = escape.start(1)
-        if found := begun.search(text, 0, cut):
+        if found := begun.search(rest, 0, cut):
             cut = found.start()
-        self._held = text[cut:]
-        return text[:cut]
+        self._held = rest[cut:]
+        return "".join(out) + rest[:cut]
 
     def flush(self) -> str:
         """The text is complete; returns the rest."""
         held, self._held = self._held, ""
         return held
 
-    def _original(self, match: re.Match[str]) -> str:
-        if match[1] is None:
-            return match[0]
-        value = self._values[match[1]]
+    def _original(self, name: str) -> str:
+        value = self._values[name]
         return json.dumps(value, ensure_ascii=False)[1:-1] if self._json else value
 
 
