@@ -118,7 +118,8 @@ class GuardEngine:
                 self.packaged.append(spec)
             else:
                 self.inline.append(InlineSlot(spec, build_guard(spec)))
-        self._breakers = {spec.name: Breaker() for spec in self.packaged}
+        #: By name of the packaged guard.
+        self.breakers = {spec.name: Breaker() for spec in self.packaged}
         if self.packaged and remote is None:
             raise UsageError(
                 f"guard policy {policy.name}: guard {self.packaged[0].name} is a packaged validator, "
@@ -317,7 +318,7 @@ class GuardEngine:
     async def _ask(self, spec: PackagedSpec, segment: Segment) -> list[Finding]:
         """Ask a packaged guard, unless its breaker is open. Raises whatever goes wrong."""
         assert self.remote is not None  # __init__ refuses the policy otherwise
-        breaker = self._breakers[spec.name]
+        breaker = self.breakers[spec.name]
         breaker.check()
         try:
             answer = self.remote.check(spec.name, self.policy.digest, segment)
