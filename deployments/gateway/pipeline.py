@@ -45,6 +45,8 @@ from validation.guards import GuardContext, GuardEngine, Placeholders
 Endpoint = Literal["chat", "completions"]
 #: Fields that the gateway answers to, or sets itself.
 _NOT_THE_ENGINES = {"stream", "stream_options", "model", "user"}
+#: Where guards see the variables of a prompt template; the engine does not.
+_VARIABLES = "prompt_variables"
 BODIES: dict[Endpoint, type[Body]] = {"chat": ChatBody, "completions": CompletionBody}
 
 
@@ -185,12 +187,13 @@ async def guard_input(call: Call) -> Call:
     Raises ApiError 400 with code ``content_filter`` for what the policy blocks. With a policy that judges in
     parallel, what cannot change the request judges it later: ``call.unjudged``.
     """
-    body = await judge_input(
-        call.engine.before, call.upstream_body, call.context, call.record, call.placeholders
-    )
-    return replace(
-        call, upstream_body=body, unjudged=call.upstream_body if call.engine.beside is not None else None
-    )
+    said = call.upstream_body
+    if isinstance(call.body, ChatBody) and call.body.prompt is not None:
+        # What a client puts into a template's system message is no less the client's.
+        said = said | {_VARIABLES: call.body.prompt.variables}
+    body = await judge_input(call.engine.before, said, call.context, call.record, call.placeholders)
+    body.pop(_VARIABLES, None)
+    return replace(call, upstream_body=body, unjudged=said if call.engine.beside is not None else None)
 
 
 def choose_target(targets: Sequence[Target]) -> Target:
