@@ -302,14 +302,6 @@ class Pipeline:
         Closing this generator aborts the generation. Raises ApiError.
         """
         record = call.record
-        record.target = target = choose_target(call.route.targets)
-        request = UpstreamRequest(
-            # Engines refuse an id that is at work already, and clients may repeat theirs.
-            request_id=f"{call.request_id}-{uuid.uuid4().hex[:8]}",
-            endpoint=call.endpoint,
-            body=call.upstream_body | {"model": target.model},
-            principal=call.principal,
-        )
         guarded = GuardedAnswer(
             call.engine,
             call.context,
@@ -317,15 +309,9 @@ class Pipeline:
             placeholders=call.placeholders,
             at_once=call.body.stream,
         )
-        record.sent_s = record.now_s()
-        upstream = self._upstreams.chunks(target, request)
-        if call.engine.beside is not None and call.unjudged is not None:
-            verdict = judge_input(call.engine.beside, call.unjudged, call.context, record)
-            upstream = released_by(verdict, upstream)
         try:
-            async with aclosing(upstream) as source:
+            async with aclosing(self._let_through(call)) as source:
                 async for chunks in source:
-                    record.answered_s = record.answered_s or record.now_s()
                     released = []
                     for chunk in chunks:
                         answer.note_usage(chunk)
@@ -337,12 +323,37 @@ class Pipeline:
                         return
             if guarded.unfinished():
                 raise ApiError(502, "The model stopped before its answer was complete.", kind="server_error")
+        finally:
+            record.note(guarded.findings, Direction.OUTPUT)
+
+    def _let_through(self, call: Call) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """What the model says, from when the guards that judge beside it let it. Raises ApiError."""
+        if call.engine.beside is None or call.unjudged is None:
+            return self._ask(call)
+        verdict = judge_input(call.engine.beside, call.unjudged, call.context, call.record)
+        return released_by(verdict, self._ask(call))
+
+    async def _ask(self, call: Call) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """What the model says, unjudged, from the target that the request goes to. Raises ApiError."""
+        record = call.record
+        record.target = target = choose_target(call.route.targets)
+        request = UpstreamRequest(
+            # Engines refuse an id that is at work already, and clients may repeat theirs.
+            request_id=f"{call.request_id}-{uuid.uuid4().hex[:8]}",
+            endpoint=call.endpoint,
+            body=call.upstream_body | {"model": target.model},
+            principal=call.principal,
+        )
+        record.sent_s = record.now_s()
+        try:
+            async with aclosing(self._upstreams.chunks(target, request)) as source:
+                async for chunks in source:
+                    record.answered_s = record.answered_s or record.now_s()
+                    yield chunks
         except ApiError as error:
             # Clients know the model by its public name.
             error.message = error.message.replace(f"`{target.model}`", f"`{call.route.model}`")
             raise
-        finally:
-            record.note(guarded.findings, Direction.OUTPUT)
 
     async def respond(self, call: Call, answer: Answer) -> AsyncGenerator[list[dict[str, Any]], None]:
         """The chunks that a client gets, or the one whole answer: lists of JSON bodies."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import openai
+from starlette.types import ASGIApp
 
 from cluster.contracts import ApiKey, PolicyDocument, Route, Snapshot, Target, UpstreamRequest
 from deployments.gateway.app import make_app
@@ -89,31 +90,17 @@ class Script(Upstreams):
             self.closed += 1
 
 
-def _routed(app: Any) -> Iterator[str]:
-    while not hasattr(app, "routes"):  # Middleware around it.
-        app = app._app
-    for route in app.routes:
-        for method in sorted(route.methods - {"HEAD"}):
-            yield f"{method} {route.path}"
-
-
 class Fixture:
     """A running gateway and what stands around it."""
 
     def __init__(
-        self,
-        script: Script,
-        http: httpx.AsyncClient,
-        snapshots: list[Snapshot],
-        poller: Poller,
-        routed: Sequence[str],
+        self, app: ASGIApp, script: Script, http: httpx.AsyncClient, snapshots: list[Snapshot], poller: Poller
     ) -> None:
+        self.app = app
         self.script = script
         self.http = http
         self.snapshots = snapshots
         self.poller = poller
-        #: Method and path of every endpoint.
-        self.routed = routed
         self.client = openai.AsyncOpenAI(
             api_key=KEY, base_url="http://gateway/v1", http_client=http, max_retries=0
         )
@@ -161,7 +148,7 @@ async def gateway(
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
-            yield Fixture(script, http, snapshots, poller, list(_routed(app)))
+            yield Fixture(app, script, http, snapshots, poller)
     finally:
         stop.set()
         await life

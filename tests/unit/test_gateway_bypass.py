@@ -158,6 +158,13 @@ async def guarded_by(name: str) -> AsyncIterator[Fixture]:
         yield g
 
 
+def routed(app: Any) -> set[str]:
+    """Method and path of every endpoint of the application."""
+    while not hasattr(app, "routes"):  # Middleware around it.
+        app = app._app
+    return {f"{method} {at.path}" for at in app.routes for method in at.methods - {"HEAD"}}
+
+
 async def ask(g: Fixture, path: str, body: Body) -> list[Any]:
     """The official client's objects, one or many."""
     try:
@@ -208,7 +215,7 @@ def passed(g: Fixture, plant: str) -> bool:
 
 async def test_every_endpoint_has_a_cell_for_every_phase_and_guard() -> None:
     async with gateway() as g:
-        assert set(g.routed) == set(ENDPOINTS), "say in deployments/gateway/coverage.py what is judged there"
+        assert routed(g.app) == set(ENDPOINTS), "say in deployments/gateway/coverage.py what is judged there"
     judged = {name.removeprefix("POST ") for name, phases in ENDPOINTS.items() if len(phases) < 2}
     assert judged == set(SAMPLES), "say in SAMPLES where text may stand there"
     rows = matrix(GuardEngine(default_policy()), ENDPOINTS)
