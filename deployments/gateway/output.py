@@ -1,7 +1,7 @@
 """Output guards on a stream of chunks: what leaves has been judged, whatever field it stands in.
 
-Every text of every choice (content, reasoning, refusal, each tool call's name and arguments) runs through a
-:class:`GuardStream` of its own, which holds back what a finding could still span. A choice that is blocked
+Every text of every choice (content, reasoning, refusal, each tool call's name and arguments) is judged apart
+(:class:`GuardedText`) and held back as far as a finding could still span. A choice that is blocked
 ends with ``finish_reason: content_filter``.
 
 Log probabilities spell the text out token by token, and alternatives to it. So when the policy can redact
@@ -24,15 +24,14 @@ from typing import Any
 
 from cluster.contracts import Action, Direction, Finding, Segment
 from deployments.gateway.errors import guard_unavailable
+from deployments.gateway.guarded_text import GuardedText
 from validation.guards import (
     GuardContext,
     GuardEngine,
-    GuardStream,
     Placeholders,
     blocking_reason,
     only_failed,
 )
-from validation.guards.placeholders import Restorer
 
 _TEXTS = {
     "content": "assistant",
@@ -69,9 +68,10 @@ class GuardedChoice:
         self._context = context
         self._placeholders = placeholders
         self._at_once = at_once
-        self._streams: dict[str, GuardStream] = {}
-        self._restorers: dict[str, Restorer] = {}
-        self._ended: list[GuardStream] = []
+        #: By path within the choice.
+        self._texts: dict[str, GuardedText] = {}
+        #: The path that the model is at.
+        self._at = ""
         #: Id and name so far of each tool call whose arguments have not begun; None once they have.
         self._heads: dict[int, dict[str, str] | None] = {}
         self._hold_logprobs = can_change_output(engine)
@@ -80,7 +80,7 @@ class GuardedChoice:
     @property
     def findings(self) -> list[Finding]:
         """Everything that was seen so far."""
-        return [finding for stream in (*self._ended, *self._streams.values()) for finding in stream.findings]
+        return [finding for text in self._texts.values() for finding in text.findings]
 
     async def feed(self, choice: dict[str, Any]) -> dict[str, Any] | None:
         """What may leave of one chunk's choice; None if that is nothing."""
@@ -112,10 +112,13 @@ class GuardedChoice:
             out["role"] = "assistant"
             out["content"] = ""
         for field, role in _TEXTS.items():
+            if delta.get(field):
+                await self._go_to(field, out)
             if text := await self._text(field, role, delta.get(field)):
                 out[field] = text
         for call in delta.get("tool_calls") or []:
             number, function = call.get("index", 0), call.get("function") or {}
+            await self._go_to(_tool(number, "arguments"), out)
             head = self._heads.setdefault(number, {"id": "", "name": ""})
             if head is not None:  # Whatever comes after the arguments began is no head any more.
                 head["id"] = head["id"] or call.get("id") or ""
@@ -125,6 +128,27 @@ class GuardedChoice:
             await self._head(number, out)
             if text := await self._text(_tool(number, "arguments"), "tool_call", arguments):
                 _tool_delta(out, number, {}, {"arguments": text})
+
+    async def _go_to(self, path: str, out: dict[str, Any]) -> None:
+        """The model is at that text now: the tail of the one before it may go."""
+        left, self._at = self._at, path
+        if left == path or self.blocked:
+            return
+        if left.startswith("tool_calls"):
+            await self._head(_tool_path(left)[0], out)
+        if left in self._texts:
+            self._add(left, await self._texts[left].pause(), out)
+
+    def _add(self, path: str, text: str, out: dict[str, Any]) -> None:
+        """Put a tail into a delta, unless its choice is blocked."""
+        self.blocked = self.blocked or self._texts[path].blocked
+        if not text or self.blocked:
+            return
+        if path.startswith("tool_calls"):
+            number, field = _tool_path(path)
+            _tool_delta(out, number, {}, {field: text})
+        else:
+            out[path] = out.get(path, "") + text
 
     async def _head(self, number: int, out: dict[str, Any]) -> None:
         """Judge the name of a tool call, whole, and let it go with the call's id."""
@@ -147,39 +171,27 @@ class GuardedChoice:
     async def _text(self, path: str, role: str, text: str | None, *, whole: bool = False) -> str:
         if not text or self.blocked:
             return ""
-        if path not in self._streams:
-            self._streams[path] = self._engine.stream(
-                self._context, role=role, path=f"choices[{self.index}].{path}", at_once=self._at_once
+        if path not in self._texts:
+            self._texts[path] = GuardedText(
+                self._engine,
+                self._context,
+                role=role,
+                path=f"choices[{self.index}].{path}",
+                placeholders=self._placeholders,
+                at_once=self._at_once,
             )
-            if self._placeholders:
-                self._restorers[path] = self._placeholders.restorer(json=path.endswith(".arguments"))
-        stream = self._streams[path]
-        released = await stream.feed(text)
+        judged = self._texts[path]
+        released = await judged.feed(text)
         if whole:
-            released += await stream.flush()
-            self._ended.append(self._streams.pop(path))
-        self.blocked = self.blocked or stream.blocked
-        return self._restored(path, released, whole)
-
-    def _restored(self, path: str, text: str, final: bool) -> str:
-        if self.blocked or (restorer := self._restorers.get(path)) is None:
-            return text
-        return restorer.feed(text) + (restorer.flush() if final else "")
+            released += await judged.end()
+        self.blocked = self.blocked or judged.blocked
+        return released
 
     async def _flush(self, out: dict[str, Any]) -> None:
         for number in self._heads:
             await self._head(number, out)
-        for path, stream in self._streams.items():
-            tail = await stream.flush()
-            self.blocked = self.blocked or stream.blocked
-            tail = self._restored(path, tail, final=True)
-            if not tail:
-                continue
-            if path.startswith("tool_calls"):
-                number, field = _tool_path(path)
-                _tool_delta(out, number, {}, {field: tail})
-            else:
-                out[path] = out.get(path, "") + tail
+        for path, text in self._texts.items():
+            self._add(path, await text.end(), out)
 
     def _take_logprobs(self, logprobs: dict[str, Any] | None) -> dict[str, Any] | None:
         if not self._hold_logprobs or not logprobs:

@@ -249,3 +249,67 @@ async def test_every_answer_says_which_policy_judged_it() -> None:
             await g.client.chat.completions.create(**BODY | {"messages": [{"role": "user", "content": MAIL}]})
         told.append(refused.value.response.headers)
         assert [headers["x-guard-policy"] for headers in told] == [tag] * 3
+
+
+def call(index: int, **function: str) -> Chunk:
+    return chat(tool_calls=[{"index": index, "id": f"c{index}", "type": "function", "function": function}])
+
+
+async def test_a_text_is_complete_when_the_next_one_begins() -> None:
+    """The official client takes it so: a tool call's arguments have ended where the next call starts."""
+    async with guarded(PII) as g:
+        g.script.says = [
+            chat("I look up joe@example.com"),
+            call(0, name="look", arguments='{"who": "al@exam'),
+            call(0, arguments='ple.com", "age": 41}'),
+            call(1, name="wait", arguments='{"s": 3}'),
+            chat(finish="tool_calls"),
+        ]
+        done: list[tuple[str, Any]] = []
+        async with g.client.chat.completions.stream(
+            **BODY,
+            tools=[
+                {"type": "function", "function": {"name": name, "parameters": {}, "strict": True}}
+                for name in ("look", "wait")
+            ],
+        ) as events:
+            async for event in events:
+                if event.type == "tool_calls.function.arguments.done":
+                    done.append((event.name, json.loads(event.arguments)))
+                if event.type == "content.done":
+                    done.append(("content", event.content))
+        assert done == [
+            ("content", "I look up [EMAIL_ADDRESS]"),
+            ("look", {"who": "[EMAIL_ADDRESS]", "age": 41}),
+            ("wait", {"s": 3}),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "reason", "said"),
+    [
+        ("Plain ", "words.", "tool_calls", "Plain words."),
+        ("joe@exam", "ple.com", "content_filter", "joe@exam"),
+        ("Call ", "joe@example.com", "content_filter", "Call "),
+        ("joe@example.com ", "again", "tool_calls", "[EMAIL_ADDRESS] again"),
+    ],
+)
+async def test_a_text_that_is_taken_up_again_is_judged_with_all_before_it(
+    first: str, again: str, reason: str, said: str
+) -> None:
+    async with guarded(PII) as g:
+        arguments = call(0, name="f", arguments='{"a": 1}')
+        g.script.says = [chat(first), arguments, chat(again), chat(finish="tool_calls")]
+        whole = await g.client.chat.completions.create(**BODY)
+        assert whole.choices[0].finish_reason == reason
+        assert whole.choices[0].message.content == said
+        g.script.says = [
+            call(0, name="f", arguments='{"a": "' + first),
+            call(1, name="f", arguments="{}"),
+            call(0, arguments=again + '"}'),
+            chat(finish="tool_calls"),
+        ]
+        whole = await g.client.chat.completions.create(**BODY)
+        assert whole.choices[0].finish_reason == reason
+        told = (whole.choices[0].message.tool_calls or [])[0].function.arguments  # type: ignore[union-attr]
+        assert told.startswith('{"a": "' + said)
