@@ -18,6 +18,9 @@ _ALL: Phases = {}
 ENDPOINTS: Mapping[str, Phases] = {
     "POST /v1/chat/completions": _ALL,
     "POST /v1/completions": _ALL,
+    "POST /v1/responses": _ALL,
+    "POST /v1/messages": _ALL,
+    "POST /v1/embeddings": {Direction.OUTPUT: "vectors are no text"},
     "GET /v1/models": _NO_MODEL,
     "GET /v1/models/{model:path}": _NO_MODEL,
     "GET /healthz": _NO_MODEL,

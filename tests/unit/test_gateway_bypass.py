@@ -13,13 +13,17 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
 from cluster.contracts import Action, Direction, Finding, PromptMessage, PromptTemplate, Segment
-from deployments.gateway.body import ChatBody, CompletionBody
+from cluster.contracts.request import ChatBody, CompletionBody, EmbeddingBody
 from deployments.gateway.coverage import ENDPOINTS
+from deployments.gateway.messages import MessagesBody
+from deployments.gateway.responses import ResponsesBody
 from tests.unit.gateway_app import Chunk, Fixture, chat, gateway, policy, route, snapshot
+from tests.unit.test_gateway_dialects import claude
 from validation.guards import GuardEngine, GuardPolicy, default_policy
 from validation.guards.coverage import matrix
 
@@ -70,6 +74,7 @@ MESSAGE: Body = {
     "function_call": None,
     "audio": None,
     "annotations": ["j"],
+    "parsed": {"nn": "oo"},
 }
 COMMON: Body = {
     "max_tokens": 5,
@@ -84,6 +89,7 @@ COMMON: Body = {
         "type": "json_schema",
         "json_schema": {
             "name": "l",
+            "strict": True,
             "description": "m",
             "schema": {"type": "object", "properties": {"nn": {}}},
         },
@@ -103,6 +109,9 @@ COMMON: Body = {
     "service_tier": "u",
     "safety_identifier": "v",
     "prompt_cache_key": "w",
+    "prompt_cache_retention": "mm",
+    "bad_words": ["kk"],
+    "spaces_between_special_tokens": True,
 }
 TOOL: Body = {"name": "x", "description": "y", "parameters": {"properties": {"z": {"enum": ["aa"]}}}}
 DESK = PromptTemplate(
@@ -127,6 +136,8 @@ SAMPLES: dict[str, tuple[Any, Body]] = {
             "tools": [{"type": "function", "function": TOOL}],
             "tool_choice": {"type": "function", "function": {"name": "x"}},
             "parallel_tool_calls": True,
+            "include_reasoning": True,
+            "modalities": ["text"],
             "reasoning_effort": "low",
             "add_generation_prompt": True,
             "continue_final_message": False,
@@ -137,6 +148,123 @@ SAMPLES: dict[str, tuple[Any, Body]] = {
         CompletionBody,
         COMMON | {"prompt": ["gg", "hh"], "echo": False, "logprobs": 1, "suffix": "ii"},
     ),
+    "/v1/responses": (
+        ResponsesBody,
+        {
+            "instructions": "bb",
+            "input": [
+                {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "cc"}]},
+                {
+                    "type": "message",
+                    "role": "assistant",
+                    "id": "d",
+                    "status": "completed",
+                    "phase": "e",
+                    "content": [
+                        {"type": "output_text", "text": "ff", "annotations": ["gg"], "logprobs": ["hh"]},
+                        {"type": "refusal", "refusal": "ii"},
+                    ],
+                },
+                {"type": "function_call", "call_id": "jj", "name": "x", "arguments": "{}"},
+                {
+                    "type": "function_call_output",
+                    "call_id": "jj",
+                    "output": [{"type": "input_text", "text": "ll"}],
+                },
+            ],
+            "max_output_tokens": 5,
+            "temperature": 1,
+            "top_p": 1,
+            "tools": [TOOL | {"type": "function", "strict": True}],
+            "tool_choice": {"type": "function", "name": "x"},
+            "parallel_tool_calls": True,
+            "text": {
+                "format": {
+                    "type": "json_schema",
+                    "name": "l",
+                    "description": "m",
+                    "strict": True,
+                    "schema": {"type": "object", "properties": {"nn": {}}},
+                }
+            },
+            "reasoning": {"effort": "low"},
+            "metadata": {"s": "t"},
+            "prompt": {"id": "desk", "version": 1, "variables": {"who": "jj"}},
+            "user": "o",
+            "safety_identifier": "v",
+            "prompt_cache_key": "w",
+            "service_tier": "u",
+            "store": False,
+            "background": False,
+            "truncation": "disabled",
+            "include": [],
+        },
+    ),
+    "/v1/messages": (
+        MessagesBody,
+        {
+            "system": [{"type": "text", "text": "bb", "cache_control": {"type": "cc"}, "citations": None}],
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "dd"}]},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "text", "text": "ee"},
+                        {
+                            "type": "tool_use",
+                            "id": "f",
+                            "name": "x",
+                            "input": {"gg": "hh"},
+                            "caller": {"type": "ii"},
+                        },
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "tool_result",
+                            "tool_use_id": "f",
+                            "is_error": False,
+                            "content": [{"type": "text", "text": "jj"}],
+                        }
+                    ],
+                },
+            ],
+            "stop_sequences": ["k"],
+            "temperature": 1,
+            "top_p": 1,
+            "top_k": 1,
+            "tools": [
+                {
+                    "type": "custom",
+                    "name": "x",
+                    "description": "y",
+                    "strict": True,
+                    "input_schema": {"type": "object", "properties": {"z": {"enum": ["aa"]}}},
+                }
+            ],
+            "tool_choice": {"type": "tool", "name": "x", "disable_parallel_tool_use": True},
+            "metadata": {"user_id": "o"},
+            "thinking": {"type": "disabled"},
+            "service_tier": "auto",
+            "cache_control": {"type": "ephemeral"},
+        },
+    ),
+    "/v1/embeddings": (
+        EmbeddingBody,
+        {"input": ["bb", "cc"], "encoding_format": "float", "dimensions": 8, "user": "o"},
+    ),
+}
+
+
+#: How many places of each sample certainly carry text to a model.
+CARRIED = {
+    "/v1/chat/completions": 28,
+    "/v1/completions": 13,
+    "/v1/responses": 12,
+    "/v1/messages": 12,
+    "/v1/embeddings": 2,
 }
 
 
@@ -168,18 +296,36 @@ def routed(app: Any) -> set[str]:
 async def ask(g: Fixture, path: str, body: Body) -> list[Any]:
     """The official client's objects, one or many."""
     try:
-        if path == "/v1/chat/completions":
-            made: Any = await g.client.chat.completions.create(
-                model="", messages=[], stream=body["stream"], extra_body=body
-            )
-        else:
-            assert path == "/v1/completions", f"say how the client asks {path}"
-            made = await g.client.completions.create(
-                model="", prompt="", stream=body["stream"], extra_body=body
-            )
-        return [part async for part in made] if body["stream"] else [made]
-    except openai.APIError as error:
+        made: Any = await _create(g, path, body)
+        return [part async for part in made] if body.get("stream") else [made]
+    except (openai.APIError, anthropic.APIError) as error:
         return [error]
+
+
+def _create(g: Fixture, path: str, body: Body) -> Any:
+    """The official client's method for that path; ``extra_body`` is what it sends."""
+    stream = body["stream"]
+    match path:
+        case "/v1/chat/completions":
+            return g.client.chat.completions.create(model="", messages=[], stream=stream, extra_body=body)
+        case "/v1/completions":
+            return g.client.completions.create(model="", prompt="", stream=stream, extra_body=body)
+        case "/v1/responses":
+            return g.client.responses.create(stream=stream, extra_body=without(body, "n"))
+        case "/v1/embeddings":
+            return g.client.embeddings.create(
+                model="", input="", extra_body=without(body, "n", "stream") | {"encoding_format": "float"}
+            )
+        case "/v1/messages":
+            return claude(g).messages.create(
+                model="", max_tokens=5, messages=[], stream=stream, extra_body=without(body, "n")
+            )
+    raise AssertionError(f"say how the client asks {path}")
+
+
+def without(body: Body, *names: str) -> Body:
+    """The body without fields that its endpoint does not have."""
+    return {name: value for name, value in body.items() if name not in names}
 
 
 def places(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, bool]]:
@@ -240,13 +386,24 @@ def test_the_sample_of_an_endpoint_has_every_field_of_its_body(path: str) -> Non
                 yield from fields(item)
 
     told = {key for keys, is_key in places(sample) if is_key for key in keys}
-    assert set(fields(schema.model_json_schema())) - told == {
-        "model", "n", "stream", "stream_options", "include_usage"
-    }  # fmt: skip
+    assert set(fields(schema.model_json_schema())) - told <= {
+        *("model", "n", "stream", "stream_options", "include_usage", "include_obfuscation", "max_tokens")
+    }
 
 
-@pytest.mark.parametrize("guard", [name for name in GUARDS if name not in ("pii-block", "secrets-redact")])
-@pytest.mark.parametrize("path", SAMPLES)
+CHAT_OR_TEXT = ("/v1/chat/completions", "/v1/completions")
+#: What leads into a chat in other words is shown with fewer guards.
+ASKING = [
+    (path, guard)
+    for path in SAMPLES
+    for guard in GUARDS
+    if (path in CHAT_OR_TEXT
+    and guard not in ("pii-block", "secrets-redact"))
+    or guard in ("pii", "secrets", "injection")
+]
+
+
+@pytest.mark.parametrize(("path", "guard"), ASKING)
 async def test_nothing_passes_on_its_way_to_the_model(path: str, guard: str) -> None:
     _, plant = GUARDS[guard]
     sample = SAMPLES[path][1]
@@ -257,15 +414,14 @@ async def test_nothing_passes_on_its_way_to_the_model(path: str, guard: str) -> 
         assert len(g.script.requests) == 1, "the sample itself passes"
         for keys, is_key in places(sample):
             body = planted(sample, keys, is_key, plant)
-            for stream, n in itertools.product([False, True], [1, 2]) if guard == "secrets" else [next(how)]:
-                g.script.requests.clear()
-                await ask(g, path, body | {"model": guard, "stream": stream, "n": n})
-                assert not passed(g, plant), (keys, is_key)
+            stream, n = next(how)
             g.script.requests.clear()
-            await ask(g, path, body | {"model": "flag", "stream": False, "n": 1})
-            if passed(g, plant):
-                carried.add(keys)
-    assert len(carried) >= (28 if "chat" in path else 15)
+            await ask(g, path, body | {"model": guard, "stream": stream, "n": n})
+            assert not passed(g, plant), (keys, is_key, stream, n)
+            if guard == "secrets":
+                await ask(g, path, body | {"model": "flag", "stream": not stream, "n": n})
+                carried |= {keys} if passed(g, plant) else set()
+    assert guard != "secrets" or len(carried) >= CARRIED[path], "a policy that only flags lets it pass"
 
 
 Speak = Callable[[int, str], Chunk]
@@ -309,6 +465,23 @@ FIELDS: dict[tuple[str, str], Speak] = {
     },
 }
 
+#: The same chat, told by the other two; each leaves out what its API has no place for.
+FIELDS |= {
+    ("/v1/responses", field): FIELDS["/v1/chat/completions", field]
+    for field in ("content", "refusal", "tool name", "tool arguments", "second tool")
+}
+FIELDS |= {
+    ("/v1/messages", field): FIELDS["/v1/chat/completions", field]
+    for field in ("content", "tool name", "tool arguments", "second tool")
+}
+#: The least that can be asked of each.
+ASKED: dict[str, Body] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "p"}]},
+    "/v1/completions": {"prompt": "p"},
+    "/v1/responses": {"input": "p"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "p"}]},
+}
+
 
 def heard(value: Any, where: Keys, into: dict[Keys, str]) -> None:
     """Join what came piece by piece, by field and choice."""
@@ -335,27 +508,31 @@ def told_client(answers: list[Any]) -> str:
 ANSWERED = [name for name, (spec, _) in GUARDS.items() if spec["on"] == "both"]
 
 
-@pytest.mark.parametrize("guard", ANSWERED)
-@pytest.mark.parametrize(("path", "field"), FIELDS)
+#: What only writes a chat in other words is shown with fewer guards.
+CELLS = [
+    (path, field, guard)
+    for path, field in FIELDS
+    for guard in (ANSWERED if path in CHAT_OR_TEXT else ("pii", "secrets", "sentences"))
+]
+
+
+@pytest.mark.parametrize(("path", "field", "guard"), CELLS)
 async def test_nothing_passes_on_its_way_to_the_client(path: str, field: str, guard: str) -> None:
     _, plant = GUARDS[guard]
-    speak = FIELDS[path, field]
-    asked: Body = (
-        {"prompt": "p"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "p"}]}
-    )
+    speak, most = FIELDS[path, field], 2 if path in CHAT_OR_TEXT else 1
     async with guarded_by(guard) as g:
-        for n, rest, size in [(1, "", 3), (2, " and so on.", 1), (2, "", 1000)]:
+        for n, rest, size in [(1, "", 3), (most, " and so on.", 1), (most, "", 1000)]:
             text = f"Well, {plant}{rest}"
             if "tool arguments" in field or "second" in field:
                 text = json.dumps({"to": text})
             pieces = [text[i : i + size] for i in range(0, len(text), size)]
             g.script.says = [speak(n - 1, piece) for piece in pieces]
-            end: Any = {"delta": {}} if "chat" in path else {"text": ""}
+            end: Any = {"text": ""} if path == "/v1/completions" else {"delta": {}}
             g.script.says += [
                 {"choices": [end | {"index": index, "finish_reason": "stop"}]} for index in range(n)
             ]
             for stream in (False, True):
-                body = asked | {"n": n, "stream": stream}
+                body = ASKED[path] | {"n": n, "stream": stream}
                 assert plant not in told_client(await ask(g, path, body | {"model": guard})), (n, stream)
                 flagged = told_client(await ask(g, path, body | {"model": "flag"}))
                 assert plant in flagged, "a policy that only flags lets it pass"
