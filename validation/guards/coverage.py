@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from validation.guards.engine import GuardEngine
-from validation.guards.policy import GuardSpec, PackagedSpec
+from validation.guards.specs import GuardSpec, PackagedSpec, TextSpec
 from validation.guards.units import MAX_SENTENCE
 
 
@@ -21,9 +21,8 @@ def coverage(engine: GuardEngine) -> list[dict[str, Any]]:
 
 
 def _row(spec: GuardSpec, longest: int | None) -> dict[str, Any]:
-    packaged = isinstance(spec, PackagedSpec)
     holds: int | str = longest or 0
-    if isinstance(spec, PackagedSpec):
+    if isinstance(spec, PackagedSpec | TextSpec):
         holds = "everything" if spec.unit == "text" else MAX_SENTENCE
     return {
         "guard": spec.name,
@@ -33,7 +32,7 @@ def _row(spec: GuardSpec, longest: int | None) -> dict[str, Any]:
         "mode": spec.mode,
         "on_error": spec.on_error,
         "not_roles": ",".join(spec.skip_roles) or "-",
-        "runs": "guards deployment" if packaged else "inline",
+        "runs": "guards deployment" if isinstance(spec, PackagedSpec) else "inline",
         "stream_holds": holds if spec.on != "input" else "-",
     }
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from cluster.contracts import Action, Direction, Finding, Segment
 from validation.guards.normalise import Normaliser, View
-from validation.guards.policy import GuardSpec
 from validation.guards.redact import Redactor, Span, merge
 from validation.guards.scan import Cursor, Hit, Window
+from validation.guards.specs import GuardSpec
 from validation.guards.units import UnitCursor
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class GuardStream:
         self._context = context
         self._like = Segment(text="", direction=Direction.OUTPUT, role=role, path=path)
         self._inline: list[tuple[GuardSpec, Cursor]] = [
-            (slot.spec, slot.guard.cursor())
+            (slot.spec, slot.cursor(context))
             for slot in engine.inline
             if slot.spec.covers(Direction.OUTPUT, role)
         ]
