@@ -1,7 +1,7 @@
 """The life of a request, step by step: each step is one function on typed values.
 
     authenticate -> take a place, the gateway's and the key's -> parse -> find the route and its policy
-    -> limits -> reserve the key's tokens -> input guards -> choose a target -> upstream
+    -> limits -> reserve the key's tokens -> prompt template -> input guards -> choose a target -> upstream
     -> output guards on the stream -> respond; beside it, when it is over: the observers of its record.
 
 No step is optional: there is no way to a model that does not pass the guards. A stream and a whole answer
@@ -37,6 +37,7 @@ from deployments.gateway.errors import ApiError, overloaded, unknown_model
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
 from deployments.gateway.record import Observer, RequestRecord, end
+from deployments.gateway.templates import fill, find_template
 from deployments.gateway.throttle import FailedAuthentications
 from deployments.gateway.upstream import Upstreams
 from deployments.gateway.view import Poller, View
@@ -157,6 +158,19 @@ def tokens_used(estimate: Estimate, answer: Answer, status: int) -> int:
     return max(estimate.total, came) if status in (200, 499) else came
 
 
+def put_prompt(body: Body, upstream: dict[str, Any], view: View, record: RequestRecord) -> dict[str, Any]:
+    """The request with the template that it names before its messages.
+
+    Raises ApiError 404 for one that is not published, 400 for variables that are not the template's.
+    """
+    if not isinstance(body, ChatBody) or body.prompt is None:
+        return upstream
+    template = find_template(view.prompts, body.prompt)
+    record.prompt = template.ref
+    messages = [*fill(template, body.prompt), *upstream["messages"]]
+    return {name: value for name, value in upstream.items() if name != "prompt"} | {"messages": messages}
+
+
 async def guard_input(call: Call) -> Call:
     """Judge every text of the request; redact what the policy redacts.
 
@@ -266,7 +280,9 @@ class Pipeline:
             route=record.route,
             engine=engine,
             body=body,
-            upstream_body=body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES),
+            upstream_body=put_prompt(
+                body, body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES), view, record
+            ),
             admission=admission,
             estimate=estimate,
             record=record,
