@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -145,4 +146,10 @@ class SystemPromptGuard:
 
     def cursor(self, system_text: str = "") -> SystemPromptCursor:
         """Begin to read an answer to a request with that system prompt."""
-        return SystemPromptCursor(Prompt(system_text, self._size))
+        return SystemPromptCursor(_prompt(system_text, self._size))
+
+
+@lru_cache(maxsize=16)
+def _prompt(text: str, words: int) -> Prompt:
+    """Choices of an answer share their prompt, and so do the requests of one application."""
+    return Prompt(text, words)
