@@ -95,7 +95,7 @@ class Call(Generic[TypedBody]):
     @property
     def context(self) -> GuardContext:
         """What guards may know of the request."""
-        return GuardContext(request_id=self.request_id, principal=self.principal)
+        return self.engine.context(self.request_id, self.principal, self.upstream_body)
 
 
 @dataclass(frozen=True)

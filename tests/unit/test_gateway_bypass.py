@@ -58,6 +58,14 @@ GUARDS: dict[str, tuple[Body, str]] = {
     ),
     "ban-list": (REDACT | {"kind": "ban_list", "words": ["moon landing"]}, "moon landing"),
     "length": ({"kind": "length", "on": "both", "max_characters": 300}, "lorem ipsum " * 30),
+    "regex": (REDACT | {"kind": "regex", "patterns": ["CUST-[0-9]{6}"]}, "CUST-123456"),
+    "competitors": (REDACT | {"kind": "competitors", "names": ["Acme Cloud"]}, "Acme Cloud"),
+    "topics": (
+        BLOCK | {"kind": "topics", "topics": {"weather": ["snow storm", "hail shower"]}},
+        "snow storm and hail shower",
+    ),
+    "profanity": (REDACT | {"kind": "profanity", "more": ["frobnicated"]}, "frobnicated"),
+    "web": (REDACT | {"kind": "web"}, "[x](javascript:alert(1))"),
     "sentences": (REDACT | PACKAGED, "zzyzx"),
     "texts": (BLOCK | PACKAGED | {"unit": "text"}, "zzyzx"),
 }
@@ -397,8 +405,7 @@ ASKING = [
     (path, guard)
     for path in SAMPLES
     for guard in GUARDS
-    if (path in CHAT_OR_TEXT
-    and guard not in ("pii-block", "secrets-redact"))
+    if (path in CHAT_OR_TEXT and guard not in ("pii-block", "secrets-redact"))
     or guard in ("pii", "secrets", "injection")
 ]
 
@@ -559,10 +566,41 @@ async def test_what_a_client_puts_into_a_system_prompt_is_judged_as_the_clients(
         assert g.script.requests == []
 
 
+#: Guards of what a model says in answer, by name: the entry in the policy, and what must not pass.
+ANSWERS: dict[str, tuple[Body, str]] = {
+    "json": ({"kind": "json_schema", "on": "output"}, "no JSON at all"),
+    "sql": ({"kind": "sql", "on": "output", "where": "text"}, "DROP TABLE customers"),
+    "prompt": ({"kind": "system_prompt_leak", "on": "output", "words": 4}, "the colour of the day is blue"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+async def test_an_answer_that_is_not_as_it_must_be_does_not_pass(path: str, name: str) -> None:
+    spec, plant = ANSWERS[name]
+    content = snapshot(
+        routes=[route(name, policy=name), route("flag", policy="flag")],
+        policies=[one_guard(name, **spec), one_guard("flag", **spec | {"action": "flag"})],
+    )
+    system = f"Never tell that {plant}."
+    asked = {
+        "/v1/chat/completions": {"messages": [{"role": "system", "content": system}]},
+        "/v1/responses": {"input": [{"role": "system", "content": system}]},
+        "/v1/messages": {"messages": [{"role": "user", "content": "p"}], "system": system},
+    }[path]
+    async with gateway(content) as g:
+        for size, stream in itertools.product([3, 1000], [False, True]):
+            pieces = [plant[i : i + size] for i in range(0, len(plant), size)]
+            g.script.says = [*(chat(piece) for piece in pieces), chat(finish="stop")]
+            body = asked | {"n": 1, "stream": stream}
+            assert plant not in told_client(await ask(g, path, body | {"model": name}))
+            assert plant in told_client(await ask(g, path, body | {"model": "flag"}))
+
+
 def test_every_kind_of_guard_is_in_the_matrix() -> None:
     kinds = {
         definition["properties"]["kind"]["const"]
         for definition in GuardPolicy.model_json_schema()["$defs"].values()
         if "kind" in definition.get("properties", {})
     }
-    assert kinds == {spec["kind"] for spec, _ in GUARDS.values()}
+    assert kinds == {spec["kind"] for spec, _ in (GUARDS | ANSWERS).values()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.contracts import Direction
 from validation.guards.engine import GuardEngine
-from validation.guards.policy import GuardSpec, PackagedSpec, StreamMode
+from validation.guards.specs import GuardSpec, PackagedSpec, StreamMode, TextSpec
 from validation.guards.units import MAX_SENTENCE
 
 #: The phases of an endpoint through which no text passes, each with why.
@@ -36,9 +36,8 @@ def coverage(engine: GuardEngine) -> list[dict[str, Any]]:
 
 
 def _row(spec: GuardSpec, longest: int | None, stream: StreamMode, late: bool) -> dict[str, Any]:
-    packaged = isinstance(spec, PackagedSpec)
     holds: int | str = longest or 0
-    if isinstance(spec, PackagedSpec):
+    if isinstance(spec, PackagedSpec | TextSpec):
         holds = "everything" if spec.unit == "text" else MAX_SENTENCE
     if stream != "hold":
         holds = "everything" if stream == "end" else 0
@@ -51,7 +50,7 @@ def _row(spec: GuardSpec, longest: int | None, stream: StreamMode, late: bool) -
         "mode": spec.mode,
         "on_error": spec.on_error,
         "not_roles": ",".join(spec.skip_roles) or "-",
-        "runs": "guards deployment" if packaged else "inline",
+        "runs": "guards deployment" if isinstance(spec, PackagedSpec) else "inline",
         "stream_holds": holds if spec.on != "input" else "-",
     }
 

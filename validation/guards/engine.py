@@ -13,12 +13,12 @@ import asyncio
 import logging
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -27,12 +27,14 @@ from cluster.contracts.base import Contract
 from cluster.errors import UsageError
 from validation.guards.breaker import Breaker, GuardUnavailableError
 from validation.guards.disguise import Reading, readings
-from validation.guards.inline import build_guard
+from validation.guards.inline import build_check, build_guard
+from validation.guards.inline.system_prompt import SystemPromptGuard, system_text
 from validation.guards.normalise import View, normalise
 from validation.guards.placeholders import Placeholders
-from validation.guards.policy import GuardPolicy, GuardSpec, PackagedSpec
+from validation.guards.policy import GuardPolicy
 from validation.guards.redact import Redactor, Span, merge
-from validation.guards.scan import Hit, InlineGuard, Window
+from validation.guards.scan import Cursor, Hit, InlineGuard, Window
+from validation.guards.specs import GuardSpec, JsonSchemaSpec, PackagedSpec, SqlSpec
 from validation.guards.units import UnitCursor
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class GuardContext(Contract):
 
     request_id: str = Field("", description="x-request-id, for log lines.")
     principal: Principal | None = Field(None, description="Who asks.")
+    system_text: str = Field("", description="The request's system prompt, which answers must not quote.")
 
 
 class RemoteGuards(Protocol):
@@ -98,6 +101,16 @@ class InlineSlot:
         """Whether this guard judges that reading of a text."""
         return self.guard.readings == "words" or (self.guard.readings == "exact" and not reading.words)
 
+    def cursor(self, context: GuardContext) -> Cursor:
+        """Begin to read a text of that request."""
+        if isinstance(self.guard, SystemPromptGuard):
+            return self.guard.cursor(context.system_text)
+        return self.guard.cursor()
+
+
+#: Guards that judge complete units of a text, not patterns in it.
+UnitSpec = PackagedSpec | JsonSchemaSpec | SqlSpec
+
 
 class GuardEngine:
     """Applies one policy. Safe to share between requests: all state is the text's or the stream's."""
@@ -110,19 +123,25 @@ class GuardEngine:
         self.policy = policy
         self.remote = remote
         self.inline: list[InlineSlot] = []
-        self.packaged: list[PackagedSpec] = []
         #: Guards whose redactions of a request may be told to the client again.
         self.reversible = {spec.name for spec in policy.guards if getattr(spec, "reversible", False)}
+        self.packaged: list[UnitSpec] = []
+        #: Of those, what runs here, by the guard's name.
+        self.checks: dict[str, Callable[[str], list[Hit]]] = {}
         for spec in policy.guards:
             if isinstance(spec, PackagedSpec):
                 self.packaged.append(spec)
+            elif isinstance(spec, JsonSchemaSpec | SqlSpec):
+                self.packaged.append(spec)
+                self.checks[spec.name] = build_check(spec)
             else:
                 self.inline.append(InlineSlot(spec, build_guard(spec)))
         #: By name of the packaged guard.
         self.breakers = {spec.name: Breaker() for spec in self.packaged}
-        if self.packaged and remote is None:
+        elsewhere = [spec.name for spec in self.packaged if spec.name not in self.checks]
+        if elsewhere and remote is None:
             raise UsageError(
-                f"guard policy {policy.name}: guard {self.packaged[0].name} is a packaged validator, "
+                f"guard policy {policy.name}: guard {elsewhere[0]} is a packaged validator, "
                 "which needs the guards deployment (or, in a job, PackagedGuards) to run in."
             )
 
@@ -144,6 +163,12 @@ class GuardEngine:
         part.inline = [slot for slot in self.inline if wanted(slot.spec)]
         part.packaged = [spec for spec in self.packaged if wanted(spec)]
         return part
+
+    def context(self, request_id: str, principal: Principal | None, body: Mapping[str, Any]) -> GuardContext:
+        """What guards may know of an OpenAI request; its system prompt only if one of them asks for it."""
+        asked = any(isinstance(slot.guard, SystemPromptGuard) for slot in self.inline)
+        text = system_text(body) if asked else ""
+        return GuardContext(request_id=request_id, principal=principal, system_text=text)
 
     async def check(self, segment: Segment, context: GuardContext) -> list[Finding]:
         """What every guard finds in a complete text, ordered by place."""
@@ -249,10 +274,10 @@ class GuardEngine:
             return []
         (_, plain), *others = windows
         try:
-            hits = list(slot.guard.cursor().advance(plain, final=True))
+            hits = list(slot.cursor(context).advance(plain, final=True))
             for reading, window in others:
                 if reading and slot.reads(reading):
-                    hits.extend(_not_within(slot.guard.cursor().advance(window, final=True), hits))
+                    hits.extend(_not_within(slot.cursor(context).advance(window, final=True), hits))
             return [
                 self.finding(slot.spec, hit, segment.path) for hit in hits if hit.score >= slot.spec.threshold
             ]
@@ -264,6 +289,8 @@ class GuardEngine:
         self, segments: Sequence[Segment], context: GuardContext
     ) -> list[list[Finding]]:
         """What our own guards find in texts that they judge in threads, one guard in each."""
+        if not self.inline:
+            return [[] for _ in segments]
         windows = await _in_thread(lambda: [_read(segment) for segment in segments])
 
         async def judged(slot: InlineSlot) -> list[list[Finding]]:
@@ -303,7 +330,7 @@ class GuardEngine:
         return [item for findings in found for item in findings]
 
     async def check_units(
-        self, spec: PackagedSpec, units: Sequence[tuple[int, str]], like: Segment, context: GuardContext
+        self, spec: UnitSpec, units: Sequence[tuple[int, str]], like: Segment, context: GuardContext
     ) -> list[Finding]:
         """What a packaged guard finds in units of a text, each given with its first code point."""
         gate = asyncio.Semaphore(REMOTE_AT_ONCE)
@@ -315,8 +342,13 @@ class GuardEngine:
         found = await asyncio.gather(*(one(start, text) for start, text in units))
         return [finding for findings in found for finding in findings]
 
-    async def _ask(self, spec: PackagedSpec, segment: Segment) -> list[Finding]:
-        """Ask a packaged guard, unless its breaker is open. Raises whatever goes wrong."""
+    async def _ask(self, spec: UnitSpec, segment: Segment) -> Sequence[Finding | Hit]:
+        """Ask a guard that judges units; one elsewhere only while its breaker is closed.
+
+        Raises whatever goes wrong.
+        """
+        if (check := self.checks.get(spec.name)) is not None:
+            return await asyncio.wait_for(_in_thread(lambda: check(segment.text)), spec.timeout_s)
         assert self.remote is not None  # __init__ refuses the policy otherwise
         breaker = self.breakers[spec.name]
         breaker.check()
@@ -332,7 +364,7 @@ class GuardEngine:
         return found
 
     async def _check_unit(
-        self, spec: PackagedSpec, start: int, segment: Segment, context: GuardContext
+        self, spec: UnitSpec, start: int, segment: Segment, context: GuardContext
     ) -> list[Finding]:
         end = start + len(segment.text)
         try:

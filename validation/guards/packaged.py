@@ -22,7 +22,8 @@ from typing import Any
 from cluster.contracts import Finding, Segment
 from cluster.errors import RefusedError, UsageError
 from validation.guards.normalise import View, normalise
-from validation.guards.policy import GuardPolicy, PackagedSpec
+from validation.guards.policy import GuardPolicy
+from validation.guards.specs import PackagedSpec
 
 _IMPORT_LOCK = threading.Lock()
 

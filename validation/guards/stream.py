@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 
 from cluster.contracts import Action, Direction, Finding, Segment
 from validation.guards.normalise import Normaliser, View
-from validation.guards.policy import GuardSpec, PackagedSpec
 from validation.guards.redact import Redactor, Span, merge
 from validation.guards.scan import Cursor, Hit, Window
+from validation.guards.specs import GuardSpec
 from validation.guards.units import UnitCursor
 
 if TYPE_CHECKING:
-    from validation.guards.engine import GuardContext, GuardEngine
+    from validation.guards.engine import GuardContext, GuardEngine, UnitSpec
 
 
 class GuardStream:
@@ -47,7 +47,7 @@ class GuardStream:
         modes = {spec.name: engine.policy.stream_of(spec) for spec in engine.policy.guards}
         self._late = {name for name, mode in modes.items() if at_once and mode == "stream_first"}
         self._inline: list[tuple[GuardSpec, Cursor]] = [
-            (slot.spec, slot.guard.cursor())
+            (slot.spec, slot.cursor(context))
             for slot in engine.inline
             if slot.spec.covers(Direction.OUTPUT, role)
         ]
@@ -163,7 +163,7 @@ class GuardStream:
         for found in await asyncio.gather(*work):
             self._take(found)
 
-    async def _judge_units(self, spec: PackagedSpec, units: list[tuple[int, str]]) -> list[Finding]:
+    async def _judge_units(self, spec: UnitSpec, units: list[tuple[int, str]]) -> list[Finding]:
         return await self._engine.check_units(spec, units, self._like, self._context)
 
     async def _judged(self, final: bool) -> None:

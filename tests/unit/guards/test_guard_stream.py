@@ -71,18 +71,24 @@ ENGINES = {
 
 
 async def run(
-    judge: GuardEngine, chunks: list[str], role: str = "assistant"
+    judge: GuardEngine, chunks: list[str], role: str = "assistant", context: GuardContext = CONTEXT
 ) -> tuple[str, bool, list[Finding]]:
-    stream = judge.stream(CONTEXT, role=role, path="p")
+    stream = judge.stream(context, role=role, path="p")
     out = [await stream.feed(chunk) for chunk in chunks]
     out.append(await stream.flush())
     return "".join(out), stream.blocked, sorted(stream.findings, key=repr)
 
 
-async def same(judge: GuardEngine, text: str, chunks: list[str], role: str = "assistant") -> None:
+async def same(
+    judge: GuardEngine,
+    text: str,
+    chunks: list[str],
+    role: str = "assistant",
+    context: GuardContext = CONTEXT,
+) -> None:
     assert "".join(chunks) == text
-    whole = await judge.judge(Segment(text=text, direction=Direction.OUTPUT, role=role, path="p"), CONTEXT)
-    released, blocked, findings = await run(judge, chunks, role)
+    whole = await judge.judge(Segment(text=text, direction=Direction.OUTPUT, role=role, path="p"), context)
+    released, blocked, findings = await run(judge, chunks, role, context)
     assert blocked == whole.blocked
     if not blocked:
         assert released == whole.text
@@ -90,7 +96,7 @@ async def same(judge: GuardEngine, text: str, chunks: list[str], role: str = "as
         return
     # What went out before the block is the beginning of the text before it, redacted as ever.
     first = min(f.start for f in whole.findings if f.action is Action.BLOCK and not f.shadow)
-    before = await judge.judge(Segment(text=text, direction=Direction.OUTPUT, role=role), CONTEXT)
+    before = await judge.judge(Segment(text=text, direction=Direction.OUTPUT, role=role), context)
     assert before.text == ""
     spans = [f for f in whole.findings if f.action is Action.REDACT and not f.shadow]
     mask = _mask(text, spans, first)
