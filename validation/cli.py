@@ -1,4 +1,4 @@
-"""``manta compare``: the regression gate as a command."""
+"""``manta compare``, the regression gate, and ``manta guard test``, a policy on trial, as commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cluster.errors import NotFoundError, RefusedError, UsageError
 from cluster.settings import describe_validation_error, load_settings
 
 if TYPE_CHECKING:
+    from validation.guards.trial import Trial
     from validation.models.scoring import Scorecard
 
 _FILE = "scorecard.json"
@@ -90,3 +91,72 @@ def _from_artifact(where: str) -> bytes:
     else:
         manifest = artifacts.open(where)
     return artifacts.read(manifest, _FILE)
+
+
+@click.group()
+def guard() -> None:
+    """Guard policies: try one before it judges anybody."""
+
+
+@guard.command("test")
+@click.argument("policy")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--benign",
+    "benign",
+    multiple=True,
+    default=("benign",),
+    show_default=True,
+    help="A label of harmless texts: what is found in them is a false positive. May be given again.",
+)
+@click.option("--min-recall", type=click.FloatRange(0, 1), help="Fail if less of the others is found.")
+@click.option("--max-false-positives", type=click.FloatRange(0, 1), help="Fail if more of these is found.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON document.")
+def guard_test(
+    policy: str,
+    file: Path,
+    benign: tuple[str, ...],
+    min_recall: float | None,
+    max_false_positives: float | None,
+    as_json: bool,
+) -> int:
+    """Run a guard policy over a file, and print recall and false positives by guard and label.
+
+    POLICY is a shipped policy's name or a YAML file. FILE holds one JSON object a line: {"text", "label"},
+    with "direction": "output" (and "system") for answers, or an OpenAI request as {"messages", "label"} or
+    {"body", "label"}. What shadow guards find counts, too.
+    """
+    import asyncio
+
+    from validation.guards.engine import GuardEngine
+    from validation.guards.packaged import PackagedGuards
+    from validation.guards.policy import load_policy
+    from validation.guards.trial import read_lines, run_trial, table
+
+    loaded = load_policy(policy)
+    remote = PackagedGuards(loaded)
+    try:
+        remote.load()
+        trial = asyncio.run(run_trial(GuardEngine(loaded, remote), read_lines(file), benign))
+    finally:
+        remote.close()
+    click.echo(trial.model_dump_json() if as_json else table(trial))
+    failures = _failures(trial, min_recall, max_false_positives)
+    if failures and not as_json:
+        raise RefusedError(f"Guard policy {loaded.name} falls short: {'; '.join(failures)}.")
+    return 1 if failures else 0
+
+
+def _failures(trial: Trial, min_recall: float | None, max_false_positives: float | None) -> list[str]:
+    """Why a policy does not pass its trial. Raises UsageError if a limit has nothing to be held against."""
+    if (min_recall is not None and trial.recall is None) or (
+        max_false_positives is not None and trial.false_positive_rate is None
+    ):
+        raise UsageError("The file has no texts with the labels that the limit is about.")
+    failures = [f"a guard failed on {trial.failed} texts"] if trial.failed else []
+    if min_recall is not None and trial.recall is not None and trial.recall < min_recall:
+        failures.append(f"its recall is {trial.recall:.4f}, below {min_recall}")
+    rate = trial.false_positive_rate
+    if max_false_positives is not None and rate is not None and rate > max_false_positives:
+        failures.append(f"{rate:.4f} of the benign texts are found, above {max_false_positives}")
+    return failures

@@ -87,7 +87,7 @@ class Generation:
             writer = dialect.writer(answer)
             async with aclosing(self._pipeline.respond(call, answer)) as source:
                 first = await anext(source)  # A failure until here is a plain error answer.
-                headers = call.admission.headers()
+                headers = call.headers
                 if call.body.stream:
                     await _send_stream(first, source, writer, headers, send)
                 else:
@@ -148,7 +148,7 @@ class Doors:
             caller_of(request),
             lambda: read_body(request, limit),
         ) as call:
-            return JSONResponse(await self._pipeline.embed(call), headers=call.admission.headers())
+            return JSONResponse(await self._pipeline.embed(call), headers=call.headers)
 
     async def health(self, _: Request) -> JSONResponse:
         """``GET /healthz``: 200 once the gateway has a snapshot; needs no key."""

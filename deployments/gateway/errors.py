@@ -43,6 +43,10 @@ class ApiError(Exception):
         """The JSON body."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
+    def add_header(self, name: str, value: str) -> None:
+        """One more header of the answer."""
+        self._headers[name] = value
+
     @property
     def headers(self) -> dict[str, str]:
         """Headers that belong to it."""
@@ -162,3 +166,8 @@ def overloaded(what: str) -> ApiError:
         code="overloaded",
         retry_after_s=1,
     )
+
+
+def guard_unavailable(reason: str) -> ApiError:
+    """A guard failed, so nothing may pass; that is not the client's fault."""
+    return ApiError(503, reason, kind="server_error", code="guard_unavailable", retry_after_s=1)

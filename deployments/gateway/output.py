@@ -1,13 +1,15 @@
 """Output guards on a stream of chunks: what leaves has been judged, whatever field it stands in.
 
-Every text of every choice (content, reasoning, refusal, each tool call's name and arguments) runs through a
-:class:`GuardStream` of its own, which holds back what a finding could still span. A choice that is blocked
+Every text of every choice (content, reasoning, refusal, each tool call's name and arguments) is judged apart
+(:class:`GuardedText`) and held back as far as a finding could still span. A choice that is blocked
 ends with ``finish_reason: content_filter``.
 
 Log probabilities spell the text out token by token, and alternatives to it. So when the policy can redact
 or block output, they are held until their choice has ended, and given only if nothing in it was changed.
 Alternatives (``top_logprobs``) were never judged, so under such a policy they are left out: an empty list
 in chat, only the sampled token in completions.
+
+What a request's reversible redactions cut out is put back last: guards judge what the model itself said.
 
 A tool call's name is held until its arguments begin, and judged whole. Ids, roles and finish reasons that
 are not of the known form are replaced.
@@ -20,8 +22,16 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from cluster.contracts import Action, Direction, Finding
-from validation.guards import GuardContext, GuardEngine, GuardStream
+from cluster.contracts import Action, Direction, Finding, Segment
+from deployments.gateway.errors import guard_unavailable
+from deployments.gateway.guarded_text import GuardedText
+from validation.guards import (
+    GuardContext,
+    GuardEngine,
+    Placeholders,
+    blocking_reason,
+    only_failed,
+)
 
 _TEXTS = {
     "content": "assistant",
@@ -37,23 +47,31 @@ _FINISH_REASONS = frozenset(
 
 def can_change_output(engine: GuardEngine) -> bool:
     """Whether the policy may redact or block what the model says."""
-    return any(
-        guard.on in (Direction.OUTPUT, "both") and guard.mode == "enforce" and guard.action is not Action.FLAG
-        for guard in engine.policy.guards
-    )
+    return any(guard.on in (Direction.OUTPUT, "both") and guard.changes for guard in engine.policy.guards)
 
 
 class GuardedChoice:
     """One choice of an answer, chat or text completion."""
 
-    def __init__(self, index: int, engine: GuardEngine, context: GuardContext) -> None:
+    def __init__(
+        self,
+        index: int,
+        engine: GuardEngine,
+        context: GuardContext,
+        placeholders: Placeholders | None,
+        at_once: bool,
+    ) -> None:
         self.index = index
         self.finished = False
         self.blocked = False
         self._engine = engine
         self._context = context
-        self._streams: dict[str, GuardStream] = {}
-        self._ended: list[GuardStream] = []
+        self._placeholders = placeholders
+        self._at_once = at_once
+        #: By path within the choice.
+        self._texts: dict[str, GuardedText] = {}
+        #: The path that the model is at.
+        self._at = ""
         #: Id and name so far of each tool call whose arguments have not begun; None once they have.
         self._heads: dict[int, dict[str, str] | None] = {}
         self._hold_logprobs = can_change_output(engine)
@@ -62,7 +80,7 @@ class GuardedChoice:
     @property
     def findings(self) -> list[Finding]:
         """Everything that was seen so far."""
-        return [finding for stream in (*self._ended, *self._streams.values()) for finding in stream.findings]
+        return [finding for text in self._texts.values() for finding in text.findings]
 
     async def feed(self, choice: dict[str, Any]) -> dict[str, Any] | None:
         """What may leave of one chunk's choice; None if that is nothing."""
@@ -94,10 +112,13 @@ class GuardedChoice:
             out["role"] = "assistant"
             out["content"] = ""
         for field, role in _TEXTS.items():
+            if delta.get(field):
+                await self._go_to(field, out)
             if text := await self._text(field, role, delta.get(field)):
                 out[field] = text
         for call in delta.get("tool_calls") or []:
             number, function = call.get("index", 0), call.get("function") or {}
+            await self._go_to(_tool(number, "arguments"), out)
             head = self._heads.setdefault(number, {"id": "", "name": ""})
             if head is not None:  # Whatever comes after the arguments began is no head any more.
                 head["id"] = head["id"] or call.get("id") or ""
@@ -108,6 +129,27 @@ class GuardedChoice:
             if text := await self._text(_tool(number, "arguments"), "tool_call", arguments):
                 _tool_delta(out, number, {}, {"arguments": text})
 
+    async def _go_to(self, path: str, out: dict[str, Any]) -> None:
+        """The model is at that text now: the tail of the one before it may go."""
+        left, self._at = self._at, path
+        if left == path or self.blocked:
+            return
+        if left.startswith("tool_calls"):
+            await self._head(_tool_path(left)[0], out)
+        if left in self._texts:
+            self._add(left, await self._texts[left].pause(), out)
+
+    def _add(self, path: str, text: str, out: dict[str, Any]) -> None:
+        """Put a tail into a delta, unless its choice is blocked."""
+        self.blocked = self.blocked or self._texts[path].blocked
+        if not text or self.blocked:
+            return
+        if path.startswith("tool_calls"):
+            number, field = _tool_path(path)
+            _tool_delta(out, number, {}, {field: text})
+        else:
+            out[path] = out.get(path, "") + text
+
     async def _head(self, number: int, out: dict[str, Any]) -> None:
         """Judge the name of a tool call, whole, and let it go with the call's id."""
         head, self._heads[number] = self._heads.get(number), None
@@ -115,38 +157,41 @@ class GuardedChoice:
             return
         name = await self._text(_tool(number, "name"), "tool_call", head["name"], whole=True)
         if not self.blocked:
-            known = _TOOL_CALL_ID.fullmatch(head["id"])
-            call_id = head["id"] if known else f"call_{uuid.uuid4().hex[:24]}"
+            call_id = await self._call_id(head["id"])
             _tool_delta(out, number, {"id": call_id, "type": "function"}, {"name": name})
+
+    async def _call_id(self, call_id: str) -> str:
+        """The id of a tool call, or another for one that guards object to: it may come from the model."""
+        if _TOOL_CALL_ID.fullmatch(call_id):
+            segment = Segment(text=call_id, direction=Direction.OUTPUT, role="tool_call")
+            if (await self._engine.judge(segment, self._context)).text == call_id:
+                return call_id
+        return f"call_{uuid.uuid4().hex[:24]}"
 
     async def _text(self, path: str, role: str, text: str | None, *, whole: bool = False) -> str:
         if not text or self.blocked:
             return ""
-        if path not in self._streams:
-            self._streams[path] = self._engine.stream(
-                self._context, role=role, path=f"choices[{self.index}].{path}"
+        if path not in self._texts:
+            self._texts[path] = GuardedText(
+                self._engine,
+                self._context,
+                role=role,
+                path=f"choices[{self.index}].{path}",
+                placeholders=self._placeholders,
+                at_once=self._at_once,
             )
-        stream = self._streams[path]
-        released = await stream.feed(text)
+        judged = self._texts[path]
+        released = await judged.feed(text)
         if whole:
-            released += await stream.flush()
-            self._ended.append(self._streams.pop(path))
-        self.blocked = self.blocked or stream.blocked
+            released += await judged.end()
+        self.blocked = self.blocked or judged.blocked
         return released
 
     async def _flush(self, out: dict[str, Any]) -> None:
         for number in self._heads:
             await self._head(number, out)
-        for path, stream in self._streams.items():
-            tail = await stream.flush()
-            self.blocked = self.blocked or stream.blocked
-            if not tail:
-                continue
-            if path.startswith("tool_calls"):
-                number, field = _tool_path(path)
-                _tool_delta(out, number, {}, {field: tail})
-            else:
-                out[path] = out.get(path, "") + tail
+        for path, text in self._texts.items():
+            self._add(path, await text.end(), out)
 
     def _take_logprobs(self, logprobs: dict[str, Any] | None) -> dict[str, Any] | None:
         if not self._hold_logprobs or not logprobs:
@@ -198,8 +243,24 @@ def _tool_delta(out: dict[str, Any], number: int, head: dict[str, Any], function
 class GuardedAnswer:
     """All choices of one answer."""
 
-    def __init__(self, engine: GuardEngine, context: GuardContext, expected: int) -> None:
-        self._make: Callable[[int], GuardedChoice] = lambda index: GuardedChoice(index, engine, context)
+    def __init__(
+        self,
+        engine: GuardEngine,
+        context: GuardContext,
+        expected: int,
+        *,
+        placeholders: Placeholders | None = None,
+        at_once: bool = False,
+    ) -> None:
+        """Begin an answer.
+
+        :param expected: how many choices it will have.
+        :param placeholders: what its request had redacted reversibly.
+        :param at_once: whether text may leave before it was judged, where the policy lets it.
+        """
+        self._make: Callable[[int], GuardedChoice] = lambda index: GuardedChoice(
+            index, engine, context, placeholders, at_once
+        )
         self._choices: dict[int, GuardedChoice] = {}
         self._expected = expected
 
@@ -219,7 +280,7 @@ class GuardedAnswer:
         )
 
     async def feed(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
-        """The choices that may leave of one chunk."""
+        """The choices that may leave of one chunk. Raises ApiError 503 if a guard could not judge one."""
         released = []
         for choice in chunk.get("choices") or []:
             index = choice.get("index", 0)
@@ -227,6 +288,8 @@ class GuardedAnswer:
                 self._choices[index] = self._make(index)
             if (out := await self._choices[index].feed(choice)) is not None:
                 released.append(out)
+            if self._choices[index].blocked and only_failed(self._choices[index].findings):
+                raise guard_unavailable(blocking_reason(self._choices[index].findings))
         return released
 
     def unfinished(self) -> bool:

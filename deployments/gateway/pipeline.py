@@ -14,14 +14,13 @@ import random
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Generic
 
 from starlette.requests import ClientDisconnect
 
 from cluster.contracts import (
-    Action,
     ApiKey,
     Direction,
     Principal,
@@ -30,11 +29,11 @@ from cluster.contracts import (
     UpstreamRequest,
 )
 from cluster.contracts.request import Body, ChatBody, EmbeddingBody
-from cluster.errors import UsageError
 from deployments.gateway.answer import Answer, Assembly, embeddings
 from deployments.gateway.args import GatewayArgs
 from deployments.gateway.dialect import Endpoint, Reader, TypedBody
 from deployments.gateway.errors import ApiError, overloaded, unknown_model
+from deployments.gateway.guarding import POLICY_HEADER, judge_input, released_by
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
 from deployments.gateway.record import Observer, RequestRecord, end
@@ -42,10 +41,12 @@ from deployments.gateway.templates import fill, find_template
 from deployments.gateway.throttle import FailedAuthentications
 from deployments.gateway.upstream import Upstreams
 from deployments.gateway.view import Poller, View
-from validation.guards import GuardContext, GuardEngine, judge_request
+from validation.guards import GuardContext, GuardEngine, Placeholders
 
 #: Fields that the gateway answers to, or sets itself.
 _NOT_THE_ENGINES = {"stream", "stream_options", "model", "user"}
+#: Where guards see the variables of a prompt template; the engine does not.
+_VARIABLES = "prompt_variables"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,15 @@ class Call(Generic[TypedBody]):
     estimate: Estimate
     #: What the steps tell those that stand beside them.
     record: RequestRecord
+    #: What was redacted reversibly; it lives as long as the request.
+    placeholders: Placeholders = field(default_factory=Placeholders)
+    #: What guards judge while the model begins, if any do.
+    unjudged: dict[str, Any] | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of its answer."""
+        return self.admission.headers() | {POLICY_HEADER: self.engine.policy.tag}
 
     @property
     def principal(self) -> Principal:
@@ -85,7 +95,7 @@ class Call(Generic[TypedBody]):
     @property
     def context(self) -> GuardContext:
         """What guards may know of the request."""
-        return GuardContext(request_id=self.request_id, principal=self.principal)
+        return self.engine.context(self.request_id, self.principal, self.upstream_body)
 
 
 @dataclass(frozen=True)
@@ -179,18 +189,16 @@ def put_prompt(
 async def guard_input(call: Call[TypedBody]) -> Call[TypedBody]:
     """Judge every text of the request; redact what the policy redacts.
 
-    Raises ApiError 400 with code ``content_filter`` for what the policy blocks.
+    Raises ApiError 400 with code ``content_filter`` for what the policy blocks. With a policy that judges in
+    parallel, what cannot change the request judges it later: ``call.unjudged``.
     """
-    try:
-        verdict = await judge_request(call.engine, call.upstream_body, call.context)
-    except UsageError as error:
-        raise ApiError(400, str(error)) from None
-    call.record.note(verdict.findings, Direction.INPUT)
-    if verdict.blocked:
-        where = next((f.path for f in verdict.findings if f.action is Action.BLOCK and not f.shadow), None)
-        raise ApiError(400, f"Your request was blocked: {verdict.reason}", code="content_filter", param=where)
-    call.record.guarded_s = call.record.now_s()
-    return replace(call, upstream_body=verdict.body)
+    said = call.upstream_body
+    if isinstance(call.body, ChatBody) and call.body.prompt is not None:
+        # What a client puts into a template's system message is no less the client's.
+        said = said | {_VARIABLES: call.body.prompt.variables}
+    body = await judge_input(call.engine.before, said, call.context, call.record, call.placeholders)
+    body.pop(_VARIABLES, None)
+    return replace(call, upstream_body=body, unjudged=said if call.engine.beside is not None else None)
 
 
 def choose_target(targets: Sequence[Target]) -> Target:
@@ -301,9 +309,15 @@ class Pipeline:
         Closing this generator aborts the generation. Raises ApiError.
         """
         record = call.record
-        guarded = GuardedAnswer(call.engine, call.context, call.body.choices)
+        guarded = GuardedAnswer(
+            call.engine,
+            call.context,
+            call.body.choices,
+            placeholders=call.placeholders,
+            at_once=call.body.stream,
+        )
         try:
-            async with aclosing(self._ask(call)) as source:
+            async with aclosing(self._let_through(call)) as source:
                 async for chunks in source:
                     released = []
                     for chunk in chunks:
@@ -318,6 +332,15 @@ class Pipeline:
                 raise ApiError(502, "The model stopped before its answer was complete.", kind="server_error")
         finally:
             record.note(guarded.findings, Direction.OUTPUT)
+
+    def _let_through(
+        self, call: Call[Body] | Call[EmbeddingBody]
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """What the model says, from when the guards that judge beside it let it. Raises ApiError."""
+        if call.engine.beside is None or call.unjudged is None:
+            return self._ask(call)
+        verdict = judge_input(call.engine.beside, call.unjudged, call.context, call.record)
+        return released_by(verdict, self._ask(call))
 
     async def _ask(
         self, call: Call[Body] | Call[EmbeddingBody]
@@ -348,7 +371,7 @@ class Pipeline:
         record = call.record
         try:
             with _telling(record):
-                async with aclosing(self._ask(call)) as source:
+                async with aclosing(self._let_through(call)) as source:
                     found = [chunk async for chunks in source for chunk in chunks]
                 body = embeddings(found, call.route.model, len(call.body.inputs))
                 record.usage = body["usage"]
@@ -405,6 +428,8 @@ def _telling(record: RequestRecord) -> Generator[None]:
         yield
     except ApiError as error:
         record.status, record.error_code = error.status, error.code
+        if record.policy is not None:
+            error.add_header(POLICY_HEADER, record.policy.tag)
         raise
     except ClientDisconnect:
         raise

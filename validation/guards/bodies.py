@@ -10,7 +10,16 @@ from pydantic import Field
 
 from cluster.contracts import Action, Finding
 from cluster.contracts.base import Contract
-from validation.guards.engine import GuardContext, GuardEngine, Verdict, blocking_reason, severest
+from validation.guards.engine import (
+    TOOL_CALL,
+    GuardContext,
+    GuardEngine,
+    Verdict,
+    blocking_reason,
+    only_failed,
+    severest,
+)
+from validation.guards.placeholders import Placeholders
 from validation.guards.segments import Keys, Slot, path_of, request_slots, response_slots, write_back
 
 #: What tells of a choice's tokens beside its text; none of it may survive a redaction.
@@ -33,18 +42,30 @@ class BodyVerdict(Contract):
         return self.action is Action.BLOCK
 
     @property
+    def failed(self) -> bool:
+        """Whether it was refused only because guards could not judge it."""
+        return only_failed(self.findings)
+
+    @property
     def reason(self) -> str:
         """One sentence on what was refused; empty if nothing was."""
         return blocking_reason(self.findings)
 
 
-async def judge_request(engine: GuardEngine, body: Mapping[str, Any], context: GuardContext) -> BodyVerdict:
+async def judge_request(
+    engine: GuardEngine,
+    body: Mapping[str, Any],
+    context: GuardContext,
+    placeholders: Placeholders | None = None,
+) -> BodyVerdict:
     """Judge every text of a request.
+
+    :param placeholders: takes in what was redacted reversibly; without it, redactions are for good.
 
     Raises UsageError for a part that guards cannot judge (token ids, images).
     """
     slots = request_slots(body)
-    verdicts = await _judge(engine, slots, context)
+    verdicts = await _judge(engine, slots, context, placeholders)
     findings = [finding for verdict in verdicts for finding in verdict.findings]
     action = severest(findings)
     if action is Action.BLOCK:
@@ -55,8 +76,13 @@ async def judge_request(engine: GuardEngine, body: Mapping[str, Any], context: G
     )
 
 
-async def judge_response(engine: GuardEngine, body: Mapping[str, Any], context: GuardContext) -> BodyVerdict:
-    """Judge every choice of a complete answer.
+async def judge_response(
+    engine: GuardEngine,
+    body: Mapping[str, Any],
+    context: GuardContext,
+    placeholders: Placeholders | None = None,
+) -> BodyVerdict:
+    """Judge every choice of a complete answer, then put back what its request had redacted reversibly.
 
     A blocked choice is emptied and ends with ``finish_reason: content_filter``, as it would in a stream;
     of a redacted one the log probabilities go too, for they spell the tokens.
@@ -77,10 +103,23 @@ async def judge_response(engine: GuardEngine, body: Mapping[str, Any], context: 
             _forget_tokens(safe["choices"][index])
         for index in blocked:
             _empty(safe["choices"][index])
+    if placeholders:
+        originals = {
+            slot.keys: placeholders.restore(slot.segment.text, json=slot.segment.role == TOOL_CALL)
+            for slot in response_slots(safe)
+        }
+        safe = write_back(safe, originals)
     return BodyVerdict(action=severest(findings), body=safe, findings=findings, blocked_choices=blocked)
 
 
-async def _judge(engine: GuardEngine, slots: Sequence[Slot], context: GuardContext) -> list[Verdict]:
+async def _judge(
+    engine: GuardEngine,
+    slots: Sequence[Slot],
+    context: GuardContext,
+    placeholders: Placeholders | None = None,
+) -> list[Verdict]:
+    if placeholders is not None and engine.reversible:
+        placeholders.reserve(slot.segment.text for slot in slots)
     found = await engine.check_all([slot.segment for slot in slots], context)
     across: dict[Keys, list[Finding]] = {}
     for slot, findings in zip(slots, found, strict=True):
@@ -88,7 +127,7 @@ async def _judge(engine: GuardEngine, slots: Sequence[Slot], context: GuardConte
             for keys, finding in _across(slot, findings):
                 across.setdefault(keys, []).append(finding)
     return [
-        engine.verdict(slot.segment, _of_kind(slot, findings, across.get(slot.keys, [])))
+        engine.verdict(slot.segment, _of_kind(slot, findings, across.get(slot.keys, [])), placeholders)
         for slot, findings in zip(slots, found, strict=True)
     ]
 
@@ -134,11 +173,16 @@ def _start_of(part: tuple[int, Keys]) -> int:
 
 
 def _changed(slots: Sequence[Slot], verdicts: Sequence[Verdict]) -> dict[Keys, str]:
-    return {
-        slot.keys: verdict.text
-        for slot, verdict in zip(slots, verdicts, strict=True)
-        if not verdict.blocked and verdict.text != slot.segment.text
-    }
+    changed: dict[Keys, str] = {}
+    names: dict[str, str] = {}
+    for slot, verdict in zip(slots, verdicts, strict=True):
+        if verdict.blocked or verdict.text == slot.segment.text:
+            continue
+        changed[slot.keys] = verdict.text
+        if slot.kind == "id":
+            # What it links must stay linked. Nine letters and digits: some templates take nothing else.
+            changed[slot.keys] = names.setdefault(slot.segment.text, f"call{len(names):05}")
+    return changed
 
 
 def _choice(slot: Slot) -> int:

@@ -13,23 +13,28 @@ import asyncio
 import logging
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import Field
 
 from cluster.contracts import Action, Direction, Finding, Principal, Segment
 from cluster.contracts.base import Contract
 from cluster.errors import UsageError
+from validation.guards.breaker import Breaker, GuardUnavailableError
 from validation.guards.disguise import Reading, readings
-from validation.guards.inline import build_guard
+from validation.guards.inline import build_check, build_guard
+from validation.guards.inline.system_prompt import SystemPromptGuard, system_text
 from validation.guards.normalise import View, normalise
-from validation.guards.policy import GuardPolicy, GuardSpec, PackagedSpec
+from validation.guards.placeholders import Placeholders
+from validation.guards.policy import GuardPolicy
 from validation.guards.redact import Redactor, Span, merge
-from validation.guards.scan import Hit, InlineGuard, Window
+from validation.guards.scan import Cursor, Hit, InlineGuard, Window
+from validation.guards.specs import GuardSpec, JsonSchemaSpec, PackagedSpec, SqlSpec
 from validation.guards.units import UnitCursor
 
 if TYPE_CHECKING:
@@ -56,6 +61,7 @@ class GuardContext(Contract):
 
     request_id: str = Field("", description="x-request-id, for log lines.")
     principal: Principal | None = Field(None, description="Who asks.")
+    system_text: str = Field("", description="The request's system prompt, which answers must not quote.")
 
 
 class RemoteGuards(Protocol):
@@ -95,6 +101,16 @@ class InlineSlot:
         """Whether this guard judges that reading of a text."""
         return self.guard.readings == "words" or (self.guard.readings == "exact" and not reading.words)
 
+    def cursor(self, context: GuardContext) -> Cursor:
+        """Begin to read a text of that request."""
+        if isinstance(self.guard, SystemPromptGuard):
+            return self.guard.cursor(context.system_text)
+        return self.guard.cursor()
+
+
+#: Guards that judge complete units of a text, not patterns in it.
+UnitSpec = PackagedSpec | JsonSchemaSpec | SqlSpec
+
 
 class GuardEngine:
     """Applies one policy. Safe to share between requests: all state is the text's or the stream's."""
@@ -107,17 +123,52 @@ class GuardEngine:
         self.policy = policy
         self.remote = remote
         self.inline: list[InlineSlot] = []
-        self.packaged: list[PackagedSpec] = []
+        #: Guards whose redactions of a request may be told to the client again.
+        self.reversible = {spec.name for spec in policy.guards if getattr(spec, "reversible", False)}
+        self.packaged: list[UnitSpec] = []
+        #: Of those, what runs here, by the guard's name.
+        self.checks: dict[str, Callable[[str], list[Hit]]] = {}
         for spec in policy.guards:
             if isinstance(spec, PackagedSpec):
                 self.packaged.append(spec)
+            elif isinstance(spec, JsonSchemaSpec | SqlSpec):
+                self.packaged.append(spec)
+                self.checks[spec.name] = build_check(spec)
             else:
                 self.inline.append(InlineSlot(spec, build_guard(spec)))
-        if self.packaged and remote is None:
+        #: By name of the packaged guard.
+        self.breakers = {spec.name: Breaker() for spec in self.packaged}
+        elsewhere = [spec.name for spec in self.packaged if spec.name not in self.checks]
+        if elsewhere and remote is None:
             raise UsageError(
-                f"guard policy {policy.name}: guard {self.packaged[0].name} is a packaged validator, "
+                f"guard policy {policy.name}: guard {elsewhere[0]} is a packaged validator, "
                 "which needs the guards deployment (or, in a job, PackagedGuards) to run in."
             )
+
+    @cached_property
+    def before(self) -> GuardEngine:
+        """What judges a request before the model begins: all, or, in parallel mode, what may redact."""
+        return self if self.beside is None else self._only(_redacts_input)
+
+    @cached_property
+    def beside(self) -> GuardEngine | None:
+        """What judges a request while the model begins; None if the policy judges it before."""
+        if self.policy.input == "before":
+            return None
+        return self._only(lambda spec: spec.on != "output" and not _redacts_input(spec))
+
+    def _only(self, wanted: Callable[[GuardSpec], bool]) -> GuardEngine:
+        """The same policy with some of its guards."""
+        part = copy(self)
+        part.inline = [slot for slot in self.inline if wanted(slot.spec)]
+        part.packaged = [spec for spec in self.packaged if wanted(spec)]
+        return part
+
+    def context(self, request_id: str, principal: Principal | None, body: Mapping[str, Any]) -> GuardContext:
+        """What guards may know of an OpenAI request; its system prompt only if one of them asks for it."""
+        asked = any(isinstance(slot.guard, SystemPromptGuard) for slot in self.inline)
+        text = system_text(body) if asked else ""
+        return GuardContext(request_id=request_id, principal=principal, system_text=text)
 
     async def check(self, segment: Segment, context: GuardContext) -> list[Finding]:
         """What every guard finds in a complete text, ordered by place."""
@@ -131,7 +182,9 @@ class GuardEngine:
         one that is as large.
         """
         found: list[list[Finding]] = []
-        if _size(segments) < THREAD_FROM:
+        if not self.inline:
+            found = [[] for _ in segments]
+        elif _size(segments) < THREAD_FROM:
             for segment in segments:
                 windows = _read(segment)
                 found.append(
@@ -157,22 +210,32 @@ class GuardEngine:
         """Check a complete text and apply what the policy says."""
         return self.verdict(segment, await self.check(segment, context))
 
-    def verdict(self, segment: Segment, findings: list[Finding]) -> Verdict:
-        """What follows for a text in which that was found."""
+    def verdict(
+        self, segment: Segment, findings: list[Finding], placeholders: Placeholders | None = None
+    ) -> Verdict:
+        """What follows for a text in which that was found.
+
+        :param placeholders: where reversible redactions of a request are kept; without it they are not.
+        """
         action = severest(findings)
         if action is Action.BLOCK:
             return Verdict(action=action, text="", findings=findings)
-        spans = merge(redactions(findings))
-        text = (
-            Redactor(json=segment.role == TOOL_CALL).write(segment.text, 0, spans) if spans else segment.text
-        )
+        spans = merge(redactions(findings, self.reversible))
+        text = segment.text
+        if spans:
+            text = Redactor(json=segment.role == TOOL_CALL, placeholders=placeholders).write(text, 0, spans)
         return Verdict(action=action, text=text, findings=findings)
 
-    def stream(self, context: GuardContext, *, role: str = "assistant", path: str = "") -> GuardStream:
-        """A judge of one streamed text: one per choice, and one per tool call (role ``tool_call``)."""
+    def stream(
+        self, context: GuardContext, *, role: str = "assistant", path: str = "", at_once: bool = True
+    ) -> GuardStream:
+        """A judge of one streamed text: one per choice, and one per tool call (role ``tool_call``).
+
+        Without ``at_once`` nothing leaves unchecked, even if the policy lets it: for who does not stream.
+        """
         from validation.guards.stream import GuardStream
 
-        return GuardStream(self, context, role=role, path=path)
+        return GuardStream(self, context, role=role, path=path, at_once=at_once)
 
     def finding(self, spec: GuardSpec, hit: Hit, path: str) -> Finding:
         """A hit as the policy sees it."""
@@ -211,10 +274,10 @@ class GuardEngine:
             return []
         (_, plain), *others = windows
         try:
-            hits = list(slot.guard.cursor().advance(plain, final=True))
+            hits = list(slot.cursor(context).advance(plain, final=True))
             for reading, window in others:
                 if reading and slot.reads(reading):
-                    hits.extend(_not_within(slot.guard.cursor().advance(window, final=True), hits))
+                    hits.extend(_not_within(slot.cursor(context).advance(window, final=True), hits))
             return [
                 self.finding(slot.spec, hit, segment.path) for hit in hits if hit.score >= slot.spec.threshold
             ]
@@ -226,6 +289,8 @@ class GuardEngine:
         self, segments: Sequence[Segment], context: GuardContext
     ) -> list[list[Finding]]:
         """What our own guards find in texts that they judge in threads, one guard in each."""
+        if not self.inline:
+            return [[] for _ in segments]
         windows = await _in_thread(lambda: [_read(segment) for segment in segments])
 
         async def judged(slot: InlineSlot) -> list[list[Finding]]:
@@ -265,7 +330,7 @@ class GuardEngine:
         return [item for findings in found for item in findings]
 
     async def check_units(
-        self, spec: PackagedSpec, units: Sequence[tuple[int, str]], like: Segment, context: GuardContext
+        self, spec: UnitSpec, units: Sequence[tuple[int, str]], like: Segment, context: GuardContext
     ) -> list[Finding]:
         """What a packaged guard finds in units of a text, each given with its first code point."""
         gate = asyncio.Semaphore(REMOTE_AT_ONCE)
@@ -277,15 +342,33 @@ class GuardEngine:
         found = await asyncio.gather(*(one(start, text) for start, text in units))
         return [finding for findings in found for finding in findings]
 
-    async def _check_unit(
-        self, spec: PackagedSpec, start: int, segment: Segment, context: GuardContext
-    ) -> list[Finding]:
+    async def _ask(self, spec: UnitSpec, segment: Segment) -> Sequence[Finding | Hit]:
+        """Ask a guard that judges units; one elsewhere only while its breaker is closed.
+
+        Raises whatever goes wrong.
+        """
+        if (check := self.checks.get(spec.name)) is not None:
+            return await asyncio.wait_for(_in_thread(lambda: check(segment.text)), spec.timeout_s)
         assert self.remote is not None  # __init__ refuses the policy otherwise
+        breaker = self.breakers[spec.name]
+        breaker.check()
+        try:
+            answer = self.remote.check(spec.name, self.policy.digest, segment)
+            found = await asyncio.wait_for(answer, spec.timeout_s)
+        except GuardUnavailableError:
+            raise  # It is well, but has too much to do.
+        except Exception:
+            breaker.note(failed=True)
+            raise
+        breaker.note(failed=False)
+        return found
+
+    async def _check_unit(
+        self, spec: UnitSpec, start: int, segment: Segment, context: GuardContext
+    ) -> list[Finding]:
         end = start + len(segment.text)
         try:
-            found = await asyncio.wait_for(
-                self.remote.check(spec.name, self.policy.digest, segment), spec.timeout_s
-            )
+            found = await self._ask(spec, segment)
             return [
                 # Whatever the other side says, the place and the consequence are decided here.
                 self.finding(
@@ -298,6 +381,10 @@ class GuardEngine:
             ]
         except Exception as error:
             return [self.failure(spec, error, Hit(GUARD_ERROR, 1.0, start, end), segment.path, context)]
+
+
+def _redacts_input(spec: GuardSpec) -> bool:
+    return spec.on != "output" and spec.changes and spec.action is Action.REDACT
 
 
 #: A text as it stands (None), and its further readings.
@@ -385,13 +472,19 @@ def severest(findings: Sequence[Finding]) -> Action | None:
     return max((item.action for item in findings if not item.shadow), key=_SEVERITY.__getitem__, default=None)
 
 
-def redactions(findings: Sequence[Finding]) -> list[Span]:
-    """What enforced findings say must be cut out."""
+def redactions(findings: Sequence[Finding], reversible: Container[str] = ()) -> list[Span]:
+    """What enforced findings say must be cut out; of guards named in ``reversible``, not for good."""
     return [
-        Span(item.start, item.end, item.label)
+        Span(item.start, item.end, item.label, item.guard in reversible)
         for item in findings
         if item.action is Action.REDACT and not item.shadow
     ]
+
+
+def only_failed(findings: Sequence[Finding]) -> bool:
+    """Whether something is blocked, and all of it because a guard failed."""
+    labels = {item.label for item in findings if item.action is Action.BLOCK and not item.shadow}
+    return labels == {GUARD_ERROR}
 
 
 def blocking_reason(findings: Sequence[Finding]) -> str:

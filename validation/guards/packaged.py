@@ -14,13 +14,16 @@ import asyncio
 import importlib
 import os
 import threading
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cluster.contracts import Finding, Segment
 from cluster.errors import RefusedError, UsageError
 from validation.guards.normalise import View, normalise
-from validation.guards.policy import GuardPolicy, PackagedSpec
+from validation.guards.policy import GuardPolicy
+from validation.guards.specs import PackagedSpec
 
 _IMPORT_LOCK = threading.Lock()
 
@@ -39,6 +42,8 @@ class PackagedGuards:
             name: ThreadPoolExecutor(1, thread_name_prefix=f"guard-{name}") for name in self._specs
         }
         self._validators: dict[str, Any] = {}
+        #: Guards that are at work, and since when (of time.monotonic).
+        self._since: dict[str, float] = {}
 
     def load(self) -> None:
         """Import and construct every validator now, so that no request waits for it.
@@ -53,18 +58,44 @@ class PackagedGuards:
 
         Raises RefusedError if the caller's policy is not this one; whatever the validator raises.
         """
+        self.require(policy_digest)
+        (found,) = await self.check_many(guard, [segment])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def require(self, policy_digest: str) -> None:
+        """Raises RefusedError if the caller's policy is not this one."""
         if policy_digest != self._policy.digest:
-            raise RefusedError(
-                f"guard {guard}: this process holds another version of policy {self._policy.name}."
-            )
+            raise RefusedError(f"this process holds another version of policy {self._policy.name}.")
+
+    async def check_many(self, guard: str, segments: Sequence[Segment]) -> list[list[Finding] | Exception]:
+        """What that guard finds in each of several texts, or what its validator raised on it."""
         spec = self._specs[guard]
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads[guard], self._check, spec, segment)
+        return await loop.run_in_executor(self._threads[guard], self._check_many, spec, segments)
+
+    def stuck_s(self) -> float:
+        """For how many seconds the slowest judgement at work has been at it."""
+        now = time.monotonic()
+        return max((now - since for since in list(self._since.values())), default=0.0)
 
     def close(self) -> None:
         """Let the threads end."""
         for thread in self._threads.values():
             thread.shutdown(wait=False, cancel_futures=True)
+
+    def _check_many(self, spec: PackagedSpec, segments: Sequence[Segment]) -> list[list[Finding] | Exception]:
+        found: list[list[Finding] | Exception] = []
+        for segment in segments:
+            self._since[spec.name] = time.monotonic()
+            try:
+                found.append(self._check(spec, segment))
+            except Exception as error:
+                found.append(error)
+            finally:
+                del self._since[spec.name]
+        return found
 
     def _check(self, spec: PackagedSpec, segment: Segment) -> list[Finding]:
         view = normalise(segment.text, json_escapes=segment.role == "tool_call")

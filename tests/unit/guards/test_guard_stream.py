@@ -32,7 +32,9 @@ class NoVowels:
         ]
 
 
-def engine(action: str = "redact", packaged: str | None = None, **more: object) -> GuardEngine:
+def engine(
+    action: str = "redact", packaged: str | None = None, stream: str = "hold", **more: object
+) -> GuardEngine:
     guards = [
         {"name": "pii", "kind": "pii", "on": "both", "action": "redact"},
         {"name": "secrets", "kind": "secrets", "on": "both", "action": action},
@@ -49,7 +51,8 @@ def engine(action: str = "redact", packaged: str | None = None, **more: object) 
     if packaged:
         spec = {"name": "zz", "kind": "guardrails", "on": "both", "action": "redact", "validator": "a.b:C"}
         guards.append({**spec, "unit": packaged})
-    policy = parse_policy({"name": "test", "version": 1, "guards": [*guards, *more.get("guards", ())]})  # type: ignore[misc]
+    guards += more.get("guards", [])  # type: ignore[arg-type]
+    policy = parse_policy({"name": "test", "version": 1, "stream": stream, "guards": guards})
     return GuardEngine(policy, remote=NoVowels())
 
 
@@ -61,23 +64,31 @@ ENGINES = {
     "sentence": engine(packaged="sentence"),
     "text": engine(packaged="text"),
     "injection": engine(guards=[{"name": "i", "kind": "injection", "on": "both", "action": "block"}]),
+    "end": engine("block", stream="end"),
+    "end of one": engine(guards=[{"name": "e", "kind": "pii", "on": "output", "stream": "end"}]),
     "length": engine(guards=[{"name": "l", "kind": "length", "on": "both", "max_characters": 60}]),
 }
 
 
 async def run(
-    judge: GuardEngine, chunks: list[str], role: str = "assistant"
+    judge: GuardEngine, chunks: list[str], role: str = "assistant", context: GuardContext = CONTEXT
 ) -> tuple[str, bool, list[Finding]]:
-    stream = judge.stream(CONTEXT, role=role, path="p")
+    stream = judge.stream(context, role=role, path="p")
     out = [await stream.feed(chunk) for chunk in chunks]
     out.append(await stream.flush())
     return "".join(out), stream.blocked, sorted(stream.findings, key=repr)
 
 
-async def same(judge: GuardEngine, text: str, chunks: list[str], role: str = "assistant") -> None:
+async def same(
+    judge: GuardEngine,
+    text: str,
+    chunks: list[str],
+    role: str = "assistant",
+    context: GuardContext = CONTEXT,
+) -> None:
     assert "".join(chunks) == text
-    whole = await judge.judge(Segment(text=text, direction=Direction.OUTPUT, role=role, path="p"), CONTEXT)
-    released, blocked, findings = await run(judge, chunks, role)
+    whole = await judge.judge(Segment(text=text, direction=Direction.OUTPUT, role=role, path="p"), context)
+    released, blocked, findings = await run(judge, chunks, role, context)
     assert blocked == whole.blocked
     if not blocked:
         assert released == whole.text
@@ -85,7 +96,7 @@ async def same(judge: GuardEngine, text: str, chunks: list[str], role: str = "as
         return
     # What went out before the block is the beginning of the text before it, redacted as ever.
     first = min(f.start for f in whole.findings if f.action is Action.BLOCK and not f.shadow)
-    before = await judge.judge(Segment(text=text, direction=Direction.OUTPUT, role=role), CONTEXT)
+    before = await judge.judge(Segment(text=text, direction=Direction.OUTPUT, role=role), context)
     assert before.text == ""
     spans = [f for f in whole.findings if f.action is Action.REDACT and not f.shadow]
     mask = _mask(text, spans, first)
@@ -116,6 +127,54 @@ def _mask(text: str, findings: list[Finding], stop: int) -> str:
 @given(text=texts, how=cuts)
 def test_any_cut_gives_the_verdict_of_the_complete_text(name: str, text: str, how: int | list[int]) -> None:
     asyncio.run(same(ENGINES[name], text, pieces(text, how)))
+
+
+@pytest.mark.parametrize("packaged", [None, "sentence", "text"])
+@settings(max_examples=60, deadline=None)
+@given(text=texts, how=cuts)
+def test_stream_first_ends_at_what_it_can_no_longer_redact(
+    packaged: str | None, text: str, how: int | list[int]
+) -> None:
+    asyncio.run(first_then_judged(engine("redact", packaged, "stream_first"), text, pieces(text, how)))
+
+
+async def first_then_judged(judge: GuardEngine, text: str, chunks: list[str]) -> None:
+    whole = await judge.judge(Segment(text=text, direction=Direction.OUTPUT, path="p"), CONTEXT)
+    released, blocked, findings = await run(judge, chunks)
+    if blocked:
+        assert whole.action is Action.REDACT
+        assert {repr(f) for f in findings} <= {repr(f) for f in whole.findings}
+    else:
+        assert released == whole.text
+        assert findings == sorted(whole.findings, key=repr)
+    held, _, _ = await run_held(judge, chunks)
+    assert held == whole.text, "who does not stream gets nothing unchecked"
+
+
+async def run_held(judge: GuardEngine, chunks: list[str]) -> tuple[str, bool, list[Finding]]:
+    stream = judge.stream(CONTEXT, path="p", at_once=False)
+    out = "".join([await stream.feed(chunk) for chunk in chunks] + [await stream.flush()])
+    return out, stream.blocked, stream.findings
+
+
+async def test_stream_first_lets_every_piece_go_at_once_and_cuts_off_at_a_finding() -> None:
+    stream = engine(stream="stream_first", packaged="sentence").stream(CONTEXT)
+    for piece in ("Write to ", "joe@exam", "ple.com"):
+        assert await stream.feed(piece) == piece
+    assert await stream.feed(" or") == ""
+    assert stream.blocked
+    stream = engine(stream="stream_first", packaged="sentence").stream(CONTEXT)
+    assert await stream.feed("A zz. ") == "A zz. ", "a packaged guard judges beside it"
+    assert await stream.feed("B") == "B"
+    await asyncio.sleep(0.01)
+    assert await stream.feed("C") == ""
+    assert stream.blocked
+
+
+async def test_in_mode_end_nothing_leaves_before_all_is_judged() -> None:
+    stream = engine("block", stream="end").stream(CONTEXT)
+    assert [await stream.feed(piece) for piece in ("Plain ", "words. ", "joe@example.com. ")] == [""] * 3
+    assert await stream.flush() == "Plain words. [EMAIL_ADDRESS]. "
 
 
 @settings(max_examples=60, deadline=None)

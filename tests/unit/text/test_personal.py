@@ -8,8 +8,8 @@ from validation.data.documents import Document
 from validation.data.personal import _GATES, PART, Mask, PersonalData, PersonalSpan, masked
 from validation.guards.inline.pii import pii_guard
 from validation.guards.normalise import normalise
-from validation.guards.policy import PII_ENTITIES
 from validation.guards.scan import Window
+from validation.guards.specs import PII_ENTITIES
 
 TEXT = (
     "Write to Ann (ann.lee@example.com) or call (415) 555-0132, card 4111 1111 1111 1111, "

@@ -125,7 +125,11 @@ def _dot(features: Iterable[tuple[int, float, float]]) -> float:
 @cache
 def injection_model() -> InjectionModel:
     """The model of this release, read once."""
-    body = json.loads(MODEL.read_text(encoding="utf-8"))
+    return read_model(json.loads(MODEL.read_text(encoding="utf-8")))
+
+
+def read_model(body: dict[str, Any]) -> InjectionModel:
+    """The model of a file's content."""
 
     def features(part: dict[str, Any]) -> Features:
         names = part["features"].split("\n")

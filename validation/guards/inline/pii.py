@@ -8,11 +8,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from validation.guards.inline.checksums import iban_end, luhn
 from validation.guards.inline.identifiers import CRYPTO_SCANNER, NAMED_NUMBERS, PASSPORT_SCANNERS
-from validation.guards.policy import PiiEntity
 from validation.guards.scan import CONTEXT, Pattern, PatternGuard, Scanner, chain
+from validation.guards.specs import PiiEntity
 
 _LOCAL = r"[A-Za-z0-9._%+'\-]"
 _DOMAIN = r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.){1,5}"
@@ -58,33 +59,53 @@ _BRANDS = re.compile(
 
 
 def _card_end(match: re.Match[str]) -> int | None:
-    """The longest run of whole groups of digits that is a card number of a known brand."""
+    """The longest run of whole groups of digits that is a card number of a known brand.
+
+    It is asked at every digit of a long run of numbers, so it turns most of them down early.
+    """
     text = match[0]
-    if text.count(".") == 1:
-        return None  # A decimal fraction.
-    ends = [index + 1 for index, char in enumerate(text) if char.isdigit()]
-    number = "".join(char for char in text if char.isdigit())
-    for count in range(len(number), 12, -1):
-        end = ends[count - 1]
-        whole = end == len(text) or not text[end].isdigit()
-        if whole and _is_card(number[:count]) and _grouped(text[:end]):
-            return match.start() + end
+    groups = _GROUP.findall(text)
+    if text.count(".") == 1 or not _could_be_grouped(groups):
+        return None  # A decimal fraction, or a table.
+    number = "".join(groups)
+    lengths = _lengths(number[:4])
+    size = len(number)
+    while size >= 13:
+        if size in lengths and luhn(number[:size]) and _grouped(groups):
+            return match.start() + _end_of(text, size)
+        size -= len(groups.pop())
     return None
 
 
-def _grouped(text: str) -> bool:
+@lru_cache(10_000)
+def _lengths(prefix: str) -> frozenset[int]:
+    """How long the numbers are of the brand that these four digits begin."""
+    return frozenset(size for size in range(13, 20) if _BRANDS.fullmatch(prefix.ljust(size, "0")))
+
+
+def _could_be_grouped(groups: list[str]) -> bool:
+    """Whether the first groups of digits stand as :func:`_grouped` asks."""
+    return len(groups[0]) >= 4 or len(groups[0]) == len(groups[1]) == 1
+
+
+def _grouped(groups: list[str]) -> bool:
     """Whether digits stand as cards are written, or each apart; a table's numbers are of any length."""
-    *first, last = map(len, _GROUP.findall(text))
-    return (all(size >= 4 for size in first) and last >= 3) or {*first, last} == {1}
+    sizes = list(map(len, groups))
+    return (min(sizes) >= 3 and all(size >= 4 for size in sizes[:-1])) or max(sizes) == 1
+
+
+def _end_of(text: str, digits: int) -> int:
+    """Where in ``text`` so many digits end."""
+    return [index for index, char in enumerate(text) if char.isdigit()][digits - 1] + 1
 
 
 def _card_lines_end(match: re.Match[str]) -> int | None:
     number = "".join(char for char in match[0] if char.isdigit())
-    return match.end() if len(number) in (15, 16) and _is_card(number) else None
-
-
-def _is_card(number: str) -> bool:
-    return _BRANDS.fullmatch(number) is not None and luhn(number)
+    return (
+        match.end()
+        if len(number) in (15, 16) and len(number) in _lengths(number[:4]) and luhn(number)
+        else None
+    )
 
 
 def _phone_end(match: re.Match[str]) -> int | None:

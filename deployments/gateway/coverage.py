@@ -1,0 +1,27 @@
+"""Every endpoint of the gateway, and which of its phases the guards judge; a test holds that none is missing.
+
+An endpoint stands here with the phases through which no text passes to or from a model, and why. All other
+phases are judged: there is no other way to a model than the pipeline's steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cluster.contracts import Direction
+from validation.guards.coverage import Phases
+
+_NO_MODEL: Phases = dict.fromkeys(Direction, "no model is asked")
+_ALL: Phases = {}
+
+#: By method and path, as :mod:`deployments.gateway.app` routes them.
+ENDPOINTS: Mapping[str, Phases] = {
+    "POST /v1/chat/completions": _ALL,
+    "POST /v1/completions": _ALL,
+    "POST /v1/responses": _ALL,
+    "POST /v1/messages": _ALL,
+    "POST /v1/embeddings": {Direction.OUTPUT: "vectors are no text"},
+    "GET /v1/models": _NO_MODEL,
+    "GET /v1/models/{model:path}": _NO_MODEL,
+    "GET /healthz": _NO_MODEL,
+}
