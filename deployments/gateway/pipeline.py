@@ -171,6 +171,11 @@ def tokens_used(estimate: Estimate, answer: Answer, status: int) -> int:
     return max(estimate.total, came) if status in (200, 499) else came
 
 
+def _for_the_engine(body: Body | EmbeddingBody) -> dict[str, Any]:
+    """What was said, without what is null: templates tell an absent field from one that is none."""
+    return body.model_dump(exclude_unset=True, exclude_none=True, exclude=_NOT_THE_ENGINES)
+
+
 def put_prompt(
     body: Body | EmbeddingBody, upstream: dict[str, Any], view: View, record: RequestRecord
 ) -> dict[str, Any]:
@@ -293,9 +298,7 @@ class Pipeline:
             route=record.route,
             engine=engine,
             body=body,
-            upstream_body=put_prompt(
-                body, body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES), view, record
-            ),
+            upstream_body=put_prompt(body, _for_the_engine(body), view, record),
             admission=admission,
             estimate=estimate,
             record=record,

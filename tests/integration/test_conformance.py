@@ -133,7 +133,7 @@ class TestStructure:
     async def test_the_tool_that_is_named_is_called(self, served: Served) -> None:
         async with served.async_client() as client:
             named = {"type": "function", "function": {"name": "weather"}}
-            more = asked(tools=[TOOL], tool_choice=named, max_completion_tokens=200)
+            more = asked(tools=[TOOL], tool_choice=named, max_completion_tokens=400)
             whole = await client.chat.completions.parse(**more)
             (call,) = whole.choices[0].message.tool_calls or []
             assert call.function.name == "weather"
@@ -149,7 +149,7 @@ class TestStructure:
 
     def test_some_tool_is_called_if_one_is_required(self, client: openai.OpenAI) -> None:
         answer = client.chat.completions.create(
-            **asked(tools=[TOOL], tool_choice="required", max_completion_tokens=200)
+            **asked(tools=[TOOL], tool_choice="required", max_completion_tokens=400)
         )
         first = (answer.choices[0].message.tool_calls or [])[0]
         assert first.type == "function"
@@ -192,7 +192,7 @@ class TestOtherApis:
             assert "".join(stream.text_stream) == block.text
         tool: Any = {"name": "weather", "input_schema": WEATHER}
         used = claude.messages.create(
-            tools=[tool], tool_choice={"type": "tool", "name": "weather"}, **more | {"max_tokens": 200}
+            tools=[tool], tool_choice={"type": "tool", "name": "weather"}, **more | {"max_tokens": 400}
         )
         assert used.stop_reason == "tool_use"
         (use,) = used.content

@@ -305,3 +305,13 @@ async def test_guards_run_only_for_those_that_have_a_place(
         assert (await first).status_code == 200
         assert (await g.http.post(URL, json=BODY, headers=AUTH)).status_code == 200
     assert [line["status"] for line in told] == [503, 200, 200]
+
+
+async def test_what_is_null_does_not_reach_the_engine() -> None:
+    nothing = dict.fromkeys(("refusal", "tool_calls", "function_call", "audio", "annotations", "parsed"))
+    said = {"role": "assistant", "content": "Hi."}
+    async with gateway() as g:
+        g.script.says = [chat("ok", finish="stop")]
+        body = BODY | {"messages": [*BODY["messages"], said | nothing], "stop": None}
+        assert (await g.http.post(URL, json=body, headers=AUTH)).status_code == 200
+        assert g.script.requests[0].body == {"messages": [*BODY["messages"], said], "model": "engine-m"}
