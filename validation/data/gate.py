@@ -72,13 +72,12 @@ class GatePlan:
         """Judge the rows of one block, in a worker; ``table`` has :attr:`columns`, and may have others."""
         block = self.first.block(table)
         partial = self.first.run(block)
-        labels: dict[int, list[str]] = {}
-        for condition, label in self.marks:
-            for position in block.unexpected.get(condition, ()):
-                labels.setdefault(int(position), []).append(label)
         reasons: list[str | None] = [None] * table.num_rows
-        for position, found in labels.items():
-            reasons[position] = "; ".join(found)
+        for condition, label in self.marks:
+            found = block.unexpected.get(condition)
+            for position in [] if found is None else found.tolist():
+                before = reasons[position]
+                reasons[position] = f"{before}; {label}" if before else label
         return BlockVerdict(reasons, partial)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from validation.data.engine.conditions import KERNELS
 from validation.data.engine.frames import Block, Domain, depends_on_nulls, to_frame
+from validation.data.engine.shortcuts import unexpected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,9 +120,7 @@ class Condition:
         """Judge the block's rows."""
         found = Found(block.table.num_rows)
         try:
-            rows = block.records(self.domain)
-            found.rows = len(rows)
-            positions = self._positions(self._unexpected(rows), rows)
+            found.rows, positions = self._judged(block)
         except Exception as error:  # Whatever a value makes pandas raise is the expectation's outcome.
             found.error = str(error)
             return found
@@ -132,6 +131,14 @@ class Condition:
         found.unexpected = len(positions)
         self._keep(found, block, positions)
         return found
+
+    def _judged(self, block: Block) -> tuple[int, Any]:
+        """Rows of the domain, and positions of the unexpected ones in the block."""
+        short = unexpected(self.metric, self.domain, self.values, block.table)
+        if short is not None:
+            return short
+        rows = block.records(self.domain)
+        return len(rows), self._positions(self._unexpected(rows), rows)
 
     def _unexpected(self, rows: pd.DataFrame) -> Any:
         kernel = KERNELS[self.metric]
