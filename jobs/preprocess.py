@@ -126,7 +126,11 @@ class PreprocessConfig(JobConfig):
     )
     test: list[str] = Field(default_factory=list, description="Files whose rows are all held out for tests.")
     columns: dict[str, ColumnType] = Field(min_length=1, description="Columns to read, and their types.")
-    id_column: str | None = Field(None, description="Column with a unique id; else a hash of file and line.")
+    id_column: str | None = Field(
+        None,
+        description="Column with a unique id; else a hash of file and line. Ids are never masked, since a "
+        "row is found by them: let no column with personal data be one.",
+    )
     labels: Labels | None = Field(None, description="Labels or feedback to join by row id.")
     text_rows: Literal["line", "file"] = Field(
         "line", description="Whether a text file holds a document a line or is one; its column is 'text'."

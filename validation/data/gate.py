@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import UsageError
+from cluster.errors import RefusedError, UsageError
 from validation.data.engine.conditions import INFORMED, ROW_LOCAL
 from validation.data.engine.frames import depends_on_nulls
 from validation.data.engine.lengths import measured_of, with_lengths
 from validation.data.engine.metrics import CONDITION, Listing, Metric, Table
 from validation.data.engine.rounds import Pass, Rounds, Runner, over_dataset
-from validation.data.engine.tasks import Condition, Found
+from validation.data.engine.tasks import MAX_NAMED_ROWS, Condition, Found
 from validation.data.previous import Previous, compared
 from validation.data.report import GateReport, Severity, columns_of, expectation_report, label_of
 from validation.data.suite import Suite
@@ -140,7 +140,8 @@ def finish_gate(
 
     ``rows(columns)`` gives these columns of the same rows again, for the further passes that some
     expectations need (uniqueness, quantiles, z-scores), in Ray tasks of ``num_cpus`` logical CPUs. The
-    report's ``bad_rows`` name only rows that no block could have marked by itself.
+    report's ``bad_rows`` name only rows that no block could have marked by itself, up to a million of an
+    expectation. Raises RefusedError if one that holds leaves more of them to be dropped.
     """
     return conclude(plan, partials, over_dataset(rows, num_cpus))
 
@@ -163,7 +164,13 @@ def conclude(plan: GatePlan, partials: Iterable[bytes], run: Runner) -> GateRepo
     for position, key in plan.late:
         found = rounds.answers.get(key)
         if isinstance(found, Found) and reports[position].unexpected_count:
-            for identity in found.ids:
+            if len(found.ids) > MAX_NAMED_ROWS and reports[position].success:
+                raise RefusedError(
+                    f"suite {plan.suite.name}: {found.unexpected:,} rows break {reports[position].label}, "
+                    f"which allows it; more than {MAX_NAMED_ROWS:,} cannot be named to be dropped: mend the "
+                    "data, or make the expectation a warning."
+                )
+            for identity in found.ids[:MAX_NAMED_ROWS]:
                 bad.setdefault(identity, []).append(reports[position].label)
     whole["meta"] |= {"left_out": list(plan.left_out)}
     return GateReport(

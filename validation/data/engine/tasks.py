@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 #: Result format COMPLETE names every unexpected row: beyond this it fails, and SUMMARY must be asked for.
 MAX_LISTED_ROWS = 1_000_000
+#: Rows that are to go, and that no block can mark by itself, are named in the driver: at most so many, and
+#: one more that says that there are others.
+MAX_NAMED_ROWS = 1_000_000
 
 
 class Task(Protocol):
@@ -77,7 +80,7 @@ class Found:
     #: The first unexpected rows: positions in the part, and the columns that results name.
     positions: Any = None
     records: pa.Table | None = None
-    #: Identities of all unexpected rows, where they were asked for.
+    #: Identities of the unexpected rows, where they were asked for, up to :data:`MAX_NAMED_ROWS` and one.
     ids: list[str] = field(default_factory=list)
     error: str | None = None
     #: Nulls elsewhere may change the answer.
@@ -160,7 +163,8 @@ class Condition:
         if limit:
             found.records = block.table.select(list(self.shown)).take(found.positions)
         if self.ids:
-            found.ids = [str(i) for i in block.table[self.ids].take(positions).to_pylist()]
+            named = positions[: MAX_NAMED_ROWS + 1]
+            found.ids = [str(i) for i in block.table[self.ids].take(named).to_pylist()]
 
     def join(self, first: Found, second: Found) -> Found:
         """Add the counts, and list the rows of both in order."""
@@ -193,7 +197,7 @@ def _joined(first: Found, second: Found, limit: int) -> Found:
         unexpected=first.unexpected + second.unexpected,
         positions=np.concatenate([first.positions, later.positions[:room]]),
         records=records,
-        ids=first.ids + second.ids,
+        ids=(first.ids + second.ids)[: MAX_NAMED_ROWS + 1],
         provisional=first.provisional or second.provisional,
         last=second.last,
         holed=first.holed | second.holed,
