@@ -18,6 +18,7 @@ a rule than it allows, the job fails too: quarantine and checks then stand under
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,6 +27,7 @@ from cluster.contracts import ArtifactInput, Manifest
 from cluster.errors import UsageError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.models import ensure_model
+from cluster.storage import PARTS
 from jobs.preprocessing.account import Tolerance
 from jobs.preprocessing.cleaning import Normalise
 from jobs.preprocessing.contamination import Against
@@ -288,6 +290,8 @@ def run(config: PreprocessConfig) -> JobResult:
         counts, facts = pipeline.counts, pipeline.facts()
         told = publish(job, facts, inputs[: len(files)], _about(config), config.personal_data, before)
         told |= {SCHEMA: facts.columns}
+        if parts:
+            job.attempt.write(PARTS, json.dumps([str(parts.ref(n)) for n in range(len(files))]).encode())
         return job.result(
             job.commit(counts=counts, summary=_summary(config, counts, pipeline) | told, data_digest=digest)
         )
