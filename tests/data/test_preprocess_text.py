@@ -290,9 +290,12 @@ def test_only_new_files_are_looked_at_again(
     counts = corpus(files[2], *files[:2], **fields)
     assert "2 of 3 files are marked already" in capsys.readouterr().out
     grown = corpus.at.manifest
+    assert grown is not None
+    # By these `manta gc` knows which parts are still of use.
+    parts = json.loads(corpus.at.artifacts.read(grown, "parts.json"))
+    assert len([corpus.at.artifacts.open(part) for part in parts]) == 3
     corpus(files[2], *files[:2], **fields | {"incremental": False, "description": "another version"})
     assert corpus.at.manifest is not None
-    assert grown is not None
     assert corpus.at.manifest.ref != grown.ref
     assert (corpus.at.manifest.data_digest, corpus.at.manifest.counts) == (grown.data_digest, counts)
     # Equal data has not drifted; what a version says of itself is beside it.
