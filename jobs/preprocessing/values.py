@@ -80,8 +80,8 @@ def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=True, default=str)
     if len(text) <= 60:
         return text
-    kinds = {str: "a text", list: "a list", dict: "a mapping"}
-    return f"{kinds.get(type(value), 'a value')} of {len(text):,} characters"
+    kinds = {"str": "a text", "list": "a list", "dict": "a mapping"}
+    return f"{kinds.get(type(value).__name__, 'a value')} of {len(text):,} characters"
 
 
 def encodable(text: str) -> str:

@@ -191,6 +191,8 @@ def test_every_figure_is_that_of_the_data_before() -> None:
     assert found["previous_text_characters_null_share"] == 0.02
     assert sorted(found["previous_label_values"]) == [0, 1]
     weights = found["previous_score_partition"]
+    # No wider than the data.
+    assert 0.5 * scores[0] < weights["bins"][0] <= scores[0] < scores[-1] < weights["bins"][-1]
     assert sum(weights["weights"]) + sum(weights["tail_weights"]) == pytest.approx(1)
     assert len(weights["weights"]) == len(weights["bins"]) - 1
     assert {name.rpartition("_score_")[2] for name in found if "_score_" in name} <= set(STATISTICS)

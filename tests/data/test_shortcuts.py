@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -62,6 +63,26 @@ def test_both_ways_find_the_same_rows(
     rows = Block(table).records(domain)
     wanted = condition._positions(condition._unexpected(rows), rows)
     assert (found[0], found[1].tolist()) == (len(rows), wanted.tolist())
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.none() | st.sampled_from([0.0, -0.0, 1.5, 2.0, 3.0, math.inf, -math.inf, math.nan]), max_size=9
+    ),
+    st.fixed_dictionaries(
+        {"min_value": LIMITS, "max_value": LIMITS, "strict_min": STRICT, "strict_max": STRICT}
+    ),
+)
+def test_both_ways_find_the_same_numbers(numbers: list[float | None], values: dict[str, Any]) -> None:
+    table = pa.table({"x": pa.array(numbers, pa.float64())})
+    domain = Domain(("x",), drop_null=True)
+    found = unexpected("column_values.between", domain, values, table)
+    if found is not None:
+        condition = Condition("column_values.between", domain, mapping(values))
+        rows = Block(table).records(domain)
+        wanted = condition._positions(condition._unexpected(rows), rows)
+        assert (found[0], found[1].tolist()) == (len(rows), wanted.tolist())
 
 
 @pytest.mark.parametrize("values", [[1.5, None, float("nan")], [1, None, 2], [True, None], [1, 2]])

@@ -124,15 +124,19 @@ def _of_histogram(histogram: Histogram) -> dict[str, Any]:
         **{name: histogram.quantile(share) for name, share in _QUANTILES.items()},
     }
     if histogram.values:
-        # One row is spread over all bins: a bin that was empty does not make the divergence infinite.
-        spread = 1 / len(histogram.counts)
-        shares = [(count + spread) / (histogram.values + 1) for count in histogram.counts]
-        found["partition"] = {
-            "bins": histogram.edges,
-            "weights": shares[1:-1],
-            "tail_weights": [shares[0], shares[-1]],
-        }
+        found["partition"] = _partition(histogram)
     return found
+
+
+def _partition(histogram: Histogram) -> dict[str, list[float]]:
+    """The bins that have values, and the tails; one row is spread over all, so that none has no weight."""
+    counts, last = histogram.counts, len(histogram.edges) - 1
+    used = [min(max(place, 1), last) for place, count in enumerate(counts) if count]
+    low, high = used[0], used[-1]
+    joined = [sum(counts[:low]), *counts[low : high + 1], sum(counts[high + 1 :])]
+    shares = [(count + 1 / len(joined)) / (histogram.values + 1) for count in joined]
+    edges = histogram.edges[low - 1 : high + 1]
+    return {"bins": edges, "weights": shares[1:-1], "tail_weights": [shares[0], shares[-1]]}
 
 
 def _of_categories(categories: Categories, kind: pa.DataType | None) -> dict[str, Any]:

@@ -76,29 +76,48 @@ def _missing(column: Any) -> Any:
     return pc.is_null(column, nan_is_null=True)
 
 
+def _between(column: Any, values: Values) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # Whole numbers beside nulls are floats in pandas, and NaN is null there.
+    if not pa.types.is_float64(column.type) or pc.any(pc.is_nan(column)).as_py():
+        return None
+    low, high = values.get("min_value"), values.get("max_value")
+    if not _are_limits(low, high) or (low is not None and high is not None and low > high):
+        return None
+    return _outside(column, column, values)
+
+
 def _lengths_between(column: Any, values: Values) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    low, high = values.get("min_value"), values.get("max_value")
-    if not _is_text(column.type) or (low is None and high is None):
+    if not _is_text(column.type) or not _are_limits(values.get("min_value"), values.get("max_value")):
         return None
-    if any(bound is not None and type(bound) not in (int, float) for bound in (low, high)):
-        return None
-
-    def outside(least: Any, most: Any) -> Any:
-        short = low is not None and (pc.less_equal if values.get("strict_min") else pc.less)(least, low)
-        long = high is not None and (pc.greater_equal if values.get("strict_max") else pc.greater)(most, high)
-        return pc.or_(short, long)
-
     # A character has one to four bytes: most texts need not be counted.
     bytes_ = pc.binary_length(column)
-    perhaps = outside(pc.divide(bytes_, 4), bytes_)
+    perhaps = _outside(pc.divide(bytes_, 4), bytes_, values)
     if not pc.any(perhaps).as_py():
         return NONE
     lengths = pc.utf8_length(column.filter(perhaps).combine_chunks())
     mask = pc.fill_null(perhaps, False).combine_chunks()
-    return pa.chunked_array([pc.replace_with_mask(mask, mask, outside(lengths, lengths))])
+    return pa.chunked_array([pc.replace_with_mask(mask, mask, _outside(lengths, lengths, values))])
+
+
+def _are_limits(low: Any, high: Any) -> bool:
+    given = [bound for bound in (low, high) if bound is not None]
+    return bool(given) and all(type(bound) in (int, float) and abs(bound) < 2**53 for bound in given)
+
+
+def _outside(least: Any, most: Any, values: Values) -> Any:
+    """Whether ``least`` is below the limits, or ``most`` above them."""
+    import pyarrow.compute as pc
+
+    low, high = values.get("min_value"), values.get("max_value")
+    short = low is not None and (pc.less_equal if values.get("strict_min") else pc.less)(least, low)
+    long = high is not None and (pc.greater_equal if values.get("strict_max") else pc.greater)(most, high)
+    return pc.or_(short, long)
 
 
 def _length_equals(column: Any, values: Values) -> Any:
@@ -183,6 +202,7 @@ def _is_real(kind: pa.DataType) -> bool:
 _CHECKS: dict[str, Callable[[Any, Values], Any]] = {
     "column_values.nonnull": _null,
     "column_values.null": _not_null,
+    "column_values.between": _between,
     "column_values.in_set": _in_set,
     "column_values.not_in_set": _not_in_set,
     "column_values.value_length.between": _lengths_between,
