@@ -47,7 +47,7 @@ ARGUMENTS = st.one_of(
 )
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(TEXTS, ARGUMENTS, st.sampled_from([pa.string(), pa.large_string()]), st.integers(0, 12))
 def test_both_ways_find_the_same_rows(
     texts: list[str | None], asked: tuple[str, dict[str, Any]], kind: Any, cut: int
@@ -65,7 +65,7 @@ def test_both_ways_find_the_same_rows(
     assert (found[0], found[1].tolist()) == (len(rows), wanted.tolist())
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.lists(
         st.none() | st.sampled_from([0.0, -0.0, 1.5, 2.0, 3.0, math.inf, -math.inf, math.nan]), max_size=9

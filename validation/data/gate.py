@@ -43,6 +43,7 @@ class BlockVerdict:
 class GatePlan:
     """What has to be computed on each block. Picklable, and free of Great Expectations."""
 
+    #: Its parameters have their values.
     suite: Suite
     table: Table
     metrics: tuple[Metric, ...]
@@ -53,6 +54,8 @@ class GatePlan:
     marks: tuple[tuple[Condition, str], ...]
     #: Keys of conditions whose unexpected rows go, but are known only at the end, by expectation.
     late: tuple[tuple[int, str], ...]
+    #: Of the suite as it was given, before its parameters got values.
+    digest: str
     #: Expectations that compare with a version before which does not tell what they ask, and why.
     left_out: tuple[str, ...] = ()
 
@@ -100,6 +103,7 @@ def plan_gate(
     """
     from validation.data.engine.execution import metrics_of
 
+    digest = suite.digest
     suite, left_out = compared(suite, previous, schema)
     expectations = suite.build()
     schema = with_lengths(schema, [name for e in expectations for name in columns_of(e)])
@@ -125,6 +129,7 @@ def plan_gate(
         row_id,
         tuple(marks),
         tuple(late),
+        digest,
         left_out,
     )
 
@@ -175,7 +180,7 @@ def conclude(plan: GatePlan, partials: Iterable[bytes], run: Runner) -> GateRepo
     whole["meta"] |= {"left_out": list(plan.left_out)}
     return GateReport(
         suite=plan.suite.name,
-        suite_digest=plan.suite.digest,
+        suite_digest=plan.digest,
         left_out=list(plan.left_out),
         rows=facts.rows,
         success=all(r.success for r in reports if r.severity == "critical"),
