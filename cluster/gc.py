@@ -5,7 +5,9 @@ Collected are, once nothing was written to them and no run held them for the age
 - attempts at an artifact that has no manifest, and all attempts but the winner's of one that has;
 - training checkpoints (``attempts/<run id>.train/``), of finished and of killed attempts alike: for so long
   a killed ``finetune`` can be resumed;
-- multipart uploads to an attempt that were begun and never finished.
+- multipart uploads to an attempt that were begun and never finished;
+- parts (artifacts of a kind ``…-part``) that no artifact of their name refers to in its ``parts.json``: those
+  of erased datasets and of runs that failed; none while the team has a run, which may use them.
 
 Never touched are the winner's files, and any attempt at an artifact that a run with a live lease is making:
 it may be resuming from an older attempt. While an artifact's attempts are deleted no run can start, so that
@@ -15,6 +17,7 @@ goes, so that its process, should it come back, cannot commit the rest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -25,10 +28,12 @@ from cluster.contracts import ArtifactRef, Manifest, RunState
 from cluster.errors import RefusedError
 from cluster.reconcile import reconcile
 from cluster.runs import RunRepository
-from cluster.storage import ArtifactStore, StoredObject
-from cluster.storage.attempt import ATTEMPTS, TRAINING, read_record
+from cluster.storage import PARTS, ArtifactStore, StoredObject
+from cluster.storage.attempt import ATTEMPTS, MANIFEST, TRAINING, read_record
 
 _READERS = 8
+#: How a kind of parts ends.
+_PART = "-part"
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Collector:
         self._artifacts, self._store, self._runs = artifacts, artifacts.store, runs
         self._now = now or datetime.now(UTC)
         self._before, self._dry_run = self._now - older_than, dry_run
+        self._references: dict[ArtifactRef, frozenset[str]] = {}
 
     def collect(self, team: str | None = None) -> Iterator[Collected]:
         """Delete what is dead, and tell of each thing.
@@ -94,6 +100,53 @@ class Collector:
                     # Gathered, not passed on one by one: whoever reads must not hold up runs that start.
                     yield from self._attempts(ref, dead)
         yield from self._uploads(team)
+        yield from self._parts(team)
+
+    def _parts(self, team: str | None) -> list[Collected]:
+        """Whole artifacts that others are made of, and that none is."""
+        old = [
+            manifest
+            for ref in self._artifacts.refs(team)
+            if ref.kind.endswith(_PART)
+            and (manifest := self._readable(ref))
+            and manifest.ended_at < self._before
+        ]
+        lines = {(m.ref.team, m.ref.kind.removesuffix(_PART), m.ref.name) for m in old}
+        self._used(lines)  # Most is read before runs are held up.
+        with nullcontext() if self._dry_run else self._runs.no_start():
+            busy = {record.owner.team for record in self._runs.list(state=RunState.RUNNING, limit=None)}
+            used = self._used(lines)
+            dead = [m for m in old if str(m.ref) not in used and m.ref.team not in busy]
+            if not self._dry_run:
+                # Without its manifest it is an attempt that was left, should this be interrupted.
+                self._store.delete(f"{manifest.ref}/{MANIFEST}" for manifest in dead)
+                self._store.delete(o.key for m in dead for o in self._store.list(f"{m.ref}/{ATTEMPTS}/"))
+        return [
+            Collected(
+                path=str(manifest.ref),
+                why="a part that nothing refers to",
+                files=len(manifest.files),
+                bytes=sum(file.bytes for file in manifest.files),
+                last=manifest.ended_at,
+            )
+            for manifest in dead
+        ]
+
+    def _readable(self, ref: ArtifactRef) -> Manifest | None:
+        try:
+            return self._artifacts.find(ref)
+        except RefusedError:
+            return None
+
+    def _used(self, lines: set[tuple[str, str, str]]) -> set[str]:
+        """Addresses of the parts that the artifacts of some names refer to."""
+        for line in lines:
+            for manifest in self._artifacts.list(*line):
+                if manifest.ref not in self._references:
+                    told = any(file.path == PARTS for file in manifest.files)
+                    named = json.loads(self._artifacts.read(manifest, PARTS)) if told else []
+                    self._references[manifest.ref] = frozenset(named)
+        return {address for named in self._references.values() for address in named}
 
     def _dead(self, ref: ArtifactRef) -> tuple[ArtifactRef, list[_Dead]]:
         """Folders to which nothing was written for long enough, the winner's excepted."""

@@ -18,6 +18,7 @@ a rule than it allows, the job fails too: quarantine and checks then stand under
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,6 +27,7 @@ from cluster.contracts import ArtifactInput, Manifest
 from cluster.errors import UsageError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.models import ensure_model
+from cluster.storage import PARTS
 from jobs.preprocessing.account import Tolerance
 from jobs.preprocessing.cleaning import Normalise
 from jobs.preprocessing.contamination import Against
@@ -37,7 +39,7 @@ from jobs.preprocessing.lengths import Length
 from jobs.preprocessing.marking import Marking, TextRule
 from jobs.preprocessing.parts import Parts
 from jobs.preprocessing.pipeline import Pipeline
-from jobs.preprocessing.publishing import publish
+from jobs.preprocessing.publishing import publish, version_before
 from jobs.preprocessing.rows import RESERVED, ROW_ID, ColumnType, RowFormat, contract_schema
 from jobs.preprocessing.shaping import Shape, Split, Template
 from validation.data import Suite, load_suite
@@ -46,6 +48,7 @@ from validation.data.gate import plan_gate
 from validation.data.language import Language
 from validation.data.near_duplicates import NearDuplicates
 from validation.data.personal import PersonalData
+from validation.data.previous import Previous
 from validation.data.quality import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
 from validation.data.schema import SUMMARY_KEY as SCHEMA
 from validation.data.tokens import FILE as TOKENIZER
@@ -125,7 +128,11 @@ class PreprocessConfig(JobConfig):
     )
     test: list[str] = Field(default_factory=list, description="Files whose rows are all held out for tests.")
     columns: dict[str, ColumnType] = Field(min_length=1, description="Columns to read, and their types.")
-    id_column: str | None = Field(None, description="Column with a unique id; else a hash of file and line.")
+    id_column: str | None = Field(
+        None,
+        description="Column with a unique id; else a hash of file and line. Ids are never masked, since a "
+        "row is found by them: let no column with personal data be one.",
+    )
     labels: Labels | None = Field(None, description="Labels or feedback to join by row id.")
     text_rows: Literal["line", "file"] = Field(
         "line", description="Whether a text file holds a document a line or is one; its column is 'text'."
@@ -147,7 +154,9 @@ class PreprocessConfig(JobConfig):
         "of more rows; their ids are <row id>#1 and so on.",
     )
     contract: str | None = Field(
-        None, description="Suite for the normalised rows: a shipped one's name, or a file."
+        None,
+        description="Suite for the normalised rows: a shipped one's name, or a file. Its parameters may "
+        "compare with the latest version of this name: {$PARAMETER: previous_input_rows * 0.9}.",
     )
     language: Language | None = Field(None, description="Languages to keep.")
     quality: Quality = Field(default_factory=Quality, description="Rules on the form of text.")
@@ -165,7 +174,9 @@ class PreprocessConfig(JobConfig):
     )
     split: Split | None = Field(None, description="Without test files: which rows are held out.")
     final: str | None = Field(
-        None, description="Suite for the finished rows; 'messages' or 'documents' if absent."
+        None,
+        description="Suite for the finished rows; 'messages' or 'documents' if absent. Its parameters may "
+        "compare with the latest version, as the contract's may.",
     )
     license: License = Field(description="Terms of the data.")
     description: str = Field("", description="What the data is and what it is for, on its card.")
@@ -255,29 +266,32 @@ def run(config: PreprocessConfig) -> JobResult:
     """
     contract = load_suite(config.contract) if config.contract else None
     final = load_suite(config.final or ("messages" if config.template else "documents"))
-    files = _files(config)
-    inputs = fingerprint_files([file.address for file in files])
+    files = fingerprint_files(_files(config))
+    inputs = [file.as_input for file in files]
     inputs += [ArtifactInput(address=f"suite:{s.name}", digest=s.digest) for s in (final, contract) if s]
-    evaluation = config.contamination.files() if config.contamination else []
-    labels = config.labels.files() if config.labels else []
-    inputs += fingerprint_files([file.address for file in [*evaluation, *labels]])
+    evaluation = fingerprint_files(config.contamination.files()) if config.contamination else []
+    labels = fingerprint_files(config.labels.files()) if config.labels else []
+    inputs += [file.as_input for file in [*evaluation, *labels]]
     model = ensure_model(config.length.model) if config.length else None
     inputs += [ArtifactInput(address=str(model.ref), digest=model.data_digest)] if model else []
     with start_run("preprocess", "dataset", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
         if job.done:
             return job.result(job.done)
         pipeline = Pipeline(job, files, num_cpus=config.num_cpus)
-        marking = _marking(config, pipeline, contract, evaluation, labels, model)
+        before = version_before(job)
+        marking = _marking(config, pipeline, contract, evaluation, labels, model, before)
         finished = Finishing(marking.form, marking.shape).suite_schema()
-        parts = _parts(config, job, files, inputs) if config.incremental else None
-        pipeline.mark(marking, plan_gate(final, finished, ROW_ID), parts)
+        parts = _parts(config, job, files, inputs, marking) if config.incremental else None
+        pipeline.mark(marking, plan_gate(final, finished, ROW_ID, previous=before), parts)
         pipeline.check_rows()
         pipeline.remove_duplicates(config.duplicates.tolerances)
         pipeline.check_final()
         digest = pipeline.write()
         counts, facts = pipeline.counts, pipeline.facts()
-        told = publish(job, facts, inputs[: len(files)], _about(config), config.personal_data)
+        told = publish(job, facts, inputs[: len(files)], _about(config), config.personal_data, before)
         told |= {SCHEMA: facts.columns}
+        if parts:
+            job.attempt.write(PARTS, json.dumps([str(parts.ref(n)) for n in range(len(files))]).encode())
         return job.result(
             job.commit(counts=counts, summary=_summary(config, counts, pipeline) | told, data_digest=digest)
         )
@@ -303,6 +317,7 @@ def _marking(
     evaluation: list[SourceFile],
     labels: list[SourceFile],
     model: Manifest | None,
+    before: Previous | None,
 ) -> Marking:
     """The pass that looks at each row alone, with what it needs in Ray's object store."""
     rule, form = config.contamination, config.row_format
@@ -311,7 +326,7 @@ def _marking(
         config.normalise,
         config.shape,
         config.augment,
-        plan_gate(contract, contract_schema(form), ROW_ID) if contract else None,
+        plan_gate(contract, contract_schema(form), ROW_ID, previous=before) if contract else None,
         config.rules,
         config.duplicates.near,
         config.length,
@@ -322,13 +337,21 @@ def _marking(
 
 
 def _parts(
-    config: PreprocessConfig, job: JobRun, files: list[SourceFile], inputs: list[ArtifactInput]
+    config: PreprocessConfig,
+    job: JobRun,
+    files: list[SourceFile],
+    inputs: list[ArtifactInput],
+    marking: Marking,
 ) -> Parts:
     """Where the rows of each file are kept. The final suite and duplicates are no matter of single rows."""
     meaning = config.model_dump(mode="json", include=ROW_LOCAL)
     near = config.duplicates.near
     meaning["near"] = near.model_dump(mode="json", exclude=set(Rule.model_fields)) if near else None
     meaning["inputs"] = [item.digest for item in inputs[len(files) + 1 :]]
+    contract = marking.contract.suite.digest if marking.contract else None
+    if contract not in (None, *meaning["inputs"]):
+        # It compares with the version before, and what a part tells of it with that version only.
+        meaning["contract"] = contract
     return Parts(
         store=job.store,
         owner=job.settings.principal,

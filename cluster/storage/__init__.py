@@ -4,13 +4,14 @@
 loads neither boto3 nor pyarrow: they come with the first request.
 """
 
-from cluster.storage.artifacts import ArtifactStore, fingerprint
+from cluster.storage.artifacts import PARTS, ArtifactStore, fingerprint
 from cluster.storage.attempt import Attempt
 from cluster.storage.client import ObjectStore, StoredObject, object_store
 from cluster.storage.digest import canonical_json, merge_row_digests, row_digest, rows_digest
 from cluster.storage.environment import storage_environment
 
 __all__ = [
+    "PARTS",
     "ArtifactStore",
     "Attempt",
     "ObjectStore",

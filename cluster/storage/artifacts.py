@@ -25,6 +25,8 @@ from cluster.storage.client import ObjectStore
 from cluster.storage.digest import canonical_json
 from cluster.storage.paths import join
 
+#: File in which an artifact names the parts that it was made of: a JSON list of addresses.
+PARTS = "parts.json"
 _READERS = 8
 
 

@@ -104,6 +104,11 @@ class ObjectStore:
         """Hex SHA-256 and size in bytes of the object, read as a stream. Raises NotFoundError."""
         return self._consume(key, _hash)
 
+    def etag(self, key: str) -> str:
+        """What S3 tells an object's content by; another one once it is written anew. Raises NotFoundError."""
+        with self._told(key):
+            return str(self._client.head_object(Bucket=self.bucket, Key=key)["ETag"])
+
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
         try:

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -50,6 +50,15 @@ class SourceFile:
     number: int = 0
     #: The split that all of its rows go to; None if each row is assigned by hash.
     split: str | None = None
+    #: SHA-256 of its bytes, and what told that they were those, once it was fingerprinted.
+    digest: str | None = None
+    stamp: str | None = None
+
+    @property
+    def as_input(self) -> ArtifactInput:
+        """For a manifest, once it was fingerprinted."""
+        assert self.digest is not None
+        return ArtifactInput(address=self.address, digest=self.digest)
 
     @property
     def place(self) -> str:
@@ -90,13 +99,13 @@ def file_format(address: str) -> Format:
         ) from None
 
 
-def fingerprint_files(addresses: Sequence[str]) -> list[ArtifactInput]:
-    """Address and SHA-256 of each file's bytes, several read at once.
+def fingerprint_files(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """The files with the SHA-256 of their bytes, several read at once.
 
     Raises NotFoundError, AccessError, UnavailableError or RefusedError (empty file) with one sentence.
     """
     with ThreadPoolExecutor(8, thread_name_prefix="sha256") as pool:
-        return list(pool.map(_fingerprint, addresses))
+        return list(pool.map(_fingerprinted, files))
 
 
 def source_file(address: str, number: int, split: str | None) -> SourceFile:
@@ -107,17 +116,23 @@ def source_file(address: str, number: int, split: str | None) -> SourceFile:
 
 @contextmanager
 def opened(file: SourceFile) -> Iterator[Any]:
-    """The bytes of the file, seekable, as they are."""
+    """The bytes of the file, seekable, as they are.
+
+    Raises RefusedError if they are others than were fingerprinted, or become so while they are read.
+    """
     filesystem, path = _located(file.location)
-    with filesystem.open_input_file(path) as stream:
+    with _unchanged(file), filesystem.open_input_file(path) as stream:
         yield stream
 
 
 @contextmanager
 def opened_stream(file: SourceFile) -> Iterator[io.BufferedReader]:
-    """The bytes of the file from its beginning, decompressed if its ending says so."""
+    """As :func:`opened`, from the beginning, decompressed if the file's ending says so."""
     filesystem, path = _located(file.location)
-    with filesystem.open_input_stream(path, compression="detect", buffer_size=_MIB) as stream:
+    with (
+        _unchanged(file),
+        filesystem.open_input_stream(path, compression="detect", buffer_size=_MIB) as stream,
+    ):
         yield io.BufferedReader(stream, _MIB)
 
 
@@ -131,6 +146,35 @@ def told(address: str, problem: Exception) -> str:
         return f"{address}: no such file; sources are local paths, s3:// addresses or globs."
     why = " ".join(str(problem).split()).rstrip(".")[:200]
     return f"{address} cannot be read: {why or type(problem).__name__}."
+
+
+@contextmanager
+def _unchanged(file: SourceFile) -> Iterator[None]:
+    stamp = file.stamp and _verified(file, file.stamp)
+    yield
+    if stamp:
+        _verified(file, stamp)
+
+
+def _verified(file: SourceFile, stamp: str) -> str:
+    """The file's stamp, which is ``stamp`` unless it was written anew, with the same bytes.
+
+    Raises RefusedError if the bytes are others.
+    """
+    found = _stamp(file.location)
+    if found != stamp and _hashed(file.location)[0] != file.digest:
+        raise RefusedError(
+            f"{file.address} has changed since the job began and took its fingerprint: run the job again."
+        )
+    return found
+
+
+def _stamp(location: str) -> str:
+    """What changes when a file is written: S3's ETag, or size and time of the last change."""
+    if location.startswith("s3://"):
+        return object_store().etag(object_store().key(location))
+    found = Path(location).stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _located(address: str) -> tuple[Any, str]:
@@ -185,22 +229,29 @@ def _matches(key: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def _fingerprint(address: str) -> ArtifactInput:
-    if address.startswith("s3://"):
-        digest, size = object_store().sha256(object_store().key(address))
-    else:
-        try:
-            with Path(address).open("rb") as stream:
-                digest, size = _hash(stream)
-        except FileNotFoundError:
-            raise NotFoundError(told(address, FileNotFoundError())) from None
-        except PermissionError:
-            raise AccessError(f"{address} cannot be read: permission denied.") from None
-        except OSError as error:
-            raise AccessError(f"{address} cannot be read: {error.strerror}.") from None
+def _fingerprinted(file: SourceFile) -> SourceFile:
+    address = file.address
+    try:
+        # The stamp first: if the file changes in between, it is looked at again when it is opened.
+        stamp = _stamp(file.location)
+        digest, size = _hashed(file.location)
+    except FileNotFoundError:
+        raise NotFoundError(told(address, FileNotFoundError())) from None
+    except PermissionError:
+        raise AccessError(f"{address} cannot be read: permission denied.") from None
+    except OSError as error:
+        raise AccessError(f"{address} cannot be read: {error.strerror}.") from None
     if size == 0:
         raise RefusedError(f"{address} is empty: it has no row.")
-    return ArtifactInput(address=address, digest=digest)
+    return replace(file, digest=digest, stamp=stamp)
+
+
+def _hashed(location: str) -> tuple[str, int]:
+    """Hex SHA-256 and size of a file."""
+    if location.startswith("s3://"):
+        return object_store().sha256(object_store().key(location))
+    with Path(location).open("rb") as stream:
+        return _hash(stream)
 
 
 def _hash(stream: IO[bytes]) -> tuple[str, int]:

@@ -319,6 +319,8 @@ class Pipeline:
         self.job.progress(
             f"suite {report.suite}: {held} of {number} expectations hold for {report.rows} rows"
         )
+        for told in report.left_out:
+            self.job.progress(f"suite {report.suite} does not judge {told}")
         if not report.success:
             named = ", ".join(e.describe() for e in report.failed)
             self._refuse(f"suite {report.suite} refuses the {report.rows} rows: {named} failed")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from validation.data import GateReport
     from validation.data.card import CardData, CardExample, CardGate, CardPrevious, CardStage
     from validation.data.personal import Mask, PersonalData
+    from validation.data.previous import Previous
     from validation.data.profile import Profile, ProfileSpec
 
 PROFILE = "profile.json"
@@ -45,7 +46,7 @@ class Facts:
 
 def profile_spec(form: RowFormat, shape: Shape) -> ProfileSpec:
     """What is measured of finished rows: texts, and the values of the other columns."""
-    from validation.data.profile import ProfileSpec
+    from validation.data.profile import NUMBERS, ProfileSpec
 
     texts = ["prompt", "completion"] if shape.template else [n for n in shape.text if n in shape.keep]
     kinds = dict(form.columns) | dict.fromkeys(shape.template.values if shape.template else (), "string")
@@ -53,6 +54,7 @@ def profile_spec(form: RowFormat, shape: Shape) -> ProfileSpec:
     return ProfileSpec(
         texts=[n for n in texts if n in ("prompt", "completion") or kinds[n] in ("string", "messages")],
         categories=[n for n in plain if n != form.id_column],
+        numbers={n: NUMBERS for n in shape.keep if kinds[n] in ("int64", "float64") and n != form.id_column},
     )
 
 
@@ -62,9 +64,11 @@ def publish(
     sources: Sequence[ArtifactInput],
     about: Mapping[str, Any],
     protect: PersonalData | None = None,
+    before: Previous | None = None,
 ) -> dict[str, Any]:
     """Write profile and card; give what the summary says of them.
 
+    :param before: the version that this one is compared with.
     :param about: fields of the card that the configuration says: license, description, languages.
     :param protect: what the configuration takes for personal data.
     """
@@ -74,7 +78,7 @@ def publish(
 
     # Whatever the configuration lets pass, a card is read by more people than the data.
     mask = Mask(PersonalData(), *([protect] if protect else []))
-    previous = _previous(job, facts.profile)
+    previous = _drifted(job, facts.profile, before) if before else None
     card = _card(job, facts, sources, about, previous, mask)
     job.attempt.write(PROFILE, facts.profile.to_json())
     job.attempt.write("card.md", card_markdown(card).encode())
@@ -147,6 +151,7 @@ def _gates(suites: Mapping[str, GateReport], mask: Mask) -> Iterable[CardGate]:
             expectations=len(report.expectations),
             failed=[mask(e.describe()) for e in report.failed],
             warnings=[mask(e.describe()) for e in report.warnings],
+            left_out=report.left_out,
         )
 
 
@@ -158,19 +163,30 @@ def _examples(rows: Sequence[Mapping[str, Any]], mask: Mask) -> Iterable[CardExa
         yield CardExample(**{**row, **told})
 
 
-def _previous(job: JobRun, profile: Profile) -> CardPrevious | None:
-    """The version before this one, if it has a profile that can be compared."""
-    from validation.data.card import CardPrevious
-    from validation.data.drift import compare_profiles
+def version_before(job: JobRun) -> Previous | None:
+    """The latest version of the dataset, if it has a profile that can be read."""
+    from validation.data.previous import Previous
     from validation.data.profile import Profile
 
     try:
         before: Manifest | None = job.artifacts.latest(job.ref.team, job.ref.kind, job.ref.name)
         if before is None or PROFILE not in {file.path for file in before.files}:
             return None
-        found = Profile.from_json(job.artifacts.read(before, PROFILE))
-        drift = compare_profiles(profile, found)
+        profile = Profile.from_json(job.artifacts.read(before, PROFILE))
     except MantaError as problem:
         job.progress(f"drift is not measured: {problem}")
         return None
-    return CardPrevious(address=str(before.ref), profile=found, drift=drift)
+    return Previous(str(before.ref), profile, before.counts)
+
+
+def _drifted(job: JobRun, profile: Profile, before: Previous) -> CardPrevious | None:
+    """How far the data is from the version before, if their profiles can be compared."""
+    from validation.data.card import CardPrevious
+    from validation.data.drift import compare_profiles
+
+    try:
+        drift = compare_profiles(profile, before.profile)
+    except MantaError as problem:
+        job.progress(f"drift is not measured: {problem}")
+        return None
+    return CardPrevious(address=before.address, profile=before.profile, drift=drift)

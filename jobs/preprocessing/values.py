@@ -76,8 +76,12 @@ def _from_json(text: str) -> Any:
 
 
 def _shown(value: Any) -> str:
+    """The value, or what it is if it is long: half an address would not be masked as one."""
     text = json.dumps(value, ensure_ascii=True, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if len(text) <= 60:
+        return text
+    kinds = {"str": "a text", "list": "a list", "dict": "a mapping"}
+    return f"{kinds.get(type(value).__name__, 'a value')} of {len(text):,} characters"
 
 
 def encodable(text: str) -> str:

@@ -3,7 +3,8 @@
     pytest tests/data --dataset s3://bucket/team/dataset/name/fingerprint [--reference ...] [--suite ...]
 
 ``--dataset`` is an artifact's address, a folder with train/ and test/, or a Parquet file; ``--reference`` a
-profile.json or a dataset with one; ``--suite`` a shipped suite's name or a file. With ``--dataset`` only
+profile.json or a dataset with one, which a suite's parameters may tell of too; ``--suite`` a shipped suite's
+name or a file. With ``--dataset`` only
 these run. Without it they are skipped: there is nothing to look at.
 """
 
@@ -239,7 +240,11 @@ def test_the_suite_holds(request: pytest.FixtureRequest, dataset: Pointed) -> No
     import ray.data
 
     from validation.data.gate import gate
+    from validation.data.previous import Previous
 
+    reference = request.config.getoption("--reference")
+    profile = named("--reference", reference, open_reference) if reference else None
+    previous = Previous(reference, profile) if profile else None
     ray.data.DataContext.get_current().enable_progress_bars = False
     parts = [
         ray.data.read_parquet(files, filesystem=dataset.filesystem).map_batches(
@@ -247,5 +252,5 @@ def test_the_suite_holds(request: pytest.FixtureRequest, dataset: Pointed) -> No
         )
         for split, files in dataset.splits.items()
     ]
-    report = gate(parts[0].union(*parts[1:]), suite, num_cpus=0.5)
+    report = gate(parts[0].union(*parts[1:]), suite, num_cpus=0.5, previous=previous)
     assert report.success, f"suite {suite.name}: {'; '.join(e.describe() for e in report.failed)}"

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import UsageError
+from cluster.errors import RefusedError, UsageError
 from cluster.job.config import read_yaml
 from cluster.storage import ObjectStore
 from jobs.preprocess import PreprocessConfig, run
+from jobs.preprocessing.pipeline import Pipeline
 from tests.data.test_preprocess import Preprocess, preprocess  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
@@ -210,6 +211,25 @@ def test_a_row_of_50_mb_is_kept_apart(corpus: Corpus) -> None:
     assert len(row["raw"]) <= 1000
 
 
+def test_a_file_that_changes_under_the_job_fails_it(
+    corpus: Corpus, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, mark = f"{corpus.at.name}/raw.jsonl", Pipeline.mark
+    store.put(key, jsonl([prose(number, 2) for number in range(3)]).encode())
+
+    def change_and_mark(*arguments: Any) -> None:
+        store.put(key, jsonl([prose(number, 2) for number in range(4)]).encode())
+        mark(*arguments)
+
+    monkeypatch.setattr(Pipeline, "mark", change_and_mark)
+    with pytest.raises(RefusedError) as caught:
+        corpus(store.uri(key), **PLAIN)
+    assert str(caught.value) == (
+        f"{store.uri(key)} has changed since the job began and took its fingerprint: run the job again."
+    )
+    assert corpus.at.manifest is None
+
+
 def test_mixed_schemas_between_files(corpus: Corpus) -> None:
     first = corpus.at.file("a.jsonl", '{"text": "good one", "extra": 1}\n{"text": {"deep": 1}}\n')
     second = corpus.at.file("b.csv", "id,text\n1,from a table\n")
@@ -270,9 +290,12 @@ def test_only_new_files_are_looked_at_again(
     counts = corpus(files[2], *files[:2], **fields)
     assert "2 of 3 files are marked already" in capsys.readouterr().out
     grown = corpus.at.manifest
+    assert grown is not None
+    # By these `manta gc` knows which parts are still of use.
+    parts = json.loads(corpus.at.artifacts.read(grown, "parts.json"))
+    assert len([corpus.at.artifacts.open(part) for part in parts]) == 3
     corpus(files[2], *files[:2], **fields | {"incremental": False, "description": "another version"})
     assert corpus.at.manifest is not None
-    assert grown is not None
     assert corpus.at.manifest.ref != grown.ref
     assert (corpus.at.manifest.data_digest, corpus.at.manifest.counts) == (grown.data_digest, counts)
     # Equal data has not drifted; what a version says of itself is beside it.
@@ -283,6 +306,35 @@ def test_only_new_files_are_looked_at_again(
     assert names >= {"profile.json", "card.md", "card.html", "docs.html", "checks.json"}
     corpus(*files, **fields | {"max_row_bytes": 10**6})
     assert "0 of 3 files are marked already" in capsys.readouterr().out
+
+
+def test_a_version_is_held_against_the_one_before(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    kwargs = {"min_value": {"$PARAMETER": "previous_input_rows * 0.5"}}
+    contract = [{"type": "expect_table_row_count_to_be_between", "kwargs": kwargs}]
+    suite = corpus.at.file("many.json", json.dumps({"name": "many", "expectations": contract}))
+    fields = PLAIN | {"contract": suite, "final": "documents-drift", "incremental": True}
+    first = corpus.at.file("first.jsonl", jsonl([prose(number, 2) for number in range(60)]))
+    corpus(first, **fields)
+    suites = corpus.at.checks()["suites"]
+    assert [len(suites[gate]["left_out"]) for gate in ("contract", "final")] == [1, 3]
+    assert "suite many does not judge expect_table_row_count_to_be_between" in capsys.readouterr().out
+    before = corpus.at.manifest
+    assert before is not None
+    second = corpus.at.file("second.jsonl", jsonl([prose(number, 2) for number in range(100, 110)]))
+    corpus(first, second, **fields)  # What is kept of the first file's contract is no answer to this one.
+    suites = corpus.at.checks()["suites"]
+    assert [suites[gate]["left_out"] for gate in ("contract", "final")] == [[], []]
+    assert suites["contract"]["expectations"][0]["kwargs"]["min_value"] == 30
+    assert suites["final"]["expectations"][2]["kwargs"]["min_value"] == 48
+    assert corpus.at.manifest is not None
+    docs = corpus.at.artifacts.read(corpus.at.manifest, "docs.html").decode()
+    assert f"previous_text_characters_partition, of {before.ref}" in docs
+    long = corpus.at.file("long.jsonl", jsonl([prose(number, 9) for number in range(200, 260)]))
+    with pytest.raises(RefusedError, match=r"expect_column_kl_divergence_to_be_less_than\(text.characters\)"):
+        corpus(long, **fields)
+    few = corpus.at.file("few.jsonl", jsonl([prose(1, 2)]))
+    with pytest.raises(RefusedError, match="suite many refuses the 1 rows"):
+        corpus(few, **fields)
 
 
 def test_a_contract_judges_all_of_a_part(corpus: Corpus) -> None:

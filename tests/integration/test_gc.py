@@ -116,6 +116,34 @@ def test_what_an_erasure_left_is_collected_and_the_tombstone_stays(
     assert keys(artifacts, ref) == ["manifest.json"]
 
 
+def test_parts_go_once_nothing_refers_to_them(
+    artifacts: ArtifactStore, runs: RunRepository, team: str
+) -> None:
+    def made(kind: str, files: dict[str, bytes]) -> ArtifactRef:
+        ref = ArtifactRef(team=team, kind=kind, name="corpus", fingerprint=uuid.uuid4().hex[:16])
+        attempt = artifacts.attempt(ref, "run-1")
+        for path, data in files.items():
+            attempt.write(path, data)
+        writer.commit(attempt)
+        return ref
+
+    used, unused = (made("dataset-part", {"rows/000000.parquet": b"rows"}) for _ in range(2))
+    dataset = made("dataset", {"parts.json": json.dumps([str(used)]).encode()})
+    assert collect(artifacts, runs, team, now=datetime.now(UTC) + timedelta(days=6)) == []
+    busy = start(runs, dataset, lease_s=30 * 86_400)  # It may have found any of them.
+    assert collect(artifacts, runs, team) == []
+    runs.finish(busy.id, busy.lease.token, RunState.FAILED)
+    found = collect(artifacts, runs, team, dry_run=True)
+    assert [(one.path, one.why, one.files) for one in found] == [
+        (str(unused), "a part that nothing refers to", 1)
+    ]
+    assert collect(artifacts, runs, team) == found
+    assert list(artifacts.list(team, "dataset-part")) == [artifacts.open(used)]
+    assert keys(artifacts, unused) == []
+    artifacts.erase(dataset, Principal(key_id="tester", team=team), "asked for")
+    assert [one.path for one in collect(artifacts, runs, team)] == [str(used)]
+
+
 def test_a_manifest_that_is_not_understood_protects_everything(
     artifacts: ArtifactStore, runs: RunRepository, ref: ArtifactRef
 ) -> None:

@@ -93,6 +93,9 @@ class CardGate(CardModel):
     expectations: int = Field(description="Expectations judged.")
     failed: list[str] = Field(default_factory=list, description="Failed ones that are critical.")
     warnings: list[str] = Field(default_factory=list, description="Failed ones that only report.")
+    left_out: list[str] = Field(
+        default_factory=list, description="Those that found no version before to compare with."
+    )
 
 
 class CardPrevious(CardModel):

@@ -67,6 +67,9 @@ class SuiteDocs(DocsModel):
     success: bool = Field(description="Great Expectations' verdict.")
     run_at: str = Field("", description="When, as Great Expectations tells.")
     expectations: list[ExpectationDocs] = Field(description="Failed ones first.")
+    left_out: list[str] = Field(
+        default_factory=list, description="Those that found no version before to compare with."
+    )
 
     def number(self, outcome: Outcome) -> int:
         """How many ended so."""
@@ -109,6 +112,7 @@ def suite_docs(
         success=bool(result["success"]),
         run_at=str(run_id.get("run_time") or "")[:19].replace("T", " ") if isinstance(run_id, dict) else "",
         expectations=sorted(found, key=lambda e: (order[e.outcome], e.column, e.type)),
+        left_out=[str(told) for told in (result.get("meta") or {}).get("left_out") or []],
     )
 
 

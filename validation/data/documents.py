@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
-from functools import cached_property
+import unicodedata
+from functools import cache, cached_property
 
 from validation.data.words import ENGLISH, Words, tokeniser
 
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _LINES = re.compile(r"\n+")
+#: A text of more punctuation marks and symbols, and of so great a share of them, is no text: to make words of
+#: 16 MB of them takes minutes, of prose seconds.
+MAX_SIGNS, MAX_SIGNS_SHARE = 100_000, 0.3
+
+
+@cache
+def _signs() -> re.Pattern[str]:
+    """Runs of what is neither letter, digit, underscore, white space nor a mark on a letter (vowels are)."""
+    marks = (chr(n) for n in range(0x300, 0x20000) if unicodedata.category(chr(n)) in ("Mn", "Mc"))
+    return re.compile(rf"[^\w\s{''.join(marks)}]+")
 
 
 class Document:
@@ -27,6 +38,15 @@ class Document:
         if words is None:
             words = self._words[language] = tokeniser(language).words(self.text)
         return words
+
+    @cached_property
+    def signs_share(self) -> float | None:
+        """The signs' share of a text that is to be read no further for them; None of any other text."""
+        if len(self.text) <= MAX_SIGNS:
+            return None
+        signs = sum(len(match[0]) for match in _signs().finditer(self.text))
+        share = signs / len(self.text)
+        return share if signs > MAX_SIGNS and share > MAX_SIGNS_SHARE else None
 
     @cached_property
     def lines(self) -> list[str]:

@@ -7,17 +7,18 @@ the verdict of all blocks. :func:`gate` does the three.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import UsageError
+from cluster.errors import RefusedError, UsageError
 from validation.data.engine.conditions import INFORMED, ROW_LOCAL
 from validation.data.engine.frames import depends_on_nulls
+from validation.data.engine.lengths import measured_of, with_lengths
 from validation.data.engine.metrics import CONDITION, Listing, Metric, Table
 from validation.data.engine.rounds import Pass, Rounds, Runner, over_dataset
-from validation.data.engine.tasks import Condition, Found
+from validation.data.engine.tasks import MAX_NAMED_ROWS, Condition, Found
+from validation.data.previous import Previous, compared
 from validation.data.report import GateReport, Severity, columns_of, expectation_report, label_of
 from validation.data.suite import Suite
 
@@ -42,6 +43,7 @@ class BlockVerdict:
 class GatePlan:
     """What has to be computed on each block. Picklable, and free of Great Expectations."""
 
+    #: Its parameters have their values.
     suite: Suite
     table: Table
     metrics: tuple[Metric, ...]
@@ -52,6 +54,10 @@ class GatePlan:
     marks: tuple[tuple[Condition, str], ...]
     #: Keys of conditions whose unexpected rows go, but are known only at the end, by expectation.
     late: tuple[tuple[int, str], ...]
+    #: Of the suite as it was given, before its parameters got values.
+    digest: str
+    #: Expectations that compare with a version before which does not tell what they ask, and why.
+    left_out: tuple[str, ...] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -62,19 +68,19 @@ class GatePlan:
     def read_again(self) -> list[str]:
         """Columns of conditions that need a further pass for sure: the first tells what rows repeat."""
         found = [m.domain for m in self.metrics if m.name.removesuffix(CONDITION) in INFORMED]
-        return [n for told in found for n in [told.get("column"), *(told.get("column_list") or [])] if n]
+        named = [n for told in found for n in [told.get("column"), *(told.get("column_list") or [])]]
+        return [measured_of(self.table.schema, n) for n in named if n in self.table.schema.names]
 
     def judge_block(self, table: pa.Table) -> BlockVerdict:
         """Judge the rows of one block, in a worker; ``table`` has :attr:`columns`, and may have others."""
         block = self.first.block(table)
         partial = self.first.run(block)
-        labels: dict[int, list[str]] = {}
-        for condition, label in self.marks:
-            for position in block.unexpected.get(condition, ()):
-                labels.setdefault(int(position), []).append(label)
         reasons: list[str | None] = [None] * table.num_rows
-        for position, found in labels.items():
-            reasons[position] = "; ".join(found)
+        for condition, label in self.marks:
+            found = block.unexpected.get(condition)
+            for position in [] if found is None else found.tolist():
+                before = reasons[position]
+                reasons[position] = f"{before}; {label}" if before else label
         return BlockVerdict(reasons, partial)
 
 
@@ -84,19 +90,23 @@ def plan_gate(
     row_id: str = "row_id",
     drop: Sequence[Severity] = ("critical",),
     result_format: dict[str, Any] | None = None,
+    previous: Previous | None = None,
 ) -> GatePlan:
     """Plan the judgement of rows of ``schema`` by ``suite``; imports Great Expectations (8 CPU-seconds).
 
     ``row_id`` names the string column that identifies a row. Rows that break an expectation of a severity in
     ``drop`` get a reason. ``result_format`` is Great Expectations' own; without one, a summary with
-    :data:`MAX_EXAMPLES` examples by ``row_id``.
+    :data:`MAX_EXAMPLES` examples by ``row_id``. ``previous`` is the version that the suite's parameters tell
+    of (see :mod:`validation.data.previous`); what it does not tell leaves an expectation out.
 
     Raises UsageError that names the expectation which Great Expectations does not accept or cannot plan.
     """
     from validation.data.engine.execution import metrics_of
 
+    digest = suite.digest
+    suite, left_out = compared(suite, previous, schema)
     expectations = suite.build()
-    _refuse_parameters(suite, expectations)
+    schema = with_lengths(schema, [name for e in expectations for name in columns_of(e)])
     form = _parsed(result_format or _summary(row_id))
     names = tuple(schema.names)
     table = Table(schema.remove_metadata(), Listing.of(form, names), row_id if row_id in names else None)
@@ -111,7 +121,16 @@ def plan_gate(
     tasks = rounds.waiting_for()
     marks = [(tasks[key], label) for key, label in marked if key in tasks]
     return GatePlan(
-        suite, table, tuple(metrics.values()), rounds.first(), form, row_id, tuple(marks), tuple(late)
+        suite,
+        table,
+        tuple(metrics.values()),
+        rounds.first(),
+        form,
+        row_id,
+        tuple(marks),
+        tuple(late),
+        digest,
+        left_out,
     )
 
 
@@ -126,7 +145,8 @@ def finish_gate(
 
     ``rows(columns)`` gives these columns of the same rows again, for the further passes that some
     expectations need (uniqueness, quantiles, z-scores), in Ray tasks of ``num_cpus`` logical CPUs. The
-    report's ``bad_rows`` name only rows that no block could have marked by itself.
+    report's ``bad_rows`` name only rows that no block could have marked by itself, up to a million of an
+    expectation. Raises RefusedError if one that holds leaves more of them to be dropped.
     """
     return conclude(plan, partials, over_dataset(rows, num_cpus))
 
@@ -149,11 +169,19 @@ def conclude(plan: GatePlan, partials: Iterable[bytes], run: Runner) -> GateRepo
     for position, key in plan.late:
         found = rounds.answers.get(key)
         if isinstance(found, Found) and reports[position].unexpected_count:
-            for identity in found.ids:
+            if len(found.ids) > MAX_NAMED_ROWS and reports[position].success:
+                raise RefusedError(
+                    f"suite {plan.suite.name}: {found.unexpected:,} rows break {reports[position].label}, "
+                    f"which allows it; more than {MAX_NAMED_ROWS:,} cannot be named to be dropped: mend the "
+                    "data, or make the expectation a warning."
+                )
+            for identity in found.ids[:MAX_NAMED_ROWS]:
                 bad.setdefault(identity, []).append(reports[position].label)
+    whole["meta"] |= {"left_out": list(plan.left_out)}
     return GateReport(
         suite=plan.suite.name,
-        suite_digest=plan.suite.digest,
+        suite_digest=plan.digest,
+        left_out=list(plan.left_out),
         rows=facts.rows,
         success=all(r.success for r in reports if r.severity == "critical"),
         expectations=reports,
@@ -163,7 +191,12 @@ def conclude(plan: GatePlan, partials: Iterable[bytes], run: Runner) -> GateRepo
 
 
 def gate(
-    dataset: ray.data.Dataset, suite: Suite, row_id: str = "row_id", *, num_cpus: float = 0.5
+    dataset: ray.data.Dataset,
+    suite: Suite,
+    row_id: str = "row_id",
+    *,
+    num_cpus: float = 0.5,
+    previous: Previous | None = None,
 ) -> GateReport:
     """Judge ``dataset`` by ``suite``; the verdict is that of Great Expectations on the whole data.
 
@@ -177,7 +210,7 @@ def gate(
     names = list(known.names) if known is not None else []
     if row_id not in names:
         raise UsageError(f"suite {suite.name}: the data has no row id column {row_id}; it has {names}.")
-    plan = plan_gate(suite, arrow_schema(known), row_id)
+    plan = plan_gate(suite, arrow_schema(known), row_id, previous=previous)
     marked: dict[str, list[str]] = {}
     report = finish_gate(
         plan, _judged(dataset, plan, marked, num_cpus), dataset.select_columns, num_cpus=num_cpus
@@ -237,13 +270,6 @@ def _parsed(result_format: dict[str, Any]) -> dict[str, Any]:
     from great_expectations.expectations.expectation_configuration import parse_result_format
 
     return dict(parse_result_format(dict(result_format)))
-
-
-def _refuse_parameters(suite: Suite, expectations: Sequence[Any]) -> None:
-    for expectation in expectations:
-        configuration = expectation.configuration
-        if "$PARAMETER" in json.dumps(dict(configuration.kwargs), default=str):
-            raise UsageError(f"suite {suite.name}: {configuration.type} has a $PARAMETER, not supported yet.")
 
 
 def _marked(

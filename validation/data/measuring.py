@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 #: Longer words are cut, so that a text without white space does not enter the profile whole.
 MAX_TOKEN_CHARS = 64
 MAX_CATEGORY_CHARS = 200
+#: Every float is a whole multiple of 2**-FLOAT_BITS.
+FLOAT_BITS = 1074
 #: A column with more values is none of splits.
 MAX_SPLITS = 100
 #: What stands at a word's ends and is no part of it: ASCII's, then Latin quotes and dashes, then CJK marks.
@@ -38,8 +41,9 @@ class Bins(BaseModel):
     nulls: int = 0
     low: float | None = None
     high: float | None = None
-    #: Exact sum of whole numbers; None for others, whose sum would depend on the order.
+    #: Exact sum, times 2**scale: a sum of rounded floats would depend on the order. None if it is not finite.
     total: int | None = None
+    scale: int = 0
 
     def add(self, other: Bins) -> None:
         """Take in another part."""
@@ -47,7 +51,20 @@ class Bins(BaseModel):
         self.nulls += other.nulls
         self.low = min((v for v in (self.low, other.low) if v is not None), default=None)
         self.high = max((v for v in (self.high, other.high) if v is not None), default=None)
-        self.total = None if self.total is None or other.total is None else self.total + other.total
+        scale = max(self.scale, other.scale)
+        if self.total is not None and other.total is not None:
+            self.total = (self.total << scale - self.scale) + (other.total << scale - other.scale)
+        else:
+            self.total = None
+        self.scale = scale
+
+    @property
+    def mean(self) -> float | None:
+        """Of all values; None without any, or if they are not all finite."""
+        number = sum(self.counts)
+        return (
+            float(Fraction(self.total, number << self.scale)) if self.total is not None and number else None
+        )
 
 
 class Partial(BaseModel):
@@ -150,18 +167,59 @@ def _numbers(column: Any, name: str, edges: list[float]) -> Bins:
 def _bins(values: Any, edges: list[float], nulls: int) -> Bins:
     places = np.searchsorted(np.asarray(edges), values, side="right")
     whole = not np.issubdtype(values.dtype, np.floating)
+    scale, total = (0, int(values.sum(dtype=object))) if whole else (FLOAT_BITS, _exact_sum(values))
     return Bins(
         counts=np.bincount(places, minlength=len(edges) + 1).tolist(),
         nulls=nulls,
         # Adding 0.0 makes one of the two zeros.
         low=float(values.min()) + 0.0 if len(values) else None,
         high=float(values.max()) + 0.0 if len(values) else None,
-        total=int(values.sum(dtype=object)) if whole else None,
+        total=total,
+        scale=scale,
     )
+
+
+def _exact_sum(values: Any) -> int | None:
+    """The sum of floats in units of the smallest one, 2**-FLOAT_BITS; None if one is infinite."""
+    if not np.isfinite(values).all():
+        return None
+    shares, exponents = np.frexp(values.astype(np.float64))
+    # 53 bits each; sums of halves of them stay within 64.
+    whole, total = np.ldexp(shares, 53).astype(np.int64), 0
+    for exponent in np.unique(exponents).tolist():
+        part = whole[exponents == exponent]
+        sum_ = (int((part >> 26).sum()) << 26) + int((part & (2**26 - 1)).sum())
+        # The smallest floats have fewer bits, and zeros for the others.
+        shift = exponent - 53 + FLOAT_BITS
+        total += sum_ << shift if shift >= 0 else sum_ >> -shift
+    return total
 
 
 def _texts(partial: Partial, spec: ProfileSpec, name: str, column: Any) -> None:
     """Lengths and tokens of a column of text, or of messages (structs with a content)."""
+    held, lengths, tokens = _measured(name, column, spec.vocabulary)
+    partial.tokens[name] = tokens
+    nulls = len(column) - len(held)
+    partial.bins |= {f"{name}.{unit}": _bins(values, spec.lengths, nulls) for unit, values in lengths.items()}
+
+
+def text_lengths(table: pa.Table, name: str) -> dict[str, Any]:
+    """Lengths of a column of text or messages by unit, as Arrow arrays that are null where it is.
+
+    Raises UsageError for a column of another type.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = _column(table, name)
+    _, lengths, _ = _measured(name, column, 1)
+    places = np.cumsum(pc.is_valid(column).to_numpy(zero_copy_only=False)) - 1
+    at = pa.array(places, mask=pc.is_null(column).to_numpy(zero_copy_only=False))
+    return {unit: pa.array(values, pa.int64()).take(at) for unit, values in lengths.items()}
+
+
+def _measured(name: str, column: Any, vocabulary: int) -> tuple[Any, dict[str, Any], TokenSketch]:
+    """The rows that are not null, their lengths by unit, and their tokens."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -170,26 +228,26 @@ def _texts(partial: Partial, spec: ProfileSpec, name: str, column: Any) -> None:
     kind = column.type
     if _is_text(kind) or (column.null_count == len(column) and not pa.types.is_nested(kind)):
         column = column.cast(pa.large_string())
-    nulls, held = column.null_count, pc.drop_null(column)
+    held = pc.drop_null(column)
+    lengths: dict[str, Any] = {}
     if _is_messages(column.type):
         # Which row each message belongs to; lengths of a row are the sums of its messages'.
         parents = pc.list_parent_indices(held).to_numpy()
         texts = pc.struct_field(pc.list_flatten(held), "content")
-        messages = np.bincount(parents, minlength=len(held))
-        partial.bins[f"{name}.messages"] = _bins(messages, spec.lengths, nulls)
+        lengths["messages"] = np.bincount(parents, minlength=len(held))
     elif pa.types.is_large_string(column.type):
         parents, texts = None, held
     else:
         raise UsageError(f"The profile needs text or messages in column {name}, which is {kind}.")
     texts = texts.cast(pa.large_string())
     words = pc.utf8_split_whitespace(pc.fill_null(texts, ""))
-    tokens, lengths = _tokens(words, spec.vocabulary)
-    partial.tokens[name] = tokens
+    tokens, numbers = _tokens(words, vocabulary)
     characters = pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False)
-    for unit, values in {"characters": characters, "words": lengths}.items():
+    for unit, values in {"characters": characters, "words": numbers}.items():
         if parents is not None:
             values = np.bincount(parents, weights=values, minlength=len(held)).astype(np.int64)
-        partial.bins[f"{name}.{unit}"] = _bins(values, spec.lengths, nulls)
+        lengths[unit] = values
+    return held, lengths, tokens
 
 
 def _tokens(words: Any, size: int) -> tuple[TokenSketch, Any]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Two bins an octave, up to a million: lengths spread over magnitudes.
 LENGTHS = [0.0, 1.0, *(float(f * 2**n) for n in range(1, 20) for f in (1, 1.5)), float(2**20)]
+#: Four bins an octave from a thousandth to a million, on both sides of zero: figures of any kind.
+_MAGNITUDES = [2 ** (n / 4) for n in range(-40, 81)]
+NUMBERS = [*(-edge for edge in reversed(_MAGNITUDES)), 0.0, *_MAGNITUDES]
 TOKEN_BUCKETS = 1024
 
 
@@ -68,7 +71,7 @@ class Histogram(BaseModel):
     nulls: int = Field(0, description="Rows without a value, or whose value is NaN.")
     minimum: float | None = Field(None, description="Smallest value; null if there is none.")
     maximum: float | None = Field(None, description="Greatest value; null if there is none.")
-    mean: float | None = Field(None, description="Mean of whole numbers; null for others.")
+    mean: float | None = Field(None, description="Mean of the values; null if not all are finite.")
 
     @property
     def values(self) -> int:
@@ -175,10 +178,8 @@ def merge_profiles(spec: ProfileSpec, partials: Iterable[bytes]) -> Profile:
 
 
 def _histogram(edges: list[float], bins: Bins) -> Histogram:
-    number = sum(bins.counts)
-    mean = bins.total / number if bins.total is not None and number else None
     return Histogram(
-        edges=edges, counts=bins.counts, nulls=bins.nulls, minimum=bins.low, maximum=bins.high, mean=mean
+        edges=edges, counts=bins.counts, nulls=bins.nulls, minimum=bins.low, maximum=bins.high, mean=bins.mean
     )
 
 

@@ -6,7 +6,8 @@ have equal keys, so what the keys rule out is out, and the few documents that ma
 measured by datatrove's own functions. A collision of keys costs time, never a verdict.
 
 Where datatrove's filter raises on a text (a document without words meets some limits as a division by
-zero), the judge refuses the text as ``empty``.
+zero), the judge refuses the text as ``empty``. A text of more than 100,000 signs, 30 % of it or more, is
+refused as ``signs`` before words are made of it.
 """
 
 from __future__ import annotations
@@ -164,6 +165,8 @@ class _GopherRepetition:
         text, config = document.text, self._config
         if not text:
             return _EMPTY
+        if document.signs_share:
+            return Verdict("signs", document.signs_share)
         size = len(text)
         for kind, parts, most, most_chars in (
             ("para", document.paragraphs, config.dup_para_frac, config.dup_para_char_frac),
@@ -242,6 +245,8 @@ class _GopherQuality:
         self._stop_words = frozenset(STOP_WORDS if config.stop_words is None else config.stop_words)
 
     def judge(self, document: Document) -> Verdict | None:
+        if document.signs_share:
+            return Verdict("signs", document.signs_share)
         words = document.words(self._config.language)
         return self._by_words(words) or self._by_symbols(document, len(words)) or self._by_prose(words)
 
@@ -305,6 +310,8 @@ class _C4Quality:
     def judge(self, document: Document) -> Verdict | None:
         config = self._config
         text, language = document.text, config.language
+        if document.signs_share:
+            return Verdict("signs", document.signs_share)
         parts = document.lines
         if not config.split_paragraph:
             from datatrove.utils.text import split_into_sentences

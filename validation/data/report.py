@@ -60,6 +60,10 @@ class GateReport(BaseModel):
     expectations: list[ExpectationReport] = Field(
         description="One for each expectation, in the suite's order."
     )
+    left_out: list[str] = Field(
+        default_factory=list,
+        description="Expectations that compare with a version before, and were not judged for want of it.",
+    )
     bad_rows: dict[str, list[str]] = Field(
         default_factory=dict,
         exclude=True,

@@ -1,5 +1,7 @@
 """The quality judges give datatrove's own verdicts."""
 
+import random
+
 import pytest
 from datatrove.data import Document as DatatroveDocument
 from datatrove.pipeline.filters import (
@@ -126,6 +128,22 @@ def test_a_piece_without_white_space_costs_no_more_than_its_length():
     assert words.strings()[-3:] == ["end", "of", "it"]
     assert len(words) == 10**6 + 3
     assert tokeniser("eng").count_sentences("!" * (MAX_PIECE + 1) + "\tand more. It ends.") == 3
+
+
+@pytest.mark.parametrize("rule", [GopherRepetition, GopherQuality, C4Quality])
+def test_megabytes_of_signs_are_refused_before_words_are_made_of_them(rule):
+    rng = random.Random(1)
+    signs = "\n".join("".join(rng.choices("!?.,;:-()[]*#", k=5000)) for _ in range(400))
+    # A fresh tokeniser would need a minute for them; one that is not asked learns nothing.
+    known = len(tokeniser("eng").vocabulary)
+    verdict = rule().build().judge(Document(signs))
+    assert (verdict.reason, round(verdict.score, 2)) == ("signs", 1.0)
+    assert len(tokeniser("eng").vocabulary) == known
+    assert Document("A sentence, as it is (or was)! " * 50_000).signs_share is None
+    assert (
+        Document("\u0915\u093f \u0915\u0940\u0964 " * 50_000).signs_share is None
+    )  # Vowels are marks there.
+    assert Document(signs[:90_000]).signs_share is None
 
 
 def test_vowel_signs_tell_words_apart():

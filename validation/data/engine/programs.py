@@ -32,7 +32,16 @@ from validation.data.engine.aggregates import (
 from validation.data.engine.conditions import INFORMED, KERNELS, ORDERED
 from validation.data.engine.frames import Domain, to_frame
 from validation.data.engine.metrics import CONDITION, Metric, Table
-from validation.data.engine.tasks import Condition, Foreign, Found, Known, Ordered, Task, mapping
+from validation.data.engine.tasks import (
+    MAX_NAMED_ROWS,
+    Condition,
+    Foreign,
+    Found,
+    Known,
+    Ordered,
+    Task,
+    mapping,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,7 +166,7 @@ def _united(founds: Sequence[Found], whole: Found, task: Condition) -> Found:
     order = np.argsort(positions, kind="stable")[: task.limit]
     tables = [found.records for found in founds if found.records is not None]
     records = pa.concat_tables(tables).take(order) if tables else None
-    ids = [identity for found in founds for identity in found.ids]
+    ids = [identity for found in founds for identity in found.ids][: MAX_NAMED_ROWS + 1]
     unexpected = sum(found.unexpected for found in founds)
     return replace(whole, unexpected=unexpected, positions=positions[order], records=records, ids=ids)
 

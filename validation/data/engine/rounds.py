@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from validation.data.engine.frames import Block, aligned
+from validation.data.engine.lengths import measured, measured_of
 from validation.data.engine.metrics import Metric, Table
 from validation.data.engine.programs import Facts, Program, program_for
 from validation.data.engine.tasks import Shape, Task
@@ -36,12 +37,18 @@ class Pass:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that are read, in the schema's order."""
+        read = {measured_of(self.schema, name) for name in self.wanted}
+        return tuple(name for name in self.schema.names if name in read)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Columns that tasks look at: those that are read, and lengths made of them."""
         read = {name for task in self.tasks for name in task.columns}
         return tuple(name for name in self.schema.names if name in read)
 
     def block(self, table: pa.Table) -> Block:
         """A block as the tasks see it."""
-        return Block(aligned(table, self.schema, self.columns), self.holed)
+        return Block(aligned(measured(table, self.schema, self.wanted), self.schema, self.wanted), self.holed)
 
     def run(self, block: Block) -> bytes:
         """The partial results of one block."""
@@ -108,7 +115,7 @@ class Rounds:
     def first(self) -> Pass:
         """The pass that everything starts with; it also finds out where the table has nulls."""
         tasks = self._tasks()
-        shape = Shape((*Pass(self._schema, tasks).columns, *self._typed))
+        shape = Shape((*Pass(self._schema, tasks).wanted, *self._typed))
         return Pass(self._schema, (shape, *tasks))
 
     def finish(self, first: Pass, results: dict[Task, Any], run: Runner) -> Facts:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from validation.data.engine.conditions import KERNELS
 from validation.data.engine.frames import Block, Domain, depends_on_nulls, to_frame
+from validation.data.engine.shortcuts import unexpected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 #: Result format COMPLETE names every unexpected row: beyond this it fails, and SUMMARY must be asked for.
 MAX_LISTED_ROWS = 1_000_000
+#: Rows that are to go, and that no block can mark by itself, are named in the driver: at most so many, and
+#: one more that says that there are others.
+MAX_NAMED_ROWS = 1_000_000
 
 
 class Task(Protocol):
@@ -76,7 +80,7 @@ class Found:
     #: The first unexpected rows: positions in the part, and the columns that results name.
     positions: Any = None
     records: pa.Table | None = None
-    #: Identities of all unexpected rows, where they were asked for.
+    #: Identities of the unexpected rows, where they were asked for, up to :data:`MAX_NAMED_ROWS` and one.
     ids: list[str] = field(default_factory=list)
     error: str | None = None
     #: Nulls elsewhere may change the answer.
@@ -119,9 +123,7 @@ class Condition:
         """Judge the block's rows."""
         found = Found(block.table.num_rows)
         try:
-            rows = block.records(self.domain)
-            found.rows = len(rows)
-            positions = self._positions(self._unexpected(rows), rows)
+            found.rows, positions = self._judged(block)
         except Exception as error:  # Whatever a value makes pandas raise is the expectation's outcome.
             found.error = str(error)
             return found
@@ -132,6 +134,14 @@ class Condition:
         found.unexpected = len(positions)
         self._keep(found, block, positions)
         return found
+
+    def _judged(self, block: Block) -> tuple[int, Any]:
+        """Rows of the domain, and positions of the unexpected ones in the block."""
+        short = unexpected(self.metric, self.domain, self.values, block.table)
+        if short is not None:
+            return short
+        rows = block.records(self.domain)
+        return len(rows), self._positions(self._unexpected(rows), rows)
 
     def _unexpected(self, rows: pd.DataFrame) -> Any:
         kernel = KERNELS[self.metric]
@@ -153,7 +163,8 @@ class Condition:
         if limit:
             found.records = block.table.select(list(self.shown)).take(found.positions)
         if self.ids:
-            found.ids = [str(i) for i in block.table[self.ids].take(positions).to_pylist()]
+            named = positions[: MAX_NAMED_ROWS + 1]
+            found.ids = [str(i) for i in block.table[self.ids].take(named).to_pylist()]
 
     def join(self, first: Found, second: Found) -> Found:
         """Add the counts, and list the rows of both in order."""
@@ -186,7 +197,7 @@ def _joined(first: Found, second: Found, limit: int) -> Found:
         unexpected=first.unexpected + second.unexpected,
         positions=np.concatenate([first.positions, later.positions[:room]]),
         records=records,
-        ids=first.ids + second.ids,
+        ids=(first.ids + second.ids)[: MAX_NAMED_ROWS + 1],
         provisional=first.provisional or second.provisional,
         last=second.last,
         holed=first.holed | second.holed,
