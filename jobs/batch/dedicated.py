@@ -247,7 +247,7 @@ class _Preprocess:
         return {**wanted, "model": self._adapter} if self._adapter is not None else wanted
 
 
-_KEPT = ("row_id", "custom_id", "endpoint", "body", "asked")
+_KEPT = ("row_id", "custom_id", "endpoint", "body", "number", "asked")
 
 
 def _postprocess(row: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ MESSAGE = frozenset(
 )
 #: Templates write ids out, so they must have no room for prose.
 TOOL_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 URLS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 
@@ -59,8 +60,12 @@ def _request(raw: bytes) -> BatchRequest:
         raise ValueError("it is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("its JSON is nested too deep") from None
     if not isinstance(line, dict):
         raise ValueError("it is no JSON object")
+    if b"\\ud" in raw.lower() and _SURROGATE.search(json.dumps(line, ensure_ascii=False)):
+        raise ValueError("it holds half of a surrogate pair, which is no text")
     if unknown := sorted(set(line) - {"custom_id", "method", "url", "body"}):
         raise ValueError(f"{unknown[0]!r} is no key of OpenAI's batch format")
     custom_id = line.get("custom_id")

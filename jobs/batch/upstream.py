@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, Iterator
 from typing import Any
 
 from cluster.contracts import StreamItem, UpstreamError
+from jobs.batch.failures import is_retriable
 
 
 class UpstreamFailedError(Exception):
@@ -18,8 +19,8 @@ class UpstreamFailedError(Exception):
 
     @property
     def retriable(self) -> bool:
-        """Overload and failures of the server; not what the request itself is wrong about."""
-        return self.error.status >= 500 or self.error.status in (408, 429)
+        """Whether the same request may go well a little later."""
+        return is_retriable(self.error)
 
 
 async def collect(stream: AsyncIterable[StreamItem]) -> dict[str, Any]:
