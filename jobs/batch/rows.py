@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.contracts import Finding
@@ -18,6 +18,8 @@ Status = Literal["succeeded", "blocked", "failed"]
 
 #: Folders of the artifact.
 OUTPUT, ERRORS = "output", "errors"
+#: Rows that are in memory as Python values while a file is written.
+_ROWS_PER_GROUP = 1000
 #: Columns that tell how an answer was made and not what it is: equal answers have one digest without them.
 MEASURED = frozenset({"seconds"})
 
@@ -126,7 +128,13 @@ def request_schema() -> pa.Schema:
 
 def request_columns(request: BatchRequest) -> dict[str, Any]:
     """A request as stored."""
-    return {**asdict(request), "body": canonical_json(request.body).decode()}
+    return {
+        "row_id": request.row_id,
+        "custom_id": request.custom_id,
+        "endpoint": request.endpoint,
+        "body": canonical_json(request.body).decode(),
+        "number": request.number,
+    }
 
 
 def request_of(columns: Mapping[str, Any]) -> BatchRequest:
@@ -141,32 +149,49 @@ def request_of(columns: Mapping[str, Any]) -> BatchRequest:
 
 
 class PartWriter:
-    """Writes rows into numbered Parquet files of at most ``rows_per_file`` rows below an attempt's folder."""
+    """Writes rows into numbered Parquet files of at most ``rows_per_file`` rows below an attempt's folder.
+
+    Of a file that is not full yet only few rows are in memory as such; the others are as they will be stored.
+    """
 
     def __init__(self, attempt: Attempt, folder: str, schema: pa.Schema, rows_per_file: int) -> None:
         self._attempt, self._folder, self._schema, self._rows = attempt, folder, schema, rows_per_file
         self._waiting: list[Mapping[str, Any]] = []
-        self._parts = 0
-        self.count = 0
+        self._sink: pa.BufferOutputStream | None = None
+        self._parts = self._in_file = self.count = 0
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take one row; a full part goes to storage."""
         self._waiting.append(row)
         self.count += 1
-        if len(self._waiting) >= self._rows:
+        if self._in_file + len(self._waiting) >= self._rows:
             self._flush()
+        elif len(self._waiting) >= _ROWS_PER_GROUP:
+            self._group()
 
     def close(self) -> None:
         """Write what is left, and one empty file if there was no row, so that readers find the schema."""
-        if self._waiting or not self._parts:
+        if self._waiting or self._in_file or not self._parts:
             self._flush()
 
-    def _flush(self) -> None:
-        write_part(
-            self._attempt, f"{self._folder}/part-{self._parts:05d}.parquet", self._waiting, self._schema
-        )
-        self._parts += 1
+    def _group(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self._sink is None:
+            self._sink = pa.BufferOutputStream()
+            self._file = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+        self._file.write_table(pa.Table.from_pylist(list(self._waiting), schema=self._schema))
+        self._in_file += len(self._waiting)
         self._waiting = []
+
+    def _flush(self) -> None:
+        self._group()
+        assert self._sink is not None, "there is a file now"
+        self._file.close()
+        name = f"{self._folder}/part-{self._parts:05d}.parquet"
+        self._attempt.write(name, self._sink.getvalue().to_pybytes())
+        self._parts, self._in_file, self._sink = self._parts + 1, 0, None
 
 
 def write_part(attempt: Attempt, path: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import IO, Self
 
 #: Pairs in memory at a time; some hundred bytes each.
-ROWS_PER_RUN = 50_000
+ROWS_PER_RUN = 20_000
 _ROWS_PER_READ = 512
 
 
