@@ -9,6 +9,7 @@ committed, and collected by ``manta gc`` otherwise. A new run reads what others 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ class Journal:
 
     :param flush_rows: rows that fill a part.
     :param flush_s: seconds after which a part is written though it is not full.
-    :param figures: how far the batch is, written beside each part.
+    :param figures: how far the batch is, written beside the parts, at most once a second.
 
     Whatever storage raised is raised by the next :meth:`add` or by the end of the block.
     """
@@ -73,11 +74,14 @@ class Journal:
                 self._changed.notify_all()
 
     def _run(self) -> None:
+        told = 0.0
         try:
             for rows in self._full():
                 write_part(self._place, f"{ANSWERS}/part-{self._parts:06d}.parquet", rows, self._schema)
                 self._parts += 1
-                self._place.write(PROGRESS, canonical_json(self._figures()))
+                if time.monotonic() - told >= 1.0:
+                    self._place.write(PROGRESS, canonical_json(self._figures()))
+                    told = time.monotonic()
         except Exception as error:
             with self._changed:
                 self._failed = error

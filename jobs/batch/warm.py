@@ -94,9 +94,10 @@ class WarmEngine:
                     tasks.add(loop.create_task(self._answer(request)))
                 if not tasks:
                     return []
-                done, _ = await asyncio.wait({*tasks, watch}, return_when=asyncio.FIRST_COMPLETED)
-                if watch in done:
+                await asyncio.wait({*tasks, watch}, return_when=asyncio.FIRST_COMPLETED)
+                if watch.done():
                     watch.result()
+                done = [task for task in tasks if task.done()]
                 tasks.difference_update(done)
                 self._left_at = loop.time()
                 return [task.result() for task in done]

@@ -13,70 +13,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.local import s3server
-from tests.conftest import start_s3
+from tests.benchmarks.local import storage
+from tests.warm_stub import StubEngine, play, publish, write_prompts
 
 SMALL = 1000
 _POLICY = (
     "name: quick\nversion: 1\nguards:\n- {name: length, kind: length, 'on': both, max_characters: 4000}\n"
 )
-_ANSWER = {"object": "chat.completion", "usage": {"prompt_tokens": 20, "completion_tokens": 12}}
-_MESSAGE = {"role": "assistant", "content": "A short answer of about a dozen words, as models give them."}
-
-
-class Engine:
-    """In place of a Serve handle: the whole answer in one item, at once."""
-
-    def remote(self, request: dict[str, Any]) -> AsyncIterator[bytes]:
-        return self._answer()
-
-    async def _answer(self) -> AsyncIterator[bytes]:
-        choice = {"index": 0, "message": _MESSAGE, "finish_reason": "stop"}
-        yield f"data: {json.dumps({**_ANSWER, 'choices': [choice]})}\n\ndata: [DONE]\n\n".encode()
-
-
-def write_prompts(path: Path, rows: int) -> None:
-    """OpenAI's batch lines, with ids in no order."""
-    head = {"method": "POST", "url": "/v1/chat/completions"}
-    with path.open("w") as out:
-        for number in range(rows):
-            text = (
-                f"Please describe object number {number} in a sentence or two, and say what it is good for."
-            )
-            body = {"messages": [{"role": "user", "content": text}]}
-            custom_id = f"row-{number * 7_368_787 % 10_000_019:08d}"
-            out.write(json.dumps({"custom_id": custom_id, **head, "body": body}) + "\n")
-
-
-def publish() -> None:
-    """A route, which the job pins."""
-    from cluster import snapshots
-    from cluster.contracts import Route, Target
-
-    target = Target(application="stub", deployment="model", model="stub", digest="4" * 64)
-    route = Route(model="stub", targets=[target], created_at=datetime.now(UTC))
-    snapshots.publish(lambda s: s.model_copy(update={"routes": [route]}), by="benchmark")
+_PROMPT = "Please describe object number {} in a sentence or two, and say what it is good for."
 
 
 def measure_here(rows: int, folder: Path) -> dict[str, float]:
     """Of a batch in this process: CPU seconds a row, and MB of memory at most."""
     from jobs import batch_inference
-    from jobs.batch import warm
 
-    warm._handle = lambda target: Engine()  # type: ignore[assignment]
-    batch_inference.connect = lambda: None  # Nothing here needs Ray's cluster.
+    play(StubEngine(pace_s=0))
     run_rows, cpu = batch_inference._run_rows, [0.0]
 
     def timed(*arguments: Any) -> Any:
@@ -92,7 +52,7 @@ def measure_here(rows: int, folder: Path) -> dict[str, float]:
 
     def batch(count: int) -> None:
         path = folder / f"{uuid.uuid4().hex}.jsonl"
-        write_prompts(path, count)
+        write_prompts(path, (_PROMPT.format(number) for number in range(count)))
         config = {"name": f"b{uuid.uuid4().hex[:8]}", "source": {"path": str(path)}, "model": "stub"}
         config |= {"policy": str(policy), "progress_s": 30}
         summary = batch_inference.run(batch_inference.BatchInferenceConfig.model_validate(config)).summary
@@ -126,22 +86,9 @@ def main() -> None:
             print(json.dumps(measure_here(options.here, Path(folder))))
         return
     large = options.rows or (100_000 if options.quick else 1_000_000)
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        (Path(folder) / "s3").mkdir()
-        s3 = start_s3(Path(folder) / "s3")
-        os.environ |= {
-            "AWS_ENDPOINT_URL": s3.endpoint,
-            "AWS_ACCESS_KEY_ID": s3.credentials.access_key,
-            "AWS_SECRET_ACCESS_KEY": s3.credentials.secret_key,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "MANTA_STORAGE__BUCKET": s3.bucket,
-            "MANTA_HOME": f"{folder}/home",
-        }
-        try:
-            publish()
-            found = {rows: measure(rows) for rows in (SMALL, large)}
-        finally:
-            s3server.stop(s3.pid)
+    with storage():
+        publish()
+        found = {rows: measure(rows) for rows in (SMALL, large)}
     print(f"\n{'rows':>10}{'peak MB':>12}{'CPU us a row':>16}")
     for rows, figures in found.items():
         print(f"{rows:>10,}{figures['peak_mb']:>12.0f}{figures['cpu_s_a_row'] * 1e6:>16.0f}")

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.batch_resume [--rows 2000] [--kills 1] [--quick]
 
-The job runs as its command on a Ray and an S3 server of its own, against a warm stub engine that counts what
-it is asked. Its driver is killed with SIGKILL when the answered rows in storage reach each of ``--kills``
-evenly spaced marks, and started again. The last line is JSON: ``passes`` is rows that the engine was asked
-over rows; ``rows_found`` are in the artifact's files, ``duplicates`` are those that stand there twice.
+The job runs as its command on an S3 server of its own, with an engine that notes in a file what it is asked.
+Its driver is killed with SIGKILL when the answered rows in storage reach each of ``--kills`` evenly spaced
+marks, and started again. The last line is JSON: ``passes`` is rows that the engine was asked over rows;
+``rows_found`` are in the artifact's files, ``duplicates`` are those that stand there twice.
 """
 
 from __future__ import annotations
@@ -20,50 +20,21 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from tests.benchmarks.local import platform
+from tests.benchmarks.local import storage
+from tests.warm_stub import asked, publish, write_prompts
 
 #: About ten seconds of work, so that a flush every second is a small part of it.
 CONCURRENCY, FLUSH_ROWS, FLUSH_S = 16, 25, 1.0
 
 
-def deploy() -> Any:
-    """The stub engine, its route, and the handle that tells what it was asked."""
-    from datetime import UTC, datetime
-
-    from ray import serve
-
-    from cluster import snapshots
-    from cluster.contracts import Route, Target
-    from tests.integration.echo_model import app
-
-    serve.run(app, name="bench", route_prefix=None)
-    target = Target(application="bench", deployment="model", model="bench", digest="3" * 64)
-    route = Route(model="bench", targets=[target], created_at=datetime.now(UTC))
-    snapshots.publish(lambda s: s.model_copy(update={"routes": [route]}), by="benchmark")
-    return serve.get_deployment_handle("model", app_name="bench")
-
-
-def write_prompts(path: Path, rows: int) -> None:
-    """OpenAI's batch lines."""
-    head = {"method": "POST", "url": "/v1/chat/completions"}
-    with path.open("w") as out:
-        for number in range(rows):
-            body = {"messages": [{"role": "user", "content": f"Describe number {number} in words."}]}
-            out.write(json.dumps({"custom_id": f"r{number}", **head, "body": body}) + "\n")
-
-
-def start(prompts: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(prompts: Path, asked: Path, log: Path) -> subprocess.Popen[bytes]:
     """The job's command."""
-    import ray
-
-    words = [sys.executable, "-m", "jobs.batch_inference", "--name", "bench", "--model", "bench"]
+    words = [sys.executable, "-m", "tests.warm_stub", str(asked), "--name", "bench", "--model", "stub"]
     words += ["--source.path", str(prompts), "--concurrency", str(CONCURRENCY), "--json"]
     words += ["--flush_rows", str(FLUSH_ROWS), "--flush_s", str(FLUSH_S), "--progress_s", "1"]
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with log.open("ab") as out:
-        return subprocess.Popen(words, env=environment, stdout=out, stderr=out, start_new_session=True)
+        return subprocess.Popen(words, stdout=out, stderr=out, start_new_session=True)
 
 
 def durable() -> int:
@@ -87,7 +58,6 @@ def result(rows: int, log: Path) -> tuple[int, int]:
     prefix = artifacts.prefix(manifest)
     keys = [prefix + file.path for file in manifest.files if file.path.endswith(".parquet")]
     found = Counter(row["row_id"] for row in read_parts(artifacts.store, keys, ["row_id"]))
-    assert set(found) == {f"r{number}" for number in range(rows)}
     return found.total(), sum(count > 1 for count in found.values())
 
 
@@ -98,40 +68,36 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int)
     parser.add_argument("--kills", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="1,000 rows instead of 4,000")
+    parser.add_argument("--quick", action="store_true", help="2,000 rows instead of 4,000")
     options = parser.parse_args()
-    rows = options.rows or (1000 if options.quick else 4000)
-    with platform(num_cpus=4), tempfile.TemporaryDirectory(prefix="bench-in-") as folder:
-        prompts, log = Path(folder) / "prompts.jsonl", Path(folder) / "job.log"
-        write_prompts(prompts, rows)
-        engine, killed_at = deploy(), []
-        try:
-            for mark in [rows * (number + 1) // (options.kills + 1) for number in range(options.kills)]:
-                job = start(prompts, log)
-                while job.poll() is None and durable() < mark:
-                    time.sleep(0.05)
-                if job.poll() is not None:
-                    raise SystemExit(f"the job ended before it was killed:\n{log.read_text()[-3000:]}")
-                os.killpg(job.pid, signal.SIGKILL)
-                job.wait()
-                killed_at.append(sum(engine.seen.remote().result()[0].values()))
-            if start(prompts, log).wait(timeout=600) != 0:
-                raise SystemExit(log.read_text()[-3000:])
-            asked = engine.seen.remote().result()[0]
-            found, duplicates = result(rows, log)
-        finally:
-            from ray import serve
-
-            serve.shutdown()
-    total = sum(asked.values())
+    rows = options.rows or (2000 if options.quick else 4000)
+    with storage(), tempfile.TemporaryDirectory(prefix="bench-in-") as folder:
+        prompts, log, noted = Path(folder) / "prompts.jsonl", Path(folder) / "job.log", Path(folder) / "asked"
+        write_prompts(prompts, (f"Describe number {number} in words." for number in range(rows)))
+        publish()
+        killed_at = []
+        for mark in [rows * (number + 1) // (options.kills + 1) for number in range(options.kills)]:
+            job = start(prompts, noted, log)
+            while job.poll() is None and durable() < mark:
+                time.sleep(0.05)
+            if job.poll() is not None:
+                raise SystemExit(f"the job ended before it was killed:\n{log.read_text()[-3000:]}")
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+            killed_at.append(asked(noted).total())
+        if start(prompts, noted, log).wait(timeout=900) != 0:
+            raise SystemExit(log.read_text()[-3000:])
+        found, duplicates = result(rows, log)
+        times = asked(noted)
+        twice = sum(count > 1 for count in times.values())
     print(f"\n{rows} rows, {CONCURRENCY} in flight, parts of {FLUSH_ROWS} rows or {FLUSH_S:g} s")
     print(f"{'rows asked when the driver was killed':<44}{killed_at}")
-    print(f"{'rows asked in all, of them more than once':<44}{total}, {sum(n > 1 for n in asked.values())}")
+    print(f"{'rows asked in all, of them more than once':<44}{times.total()}, {twice}")
     print(f"{'a batch that begins anew would have asked':<44}{sum(killed_at) + rows}")
     print(
         json.dumps(
             {
-                "passes": round(total / rows, 4),
+                "passes": round(times.total() / rows, 4),
                 "rows_expected": rows,
                 "rows_found": found,
                 "duplicates": duplicates,
