@@ -40,7 +40,7 @@ from jobs.batch.rows import (
     request_of,
     request_schema,
 )
-from jobs.batch.sampling import SamplingConfig, normalise
+from jobs.batch.sampling import RequestConfig, SamplingConfig, normalise
 from jobs.batch.sorting import SortedSpill
 from jobs.batch.source import Source, SourceConfig, resolve
 from jobs.batch.warm import WarmEngine
@@ -89,6 +89,9 @@ class BatchInferenceConfig(JobConfig):
     )
     flush_rows: int = Field(500, ge=1, description="Answered rows that are made durable together...")
     flush_s: float = Field(5.0, gt=0, description="...or after so many seconds, if there are fewer.")
+    request: RequestConfig | None = Field(
+        None, description="Structured output and tools, for rows that do not say otherwise."
+    )
     price: PriceConfig | None = Field(None, description="What tokens cost; the route's price if absent.")
     max_cost: float | None = Field(
         None, ge=0, description="Refuse to start if the rows still to be asked may cost more."
@@ -106,6 +109,10 @@ class BatchInferenceConfig(JobConfig):
             part.pop(name)
         if self.engine == "warm":
             meaning.pop("dedicated")
+        else:  # Of its settings only the engine's own decide what it answers.
+            meaning["dedicated"] = {"engine_kwargs": meaning["dedicated"]["engine_kwargs"]}
+        if self.request is None:
+            meaning.pop("request")
         return meaning
 
 
@@ -187,7 +194,8 @@ def _prepare(
                 " split the file by model, or leave model out of its bodies; nothing was run."
             )
         try:
-            request = request.with_body(normalise(request.body, config.sampling))
+            body = config.request.fill(request) if config.request else request.body
+            request = request.with_body(normalise(body, config.sampling))
         except ValueError as error:
             raise UsageError(f"Row {request.custom_id}: {error}; nothing was run.") from None
         if config.engine == "dedicated":
@@ -258,6 +266,7 @@ def _answers(job: JobRun, config: BatchInferenceConfig, pin: Pin, asked: _Asked)
         chat=asked.chat,
         seed=asked.seed,
         stop=asked.stop,
+        say=job.progress,
     )
     folder = f"{job.store.bucket}/{rows_of(job).prefix}{REQUESTS}/"
     return dedicated.answers(ray.data.read_parquet(folder, filesystem=job.store.filesystem()))

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import AccessError, NotFoundError, UsageError
 from jobs.batch.rows import BatchRequest, strongest
-from jobs.batch.sampling import SamplingConfig, engine_parameters, normalise, unsupported
+from jobs.batch.sampling import RequestConfig, SamplingConfig, engine_parameters, normalise, unsupported
 from jobs.batch.sorting import SortedSpill, difference
 from jobs.batch.source import Source, SourceConfig, resolve
 from jobs.batch.upstream import UpstreamFailedError, collect
@@ -229,6 +229,17 @@ class TestSampling:
             body, "r", seed=True, stop=False
         )
         assert "seed" in engine_parameters(body, "r", seed=True, stop=False)
+
+    def test_a_batch_gives_its_rows_tools_and_a_format_that_they_may_override(self) -> None:
+        tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+        config = RequestConfig(response_format={"type": "json_object"}, tools=[tool])
+        own = {"messages": [], "response_format": {"type": "text"}, "tools": None}
+        assert config.fill(BatchRequest("a", "a", "chat", own)) == {
+            "messages": [],
+            "response_format": {"type": "text"},
+            "tools": [tool],
+        }
+        assert "tools" not in config.fill(BatchRequest("a", "a", "completions", {"prompt": "x"}))
 
     def test_values_out_of_bounds_are_named(self) -> None:
         with pytest.raises(ValueError, match="temperature"):
