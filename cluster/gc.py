@@ -3,8 +3,8 @@
 Collected are, once nothing was written to them and no run held them for the age that is asked for:
 
 - attempts at an artifact that has no manifest, and all attempts but the winner's of one that has;
-- training checkpoints (``attempts/<run id>.train/``), of finished and of killed attempts alike: for so long
-  a killed ``finetune`` can be resumed;
+- training checkpoints (``attempts/<run id>.train/``) and answered rows of a batch (``<run id>.rows/``), of
+  finished and of killed attempts alike: for so long a killed ``finetune`` or batch can be resumed;
 - multipart uploads to an attempt that were begun and never finished;
 - parts (artifacts of a kind ``…-part``) that no artifact of their name refers to in its ``parts.json``: those
   of erased datasets and of runs that failed; none while the team has a run, which may use them.
@@ -29,7 +29,7 @@ from cluster.errors import RefusedError
 from cluster.reconcile import reconcile
 from cluster.runs import RunRepository
 from cluster.storage import PARTS, ArtifactStore, StoredObject
-from cluster.storage.attempt import ATTEMPTS, MANIFEST, TRAINING, read_record
+from cluster.storage.attempt import ATTEMPTS, MANIFEST, ROWS, TRAINING, read_record
 
 _READERS = 8
 #: How a kind of parts ends.
@@ -57,7 +57,7 @@ class _Dead:
 
     @property
     def run_id(self) -> str:
-        return self.name.removesuffix(TRAINING)
+        return _run_id(self.name)
 
     @property
     def written(self) -> datetime:
@@ -218,11 +218,16 @@ class Collector:
             return False
         if len(parts) < 7 or parts[4] != ATTEMPTS or self._held(ref.fingerprint):
             return False
-        record = self._runs.find(parts[5].removesuffix(TRAINING))
+        record = self._runs.find(_run_id(parts[5]))
         return record is None or (record.ended_at is not None and record.ended_at < self._before)
 
 
+def _run_id(folder: str) -> str:
+    return folder.removesuffix(TRAINING).removesuffix(ROWS)
+
+
 def _why(one: _Dead, winner: str | None) -> str:
-    if one.name.endswith(TRAINING):
-        return "training checkpoints" + ("" if winner is None else " of a finished artifact")
+    for suffix, what in ((TRAINING, "training checkpoints"), (ROWS, "answered rows")):
+        if one.name.endswith(suffix):
+            return what + ("" if winner is None else " of a finished artifact")
     return "an attempt without a manifest" if winner is None else f"beaten by {winner}"

@@ -5,42 +5,43 @@
 
 The artifact (kind ``batch-output``) holds ``output/*.parquet`` (answered rows) and ``errors/*.parquet``
 (rows that a guard blocked or the engine failed), with the same columns; every input row is in exactly
-one of them. ``policy.json`` is the guard policy as it was pinned at submission. Two engines: ``warm``
+one of them. A run that is killed is resumed by the same command: answered rows are durable within seconds and
+are not asked again. ``policy.json`` is the guard policy as it was pinned at submission. Two engines: ``warm``
 asks a deployed model by its Serve handle, ``dedicated`` starts vLLM for the batch through Ray Data LLM
 (for large batches).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from cluster.errors import RefusedError, UsageError
+from cluster.errors import MantaError, RefusedError, UsageError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.settings import load_settings
-from cluster.storage import canonical_json, merge_row_digests, object_store, row_digest
+from cluster.storage import canonical_json, object_store
 from jobs.batch.dedicated import DedicatedConfig, DedicatedEngine, check_schedulable, check_supported
+from jobs.batch.estimate import PriceConfig, Sample, refuse_cost, tokenizer_of
+from jobs.batch.finishing import Finished, prove, write_files
 from jobs.batch.guarding import BatchGuards
+from jobs.batch.journal import PLAN, REQUESTS, Journal, rows_of
 from jobs.batch.pinning import Pin, pin_dedicated, pin_warm
 from jobs.batch.progress import Progress
+from jobs.batch.resume import Former, await_others, each_once, take_over
 from jobs.batch.rows import (
-    ERRORS,
-    MEASURED,
-    OUTPUT,
-    REQUESTS,
     BatchRequest,
     PartWriter,
-    answer_schema,
-    discrepancy,
+    parts,
     read_parts,
     request_columns,
     request_of,
     request_schema,
 )
-from jobs.batch.sampling import SamplingConfig, normalise
+from jobs.batch.sampling import RequestConfig, SamplingConfig, normalise
+from jobs.batch.sorting import SortedSpill
 from jobs.batch.source import Source, SourceConfig, resolve
 from jobs.batch.warm import WarmEngine
 from jobs.session import connect
@@ -52,7 +53,10 @@ class BatchInferenceConfig(JobConfig):
     """Prompts, the model that answers them, and how."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
-        {"concurrency", "attempts", "timeout_s", "progress_s", "rows_per_file", "max_failed"}
+        {
+            *("concurrency", "attempts", "timeout_s", "stall_s", "outage_s", "progress_s"),
+            *("flush_rows", "flush_s", "rows_per_file", "max_failed", "price", "max_cost"),
+        }
     )
 
     source: SourceConfig = Field(description="Where the prompts come from.")
@@ -75,6 +79,23 @@ class BatchInferenceConfig(JobConfig):
     concurrency: int = Field(32, ge=1, description="warm: rows asked at a time.")
     attempts: int = Field(3, ge=1, description="warm: tries a row.")
     timeout_s: float = Field(600.0, gt=0, description="warm: seconds for one try.")
+    stall_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds without a token after which an engine or a request counts as stalled.",
+    )
+    outage_s: float = Field(
+        900.0, gt=0, description="warm: seconds without a token from anywhere that end the run; it resumes."
+    )
+    flush_rows: int = Field(500, ge=1, description="Answered rows that are made durable together...")
+    flush_s: float = Field(5.0, gt=0, description="...or after so many seconds, if there are fewer.")
+    request: RequestConfig | None = Field(
+        None, description="Structured output and tools, for rows that do not say otherwise."
+    )
+    price: PriceConfig | None = Field(None, description="What tokens cost; the route's price if absent.")
+    max_cost: float | None = Field(
+        None, ge=0, description="Refuse to start if the rows still to be asked may cost more."
+    )
     progress_s: float = Field(5.0, gt=0, description="Seconds between two progress lines.")
     rows_per_file: int = Field(10_000, ge=1, description="Most rows in one Parquet file.")
     max_failed: float = Field(
@@ -88,21 +109,26 @@ class BatchInferenceConfig(JobConfig):
             part.pop(name)
         if self.engine == "warm":
             meaning.pop("dedicated")
+        else:  # Of its settings only the engine's own decide what it answers.
+            meaning["dedicated"] = {"engine_kwargs": meaning["dedicated"]["engine_kwargs"]}
+        if self.request is None:
+            meaning.pop("request")
         return meaning
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What preparation found in the input."""
+    """What preparation found in the input; ``pending`` rows have no answer yet."""
 
     rows: int
+    pending: int
     chat: bool
     seed: bool
     stop: bool
 
 
 def run(config: BatchInferenceConfig) -> JobResult:
-    """Pin model and policy, check every row, answer them, prove that none is lost, commit."""
+    """Pin model and policy, check every row, answer those that are not, prove that none is lost, commit."""
     settings, store = load_settings(), object_store()
     source = resolve(config.source, store, settings.team)
     connect()
@@ -111,65 +137,106 @@ def run(config: BatchInferenceConfig) -> JobResult:
     )
     inputs = [*source.inputs, *pin.inputs]
     with start_run("batch-inference", "batch-output", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
+        job.done = job.done or await_others(job)
         if job.done:
             return job.result(job.done)
-        progress, digest = _run_rows(job, config, source, pin)
+        progress, finished = _run_rows(job, config, source, pin)
         job.attempt.write("policy.json", canonical_json(pin.policy))
-        summary = _summary(config, pin, progress)
+        summary = _summary(config, pin, progress, finished)
         job.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)})
         counts = {
-            "input": progress.total,
-            "output": progress.counts["succeeded"],
-            "errors": progress.total - progress.counts["succeeded"],
-            "blocked": progress.counts["blocked"],
-            "failed": progress.counts["failed"],
+            "input": finished.rows,
+            "output": finished.counts["succeeded"],
+            "errors": finished.rows - finished.counts["succeeded"],
+            "blocked": finished.counts["blocked"],
+            "failed": finished.counts["failed"],
         }
-        return job.result(job.commit(counts=counts, summary=summary, data_digest=digest))
+        manifest = job.commit(counts=counts, summary=summary, data_digest=finished.digest)
+        _discard(job)
+        return job.result(manifest)
 
 
-def _run_rows(job: JobRun, config: BatchInferenceConfig, source: Source, pin: Pin) -> tuple[Progress, str]:
-    """Answer every row, and prove it; returns what was counted and the answers' digest."""
-    try:
-        asked = _prepare(job, config, source)
-        job.progress(
-            f"{asked.rows} rows checked; {config.engine} engine, model {pin.model.address},"
-            f" guard policy {pin.policy.name} ({pin.policy.digest[:12]})"
-        )
-        progress = Progress(asked.rows, job.progress, config.progress_s)
-        digest = _store(job, config, _answers(job, config, pin, asked), progress)
-        _prove(job)
-        _refuse_failure(config, progress, job)
-        return progress, digest
-    finally:
-        # The prompts as they were sent: a guard policy may well keep them out of storage.
-        job.attempt.clear(REQUESTS)
+def _run_rows(
+    job: JobRun, config: BatchInferenceConfig, source: Source, pin: Pin
+) -> tuple[Progress, Finished]:
+    """Answer every row that no earlier attempt has answered, write all of them, and prove it."""
+    rows = rows_of(job)
+    with SortedSpill() as ids:
+        try:
+            former = take_over(job, source.order)
+            asked, sample = _prepare(job, config, source, former, ids)
+            _estimate(job, config, pin, source, sample, asked)
+            progress = Progress(asked.rows, job.progress, config.progress_s, asked.rows - asked.pending)
+            if asked.pending:
+                with Journal(rows, config.flush_rows, config.flush_s, progress.figures) as journal:
+                    for row in _answers(job, config, pin, asked):
+                        journal.add(row)
+                        progress.add(row)
+            finished = write_files(job, each_once(job, former, asked.rows), config.rows_per_file)
+            prove(job, ids)
+        finally:
+            # The prompts as they were sent: a guard policy may well keep them out of storage.
+            rows.clear(REQUESTS)
+    _refuse_failure(config, finished)
+    return progress, finished
 
 
-def _prepare(job: JobRun, config: BatchInferenceConfig, source: Source) -> _Asked:
-    """Check and normalise every row before anything runs, and write them where both engines read them."""
-    writer = PartWriter(job.attempt, REQUESTS, request_schema(), config.rows_per_file)
-    endpoints, seed, stop = set[str](), False, False
-    for request in source.requests():
+def _prepare(
+    job: JobRun, config: BatchInferenceConfig, source: Source, former: Former, ids: SortedSpill
+) -> tuple[_Asked, Sample]:
+    """Check and normalise every row before anything runs; write those to be asked where engines read them."""
+    writer = PartWriter(rows_of(job), REQUESTS, request_schema(), config.rows_per_file)
+    endpoints, seed, stop, rows, sample = set[str](), False, False, 0, Sample()
+    for request in source.requests(ids):
         if (named := request.body.get("model")) not in (None, config.model):
             raise UsageError(
                 f"Row {request.custom_id} asks for model {named!r} but this batch runs {config.model!r}:"
                 " split the file by model, or leave model out of its bodies; nothing was run."
             )
         try:
-            request = request.with_body(normalise(request.body, config.sampling))
+            body = config.request.fill(request) if config.request else request.body
+            request = request.with_body(normalise(body, config.sampling))
         except ValueError as error:
             raise UsageError(f"Row {request.custom_id}: {error}; nothing was run.") from None
         if config.engine == "dedicated":
             check_supported(request)
         endpoints.add(request.endpoint)
-        seed, stop = seed or "seed" in request.body, stop or "stop" in request.body
-        writer.add(request_columns(request))
+        seed, stop, rows = seed or "seed" in request.body, stop or "stop" in request.body, rows + 1
+        if not former.has(request.number):
+            writer.add(request_columns(request))
+            sample.add(request)
     if config.engine == "dedicated" and len(endpoints) > 1:
         raise UsageError(
             "The dedicated engine takes chats or completions, not both in one batch; nothing was run."
         )
     writer.close()
-    return _Asked(rows=writer.count, chat="chat" in endpoints, seed=seed, stop=stop)
+    return _Asked(rows, writer.count, chat="chat" in endpoints, seed=seed, stop=stop), sample
+
+
+def _estimate(
+    job: JobRun, config: BatchInferenceConfig, pin: Pin, source: Source, sample: Sample, asked: _Asked
+) -> None:
+    """Say what is about to be asked and what it may cost, and write it down; refuse what costs too much."""
+    job.progress(
+        f"{asked.rows} rows checked; {config.engine} engine, model {pin.model.address},"
+        f" guard policy {pin.policy.name} ({pin.policy.digest[:12]})"
+    )
+    last = job.artifacts.latest(job.ref.team, job.ref.kind, job.ref.name)
+    alike = last is not None and all(
+        last.summary.get(key) == value for key, value in (("engine", config.engine), ("model", config.model))
+    )
+    count = tokenizer_of(job.artifacts, pin.model.address)
+    estimate = sample.estimate(count, config.price or pin.price, last.summary if last and alike else None)
+    job.progress(estimate.line())
+    refuse_cost(estimate, config.max_cost)
+    plan = {
+        "order": source.order,
+        "rows": asked.rows,
+        "engine": config.engine,
+        "model": config.model,
+        "estimate": estimate.figures(),
+    }
+    rows_of(job).write(PLAN, canonical_json(plan))
 
 
 def _answers(job: JobRun, config: BatchInferenceConfig, pin: Pin, asked: _Asked) -> Iterator[dict[str, Any]]:
@@ -183,6 +250,8 @@ def _answers(job: JobRun, config: BatchInferenceConfig, pin: Pin, asked: _Asked)
             concurrency=config.concurrency,
             attempts=config.attempts,
             timeout_s=config.timeout_s,
+            stall_s=config.stall_s,
+            outage_s=config.outage_s,
         )
         return engine.answers(_requests(job))
     import ray
@@ -197,71 +266,61 @@ def _answers(job: JobRun, config: BatchInferenceConfig, pin: Pin, asked: _Asked)
         chat=asked.chat,
         seed=asked.seed,
         stop=asked.stop,
+        say=job.progress,
     )
-    folder = f"{job.store.bucket}/{job.attempt.prefix}{REQUESTS}/"
+    folder = f"{job.store.bucket}/{rows_of(job).prefix}{REQUESTS}/"
     return dedicated.answers(ray.data.read_parquet(folder, filesystem=job.store.filesystem()))
 
 
 def _requests(job: JobRun) -> Iterator[BatchRequest]:
-    return (request_of(row) for row in read_parts(job.store, job.attempt, REQUESTS))
+    keys = parts(job.store, rows_of(job), REQUESTS)
+    return (request_of(row) for row in read_parts(job.store, keys))
 
 
-def _store(
-    job: JobRun, config: BatchInferenceConfig, answers: Iterable[dict[str, Any]], progress: Progress
-) -> str:
-    """Write every row to the folder of its status; return the data digest."""
-    schema = answer_schema()
-    writers = {name: PartWriter(job.attempt, name, schema, config.rows_per_file) for name in (OUTPUT, ERRORS)}
-    digests = []
-    for row in answers:
-        writers[OUTPUT if row["status"] == "succeeded" else ERRORS].add(row)
-        digests.append(row_digest({name: row[name] for name in row if name not in MEASURED}))
-        progress.add(row)
-    for writer in writers.values():
-        writer.close()
-    return merge_row_digests(digests)
-
-
-def _prove(job: JobRun) -> None:
-    """Read back which rows are stored: each asked one exactly once, or it is a bug and no artifact."""
-
-    def ids(*folders: str) -> Iterator[str]:
-        for folder in folders:
-            for row in read_parts(job.store, job.attempt, folder, ["row_id"]):
-                yield row["row_id"]
-
-    wrong = discrepancy(ids(REQUESTS), ids(OUTPUT, ERRORS))
-    if wrong is not None:
-        raise AssertionError(f"{job.run_id}: {wrong}")
-
-
-def _refuse_failure(config: BatchInferenceConfig, progress: Progress, job: JobRun) -> None:
-    failed = progress.counts["failed"]
-    if failed <= config.max_failed * progress.total:
+def _refuse_failure(config: BatchInferenceConfig, finished: Finished) -> None:
+    failed = finished.counts["failed"]
+    if failed <= config.max_failed * finished.rows:
         return
-    rows = read_parts(job.store, job.attempt, ERRORS, ["status", "error_message"])
-    first = next(row["error_message"] for row in rows if row["status"] == "failed")
     raise RefusedError(
-        f"{failed} of {progress.total} rows failed, more than max_failed={config.max_failed:g} allows;"
-        f" the first says: {first}"
+        f"{failed} of {finished.rows} rows failed, more than max_failed={config.max_failed:g} allows;"
+        f" the first says: {finished.errors[0]['error_message']}"
     )
 
 
-def _summary(config: BatchInferenceConfig, pin: Pin, progress: Progress) -> dict[str, Any]:
+def _discard(job: JobRun) -> None:
+    """Delete the journal; what it held is committed. What stays for once is collected by `manta gc`."""
+    try:
+        rows_of(job).clear()
+    except MantaError as error:
+        job.progress(f"the answered rows' journal stays until `manta gc`: {error}")
+
+
+def _summary(
+    config: BatchInferenceConfig, pin: Pin, progress: Progress, finished: Finished
+) -> dict[str, Any]:
+    """Rows and tokens are of the whole batch; seconds and rates of this run, which asked ``asked`` rows."""
+    seconds = max(progress.seconds, 1e-9)
+    price = config.price or pin.price
+    cost = price.cost(finished.prompt_tokens, finished.completion_tokens) if price else None
     return {
-        "rows": progress.rows,
-        **{status: progress.counts[status] for status in ("succeeded", "blocked", "failed")},
+        "rows": finished.rows,
+        **{status: finished.counts[status] for status in ("succeeded", "blocked", "failed")},
+        "resumed": progress.resumed,
+        "asked": progress.asked,
         "seconds": round(progress.seconds, 3),
         "start_s": round(progress.start_s or 0.0, 3),
-        "rows_per_s": round(progress.rows / max(progress.seconds, 1e-9), 3),
-        "prompt_tokens": progress.prompt_tokens,
-        "completion_tokens": progress.completion_tokens,
-        "tokens_per_s": round(progress.completion_tokens / max(progress.seconds, 1e-9), 3),
+        "rows_per_s": round(progress.asked / seconds, 3),
+        "prompt_tokens": finished.prompt_tokens,
+        "completion_tokens": finished.completion_tokens,
+        "tokens_per_s": round(progress.completion_tokens / seconds, 3),
+        **({"cost": round(cost, 6)} if cost is not None else {}),
         "engine": config.engine,
         "model": config.model,
         "model_address": pin.model.address,
         "engine_model": pin.target.model if pin.target else None,
         "policy": {"name": pin.policy.name, "digest": pin.policy.digest},
+        "error_codes": dict(finished.codes),
+        "first_errors": finished.errors,
     }
 
 

@@ -53,6 +53,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _underscored(word: str) -> str:
+    """``--max-cost 3`` is as good as ``--max_cost 3``."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
 def parse_config(config_type: type[C], argv: Sequence[str], values: Mapping[str, Any], prog: str) -> C:
     """Build a configuration from file values, overridden by ``--field value`` and ``--part.field value``.
 
@@ -62,7 +70,7 @@ def parse_config(config_type: type[C], argv: Sequence[str], values: Mapping[str,
     class CommandLine(BaseSettings, config_type):  # type: ignore[misc, valid-type]
         model_config = SettingsConfigDict(
             extra="forbid",
-            cli_parse_args=list(argv),
+            cli_parse_args=[_underscored(word) for word in argv],
             cli_prog_name=prog,
             cli_exit_on_error=False,
             cli_implicit_flags=True,

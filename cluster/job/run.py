@@ -81,6 +81,17 @@ class JobRun:
         assert self._attempt is not None, "a finished artifact has no new attempt"
         return self._attempt
 
+    def earlier(self) -> list[RunRecord]:
+        """The attempts at this artifact before this one, newest first, with their states put right.
+
+        Raises UnavailableError if the database or storage does not answer.
+        """
+        assert self._record is not None, "a finished artifact has no attempts to look for"
+        assert self._runs is not None, "a run that writes has a record"
+        reconcile(self._runs, self.artifacts)
+        found = self._runs.list(self._record.verb, limit=None, fingerprint=self._record.fingerprint)
+        return [run for run in found if run.attempt < self._record.attempt and run.artifact == str(self.ref)]
+
     def progress(self, message: str) -> None:
         """Print one line with the time since the start."""
         print(f"[{time.monotonic() - self._clock:7.1f} s] {message}", flush=True)

@@ -32,6 +32,8 @@ ATTEMPTS = "attempts"
 MANIFEST = "manifest.json"
 #: Ends the name of the folder beside an attempt's in which training keeps its checkpoints.
 TRAINING = ".train"
+#: Ends the name of the folder beside an attempt's in which a batch keeps its answered rows until its commit.
+ROWS = ".rows"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _READERS = 8
 _MIB = 1024 * 1024

@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import queue
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.contracts import PolicyDocument, Principal
-from cluster.errors import UnavailableError, UsageError
+from cluster.errors import UsageError
 from cluster.job.preflight import preflight
 from cluster.lora_on_cpu import WORKER_EXTENSION
 from jobs.batch.guarding import BatchGuards, judged_answer, refused
+from jobs.batch.lives import lives
 from jobs.batch.rows import Answer, BatchRequest, request_of
 from jobs.batch.sampling import engine_parameters, unsupported
 
@@ -57,8 +56,9 @@ class DedicatedConfig(BaseModel):
     guard_num_cpus: float = Field(0.5, gt=0, description="Logical CPUs of one such worker.")
     start_timeout_s: float = Field(900.0, gt=0, description="Seconds to the first row: the engine's start.")
     stall_timeout_s: float = Field(
-        300.0, gt=0, description="Seconds without a row after which the batch is given up."
+        300.0, gt=0, description="Seconds without a row after which the engine is killed and started anew."
     )
+    restarts: int = Field(2, ge=0, description="So often; then the run ends, and answered rows are kept.")
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,13 @@ class DedicatedEngine:
         chat: bool,
         seed: bool,
         stop: bool,
+        say: Callable[[str], None],
     ) -> None:
         self._config, self._weights, self._policy, self._principal = config, weights, policy, principal
-        self._chat, self._seed, self._stop = chat, seed, stop
+        self._chat, self._seed, self._stop, self._say = chat, seed, stop, say
 
     def answers(self, requests: Dataset) -> Iterator[dict[str, Any]]:
-        """Stored rows as they finish. Raises UnavailableError when the engine stalls."""
+        """Stored rows as they finish. Raises UnavailableError when the engine stalls time and again."""
         from ray.data import DataContext
         from ray.data.expressions import col
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -120,19 +121,29 @@ class DedicatedEngine:
             "batch_size": self._config.batch_size,
             "batch_format": "pyarrow",
         }
-        guarded = requests.map_batches(_GuardRequests, **guards).materialize()
+        # Without small blocks a row is out only when the last one of its file is: nothing would be durable.
+        blocks = requests.repartition(target_num_rows_per_block=self._config.batch_size)
+        guarded = blocks.map_batches(_GuardRequests, **guards).materialize()
         yield from _rows(guarded.filter(expr=col("blocked")), "answer")
-        processor = build_processor(
-            vLLMEngineProcessorConfig(**self._processor_settings()),
-            preprocess=_Preprocess(self._weights.adapter, self._chat, self._seed, self._stop),
-            postprocess=_postprocess,
-        )
         clear = guarded.filter(expr=~col("blocked"))
         if clear.count() == 0:
             return
-        answered = processor(clear).map_batches(_GuardAnswers, **guards)
-        yield from _watched(
-            _rows(answered, "answer"), self._config.start_timeout_s, self._config.stall_timeout_s
+
+        def answer(rows: Dataset) -> Dataset:
+            processor = build_processor(
+                vLLMEngineProcessorConfig(**self._processor_settings()),
+                preprocess=_Preprocess(self._weights.adapter, self._chat, self._seed, self._stop),
+                postprocess=_postprocess,
+            )
+            return processor(rows).map_batches(_GuardAnswers, **guards)
+
+        yield from lives(
+            answer,
+            clear,
+            restarts=self._config.restarts,
+            start_s=self._config.start_timeout_s,
+            stall_s=self._config.stall_timeout_s,
+            say=self._say,
         )
 
     def _processor_settings(self) -> dict[str, Any]:
@@ -247,7 +258,7 @@ class _Preprocess:
         return {**wanted, "model": self._adapter} if self._adapter is not None else wanted
 
 
-_KEPT = ("row_id", "custom_id", "endpoint", "body", "asked")
+_KEPT = ("row_id", "custom_id", "endpoint", "body", "number", "asked")
 
 
 def _postprocess(row: dict[str, Any]) -> dict[str, Any]:
@@ -282,32 +293,3 @@ def _rows(dataset: Dataset, column: str) -> Iterator[dict[str, Any]]:
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for text in batch.column(column).to_pylist():
             yield json.loads(text)
-
-
-def _watched(rows: Iterator[dict[str, Any]], start_s: float, stall_s: float) -> Iterator[dict[str, Any]]:
-    """The same rows; an engine that stops without a word ends the batch instead of holding it for ever."""
-    waiting: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue(maxsize=10_000)
-
-    def drain() -> None:
-        try:
-            for row in rows:
-                waiting.put(row)
-            waiting.put(None)
-        except BaseException as error:
-            waiting.put(error)
-
-    threading.Thread(target=drain, daemon=True, name="batch-results").start()
-    limit = start_s
-    while True:
-        try:
-            item = waiting.get(timeout=limit)
-        except queue.Empty:
-            raise UnavailableError(
-                f"The dedicated engine gave no row for {limit:g} s; see its worker's log in Ray's dashboard."
-            ) from None
-        if item is None:
-            return
-        if isinstance(item, BaseException):
-            raise item
-        limit = stall_s
-        yield item

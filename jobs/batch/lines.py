@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from cluster.errors import UsageError
 from cluster.settings import describe_validation_error
 from jobs.batch.rows import BatchRequest, Endpoint
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 URLS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 _BODIES: dict[Endpoint, type[Body]] = {"chat": ChatBody, "completions": CompletionBody}
 #: Of the gateway's fields: those of a stream, and log probabilities, whose alternatives no guard judges.
@@ -45,8 +47,12 @@ def _request(raw: bytes) -> BatchRequest:
         raise ValueError("it is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("its JSON is nested too deep") from None
     if not isinstance(line, dict):
         raise ValueError("it is no JSON object")
+    if b"\\ud" in raw.lower() and _SURROGATE.search(json.dumps(line, ensure_ascii=False)):
+        raise ValueError("it holds half of a surrogate pair, which is no text")
     if unknown := sorted(set(line) - {"custom_id", "method", "url", "body"}):
         raise ValueError(f"{unknown[0]!r} is no key of OpenAI's batch format")
     custom_id = line.get("custom_id")

@@ -10,6 +10,7 @@ from cluster.errors import MantaError, NotFoundError, RefusedError
 from cluster.settings import Settings
 from cluster.storage import ArtifactStore, ObjectStore
 from jobs.batch.dedicated import Weights
+from jobs.batch.estimate import PriceConfig
 
 #: The limits that vLLM takes for max_lora_rank.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -23,6 +24,7 @@ class Pin:
     policy: PolicyDocument
     target: Target | None = None
     weights: Weights | None = None
+    price: PriceConfig | None = None
 
     @property
     def inputs(self) -> list[ArtifactInput]:
@@ -46,7 +48,12 @@ def pin_warm(model: str, policy: str | None, settings: Settings, store: ObjectSt
         )
     target = _heaviest(routes[model])
     document = _policy(policy or routes[model].policy, snapshot)
-    return Pin(model=_model_input(target, settings, store), policy=document, target=target)
+    return Pin(
+        model=_model_input(target, settings, store),
+        policy=document,
+        target=target,
+        price=_price(routes[model]),
+    )
 
 
 def pin_dedicated(model: str, policy: str | None, settings: Settings, store: ObjectStore) -> Pin:
@@ -79,6 +86,12 @@ def pin_dedicated(model: str, policy: str | None, settings: Settings, store: Obj
         max_lora_rank=next((limit for limit in LORA_RANKS if limit >= rank), rank),
     )
     return Pin(model=address, policy=document, weights=weights)
+
+
+def _price(route: Route) -> PriceConfig | None:
+    """The route's published price, if it has one."""
+    price = getattr(route, "price", None)
+    return PriceConfig.model_validate(price.model_dump()) if price is not None else None
 
 
 def _heaviest(route: Route) -> Target:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.contracts import Finding
@@ -17,8 +16,10 @@ if TYPE_CHECKING:
 Endpoint = Literal["chat", "completions"]
 Status = Literal["succeeded", "blocked", "failed"]
 
-#: Folders below the attempt. Requests are scratch: they are gone before the artifact is committed.
-OUTPUT, ERRORS, REQUESTS = "output", "errors", "requests"
+#: Folders of the artifact.
+OUTPUT, ERRORS = "output", "errors"
+#: Rows that are in memory as Python values while a file is written.
+_ROWS_PER_GROUP = 1000
 #: Columns that tell how an answer was made and not what it is: equal answers have one digest without them.
 MEASURED = frozenset({"seconds"})
 
@@ -31,6 +32,8 @@ class BatchRequest:
     custom_id: str
     endpoint: Endpoint
     body: dict[str, Any]
+    #: Place in the source, from 0: by it a resumed batch knows which rows are answered.
+    number: int = 0
 
     @property
     def prompt(self) -> str:
@@ -39,6 +42,10 @@ class BatchRequest:
             return str(self.body.get("prompt", ""))
         messages = self.body.get("messages") or [{}]
         return text_of(messages[-1].get("content"))
+
+    def at(self, number: int) -> BatchRequest:
+        """The same row at its place in the source."""
+        return replace(self, number=number)
 
     def with_body(self, body: dict[str, Any]) -> BatchRequest:
         """The same row with another body."""
@@ -63,7 +70,7 @@ class Answer:
     seconds: float = 0.0
 
     def columns(self) -> dict[str, Any]:
-        """The row as it is stored; the same columns in output/ and errors/."""
+        """The row as it is stored; the same columns in output/ and errors/, and its number besides."""
         return {
             "row_id": self.request.row_id,
             "custom_id": self.request.custom_id,
@@ -81,6 +88,7 @@ class Answer:
             "error_code": self.error_code,
             "error_message": self.error_message,
             "seconds": self.seconds,
+            "number": self.request.number,
         }
 
 
@@ -114,74 +122,104 @@ def request_schema() -> pa.Schema:
     """Arrow schema of the scratch requests; a body is JSON, since no two need have the same keys."""
     import pyarrow as pa
 
-    return pa.schema([(name, pa.string()) for name in ("row_id", "custom_id", "endpoint", "body")])
+    texts = [(name, pa.string()) for name in ("row_id", "custom_id", "endpoint", "body")]
+    return pa.schema([*texts, ("number", pa.int64())])
 
 
-def request_columns(request: BatchRequest) -> dict[str, str]:
+def request_columns(request: BatchRequest) -> dict[str, Any]:
     """A request as stored."""
-    return {**asdict(request), "body": canonical_json(request.body).decode()}
+    return {
+        "row_id": request.row_id,
+        "custom_id": request.custom_id,
+        "endpoint": request.endpoint,
+        "body": canonical_json(request.body).decode(),
+        "number": request.number,
+    }
 
 
 def request_of(columns: Mapping[str, Any]) -> BatchRequest:
     """A request as read back."""
     return BatchRequest(
-        columns["row_id"], columns["custom_id"], columns["endpoint"], json.loads(columns["body"])
+        columns["row_id"],
+        columns["custom_id"],
+        columns["endpoint"],
+        json.loads(columns["body"]),
+        columns["number"],
     )
 
 
 class PartWriter:
-    """Writes rows into numbered Parquet files of at most ``rows_per_file`` rows below an attempt's folder."""
+    """Writes rows into numbered Parquet files of at most ``rows_per_file`` rows below an attempt's folder.
+
+    Of a file that is not full yet only few rows are in memory as such; the others are as they will be stored.
+    """
 
     def __init__(self, attempt: Attempt, folder: str, schema: pa.Schema, rows_per_file: int) -> None:
         self._attempt, self._folder, self._schema, self._rows = attempt, folder, schema, rows_per_file
         self._waiting: list[Mapping[str, Any]] = []
-        self._parts = 0
-        self.count = 0
+        self._sink: pa.BufferOutputStream | None = None
+        self._parts = self._in_file = self.count = 0
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take one row; a full part goes to storage."""
         self._waiting.append(row)
         self.count += 1
-        if len(self._waiting) >= self._rows:
+        if self._in_file + len(self._waiting) >= self._rows:
             self._flush()
+        elif len(self._waiting) >= _ROWS_PER_GROUP:
+            self._group()
 
     def close(self) -> None:
         """Write what is left, and one empty file if there was no row, so that readers find the schema."""
-        if self._waiting or not self._parts:
+        if self._waiting or self._in_file or not self._parts:
             self._flush()
 
-    def _flush(self) -> None:
+    def _group(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table, sink = pa.Table.from_pylist(list(self._waiting), schema=self._schema), pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        self._attempt.write(f"{self._folder}/part-{self._parts:05d}.parquet", sink.getvalue().to_pybytes())
-        self._parts += 1
+        if self._sink is None:
+            self._sink = pa.BufferOutputStream()
+            self._file = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+        self._file.write_table(pa.Table.from_pylist(list(self._waiting), schema=self._schema))
+        self._in_file += len(self._waiting)
         self._waiting = []
+
+    def _flush(self) -> None:
+        self._group()
+        assert self._sink is not None, "there is a file now"
+        self._file.close()
+        name = f"{self._folder}/part-{self._parts:05d}.parquet"
+        self._attempt.write(name, self._sink.getvalue().to_pybytes())
+        self._parts, self._in_file, self._sink = self._parts + 1, 0, None
+
+
+def write_part(attempt: Attempt, path: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Rows as one Parquet file, there whole or not at all; columns that the schema lacks are left out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table, sink = pa.Table.from_pylist(list(rows), schema=schema), pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    attempt.write(path, sink.getvalue().to_pybytes())
+
+
+def parts(store: ObjectStore, attempt: Attempt, folder: str) -> list[str]:
+    """Keys of the files in an attempt's folder, in the order in which they were written."""
+    return sorted(stored.key for stored in store.list(f"{attempt.prefix}{folder}/"))
 
 
 def read_parts(
-    store: ObjectStore, attempt: Attempt, folder: str, columns: list[str] | None = None
+    store: ObjectStore, keys: Iterable[str], columns: list[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """All rows below an attempt's folder, a row group at a time."""
+    """All rows of those files, a row group at a time."""
     import pyarrow.parquet as pq
 
     files = store.filesystem()
-    for stored in sorted(store.list(f"{attempt.prefix}{folder}/"), key=lambda item: item.key):
-        with files.open_input_file(f"{store.bucket}/{stored.key}") as source:
+    for key in keys:
+        with files.open_input_file(f"{store.bucket}/{key}") as source:
             for batch in pq.ParquetFile(source).iter_batches(batch_size=1024, columns=columns):
                 yield from batch.to_pylist()
-
-
-def discrepancy(asked: Iterable[str], answered: Iterable[str]) -> str | None:
-    """Why the answered row ids are not exactly the asked ones, in words; None if they are."""
-    wanted, found = Counter(asked), Counter(answered)
-    if wanted == found:
-        return None
-    missing, extra = wanted - found, found - wanted
-    shown = ", ".join(list(missing | extra)[:3])
-    return f"{missing.total()} rows have no result, {extra.total()} too many or unasked ({shown})"
 
 
 def text_of(content: Any) -> str:

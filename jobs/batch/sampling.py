@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.settings import describe_validation_error
+from jobs.batch.rows import BatchRequest
 
 
 class SamplingConfig(BaseModel):
@@ -36,6 +37,24 @@ class SamplingConfig(BaseModel):
     )
     seed: int | None = Field(None, description="Seed of sampling.")
     stop: list[str] | None = Field(None, description="Texts that end the generation.")
+
+
+class RequestConfig(BaseModel):
+    """Fields of OpenAI's request beside sampling, for all rows; the warm engine takes them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    response_format: dict[str, Any] | None = Field(None, description="As OpenAI's: json_schema, json_object.")
+    tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
+    tool_choice: str | dict[str, Any] | None = Field(None, description="none, auto, required or a function.")
+    parallel_tool_calls: bool | None = Field(None, description="Whether it may call several at once.")
+
+    def fill(self, request: BatchRequest) -> dict[str, Any]:
+        """The row's body with what it lacks of these; a completion has no tools."""
+        given = self.model_dump(exclude_none=True)
+        if request.endpoint == "completions":
+            given = {key: value for key, value in given.items() if key == "response_format"}
+        return {**given, **{key: value for key, value in request.body.items() if value is not None}}
 
 
 #: Keys of a request body that are neither sampling nor the prompt, and mean nothing to a plain generation.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,15 @@ from cluster.errors import AccessError, NotFoundError, UsageError
 from cluster.storage import ArtifactStore, ObjectStore
 from jobs.batch.lines import bad, parse_openai_lines
 from jobs.batch.rows import BatchRequest
+from jobs.batch.sorting import SortedSpill
 from jobs.inputs import find_artifact
 from validation.data.schema import CONVERSATIONS, MESSAGES, SUMMARY_KEY, Columns, refuse_schema
 
 if TYPE_CHECKING:
     from pyarrow import fs
 
+#: A row's file and line; as bytes they sort as they stand.
+_PLACE = struct.Struct(">IQ")
 Format = Literal["openai", "parquet", "csv"]
 FORMATS: dict[str, Format] = {
     ".jsonl": "openai",
@@ -105,26 +109,50 @@ class Source:
     files: list[SourceFile]
     inputs: list[ArtifactInput]
 
-    def requests(self) -> Iterator[BatchRequest]:
-        """Every row as a request, checked.
+    @property
+    def order(self) -> str:
+        """SHA-256 of what decides which row has which number: the files, in their order."""
+        named = [*(file.address for file in self.files), *(item.digest for item in self.inputs)]
+        return hashlib.sha256("\0".join(named).encode()).hexdigest()
+
+    def requests(self, ids: SortedSpill | None = None) -> Iterator[BatchRequest]:
+        """Every row as a request, checked; that no id stands twice is known once all are read.
+
+        :param ids: gets every row's id.
 
         Raises UsageError that names file and line for the first row that cannot be asked, or for no rows.
         """
-        count, seen = 0, dict[str, str]()
-        for file in self.files:
-            for number, request in self._rows(file):
-                if earlier := seen.get(request.row_id):
-                    raise bad(
-                        file.address, number, f"the row id {request.row_id!r} was used before ({earlier})"
-                    )
-                seen[request.row_id] = f"{Path(file.path).name}:{number}"
-                yield request
+        with SortedSpill() as own:
+            ids = own if ids is None else ids
+            yield from self._all(ids)
+            self._refuse_repeated(ids)
+
+    def _all(self, ids: SortedSpill) -> Iterator[BatchRequest]:
+        count = 0
+        for place, file in enumerate(self.files):
+            for line, request in self._rows(file):
+                ids.add(request.row_id, _PLACE.pack(place, line))
+                yield request.at(count)
                 count += 1
                 if count == self.config.limit:
                     return
         if not count:
             where = self.config.path or f"{self.config.dataset}, split {self.config.split}"
             raise UsageError(f"{where} holds no rows; nothing was run.")
+
+    def _refuse_repeated(self, ids: SortedSpill) -> None:
+        first: tuple[bytes, bytes, str] | None = None
+        before: tuple[str, bytes] = ("", b"")
+        for row_id, place in ids:
+            if row_id == before[0] and before[1] and (first is None or place < first[0]):
+                first = (place, before[1], row_id)
+            before = (row_id, place)
+        if first is None:
+            return
+        file, line = _PLACE.unpack(first[0])
+        earlier, earlier_line = _PLACE.unpack(first[1])
+        where = f"{Path(self.files[earlier].path).name}:{earlier_line}"
+        raise bad(self.files[file].address, line, f"the row id {first[2]!r} was used before ({where})")
 
     def _rows(self, file: SourceFile) -> Iterator[tuple[int, BatchRequest]]:
         if file.format == "openai":

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.contracts import StreamItem, UpstreamError
 from cluster.sse import EventReader
+from jobs.batch.failures import is_retriable
 
 
 class UpstreamFailedError(Exception):
@@ -19,8 +20,8 @@ class UpstreamFailedError(Exception):
 
     @property
     def retriable(self) -> bool:
-        """Overload and failures of the server; not what the request itself is wrong about."""
-        return self.error.status >= 500 or self.error.status in (408, 429)
+        """Whether the same request may go well a little later."""
+        return is_retriable(self.error)
 
 
 async def collect(stream: AsyncIterable[StreamItem]) -> dict[str, Any]:

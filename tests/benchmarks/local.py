@@ -13,10 +13,8 @@ from tests.conftest import forget_settings, start_s3
 
 
 @contextmanager
-def platform(num_cpus: int) -> Iterator[None]:
-    """An S3 server, a home, and a Ray of that many logical CPUs; all end with the block."""
-    import ray
-
+def storage() -> Iterator[None]:
+    """An S3 server and a home; both end with the block."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         (Path(folder) / "s3").mkdir()
         s3 = start_s3(Path(folder) / "s3")
@@ -30,8 +28,19 @@ def platform(num_cpus: int) -> Iterator[None]:
         }
         forget_settings()
         try:
+            yield
+        finally:
+            s3server.stop(s3.pid)
+
+
+@contextmanager
+def platform(num_cpus: int) -> Iterator[None]:
+    """The same, and a Ray of that many logical CPUs."""
+    import ray
+
+    with storage():
+        try:
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
             yield
         finally:
             ray.shutdown()
-            s3server.stop(s3.pid)

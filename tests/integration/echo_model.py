@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -36,6 +37,8 @@ class EchoModel:
             self.running -= 1
 
     async def _events(self, text: str, attempt: int) -> AsyncIterator[bytes]:
+        if "KILL" in text:
+            os._exit(1)
         if "FAIL-ONCE" in text and attempt == 1:
             yield b'event: error\ndata: {"status": 503, "message": "busy", "type": "server_error"}\n\n'
             return
@@ -48,7 +51,7 @@ class EchoModel:
             yield _chunk({"content": word + " "})
             if "BREAK-OFF" in text:
                 return
-        if "HANG" in text:
+        if "HANG" in text or ("PAUSE-ONCE" in text and attempt == 1):
             await asyncio.sleep(60)
         usage = {"prompt_tokens": 7, "completion_tokens": len(text.split()), "total_tokens": 7}
         last = _chunk({}, "stop")

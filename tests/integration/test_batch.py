@@ -181,6 +181,18 @@ def test_a_model_that_hangs_fails_its_row_only(tmp_path: Path, model: str, artif
     assert artifacts.open(result.artifact).counts["failed"] == 1
 
 
+def test_a_row_that_kills_the_engine_goes_to_the_errors_alone(
+    tmp_path: Path, model: str, artifacts: ArtifactStore, store: ObjectStore
+) -> None:
+    prompts = [f"Number {number}" for number in range(12)]
+    prompts[3] = "KILL the engine"
+    result = batch(openai_file(tmp_path, prompts), model, name="killer", concurrency=4)
+    manifest = artifacts.open(result.artifact)
+    errors = read(artifacts, store, manifest, "errors")
+    assert {row: errors[row]["error_code"] for row in errors} == {"row-3": "poison"}
+    assert len(read(artifacts, store, manifest, "output")) == 11
+
+
 def test_prompts_in_s3_and_a_policy_of_ones_own(
     tmp_path: Path, model: str, artifacts: ArtifactStore, store: ObjectStore
 ) -> None:

@@ -62,13 +62,15 @@ def test_a_killed_run_is_collected_when_it_is_old(
     killed = start(runs, ref)
     artifacts.attempt(ref, killed.id).write("adapter/weights", b"half")
     artifacts.attempt(ref, f"{killed.id}.train").write("checkpoint_000001/state.json", b"{}")
+    artifacts.attempt(ref, f"{killed.id}.rows").write("answers/part-000000.parquet", b"rows")
     assert collect(artifacts, runs, ref.team, now=datetime.now(UTC) + timedelta(days=6)) == []
     found = collect(artifacts, runs, ref.team, dry_run=True)
     assert [(one.path.rpartition("/")[2], one.why, one.files) for one in found] == [
         (killed.id, "an attempt without a manifest", 1),
+        (f"{killed.id}.rows", "answered rows", 1),
         (f"{killed.id}.train", "training checkpoints", 1),
     ]
-    assert len(keys(artifacts, ref)) == 2
+    assert len(keys(artifacts, ref)) == 3
     assert runs.get(killed.id).state is RunState.LOST
     assert collect(artifacts, runs, ref.team) == found
     assert keys(artifacts, ref) == []

@@ -1,6 +1,7 @@
 """Prompts of a batch: what is read, what is refused and in which words, and what an answer is folded from."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import AccessError, NotFoundError, UsageError
-from jobs.batch.rows import BatchRequest, discrepancy, strongest
-from jobs.batch.sampling import SamplingConfig, engine_parameters, normalise, unsupported
+from jobs.batch.rows import BatchRequest, strongest
+from jobs.batch.sampling import RequestConfig, SamplingConfig, engine_parameters, normalise, unsupported
+from jobs.batch.sorting import SortedSpill, difference
 from jobs.batch.source import Source, SourceConfig, resolve
 from jobs.batch.upstream import UpstreamFailedError, collect
 
@@ -44,6 +46,15 @@ class TestOpenAiLines:
         assert read[0].prompt == "Hello"
         assert read[0].endpoint == "chat"
 
+    def test_the_first_row_that_repeats_an_id_is_named_however_far_apart(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            ids = [f"{name}-{number}" for number in range(40)]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(line(i) for i in [*ids, "z", "a-7"]))
+        with pytest.raises(
+            UsageError, match=r"a.jsonl, line 42: the row id 'a-7' was used before \(a.jsonl:8\)"
+        ):
+            rows(tmp_path)
+
     def test_completions_are_taken_too(self, tmp_path: Path) -> None:
         file = tmp_path / "in.jsonl"
         file.write_text(line(url="/v1/completions", body={"prompt": "Once"}))
@@ -67,7 +78,9 @@ class TestOpenAiLines:
             (line(body={"messages": [{"role": "user", "content": "x", "prefix": "y"}]}), "prefix"),
             (line(body={"messages": [{"role": "user", "content": "x"}], "logprobs": True}), "logprobs"),
             (line(extra=1), "'extra'"),
-            (line("good"), "used before"),
+            (line("good"), "'good' was used before (in.jsonl:1)"),
+            (line(custom_id="a\ud800"), "surrogate"),
+            ('{"custom_id": ' + "[" * 100_000, "nested too deep"),
         ],
     )
     def test_a_broken_line_is_named_with_file_and_number(self, tmp_path: Path, text: str, why: str) -> None:
@@ -217,6 +230,17 @@ class TestSampling:
         )
         assert "seed" in engine_parameters(body, "r", seed=True, stop=False)
 
+    def test_a_batch_gives_its_rows_tools_and_a_format_that_they_may_override(self) -> None:
+        tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+        config = RequestConfig(response_format={"type": "json_object"}, tools=[tool])
+        own = {"messages": [], "response_format": {"type": "text"}, "tools": None}
+        assert config.fill(BatchRequest("a", "a", "chat", own)) == {
+            "messages": [],
+            "response_format": {"type": "text"},
+            "tools": [tool],
+        }
+        assert "tools" not in config.fill(BatchRequest("a", "a", "completions", {"prompt": "x"}))
+
     def test_values_out_of_bounds_are_named(self) -> None:
         with pytest.raises(ValueError, match="temperature"):
             normalise({"temperature": 9}, SamplingConfig())
@@ -275,10 +299,30 @@ class TestUpstream:
         assert not raised.value.retriable
 
 
-def test_a_lost_and_a_doubled_row_are_told_apart() -> None:
-    assert discrepancy(["a", "b"], ["b", "a"]) is None
-    assert "1 rows have no result" in str(discrepancy(["a", "b"], ["a"]))
-    assert "1 too many" in str(discrepancy(["a"], ["a", "a"]))
+def spilled(keys: Iterable[str], rows_per_run: int = 7) -> SortedSpill:
+    made = SortedSpill(rows_per_run)
+    for key in keys:
+        made.add(key)
+    return made
+
+
+class TestSorting:
+    def test_pairs_come_back_in_order_from_any_number_of_files(self) -> None:
+        keys = [f"row-{number * 7919 % 100}" for number in range(100)]
+        with SortedSpill(rows_per_run=9) as spill:
+            for number, key in enumerate([*keys, "row-5"]):
+                spill.add(key, number.to_bytes(2, "big"))
+            assert [key for key, _ in spill] == sorted([*keys, "row-5"])
+            places = [int.from_bytes(value, "big") for key, value in spill if key == "row-5"]
+            assert places == [keys.index("row-5"), 100]
+
+    def test_a_lost_and_a_doubled_row_are_told_apart(self) -> None:
+        keys = [str(number) for number in range(50)]
+        asked = spilled(keys)
+        assert difference(asked, spilled(reversed(keys))) is None
+        assert difference(asked, spilled(keys[1:])) == "1 rows have no result, 0 too many or unasked (0)"
+        assert "0 rows have no result, 1 too many" in str(difference(asked, spilled([*keys, "7"])))
+        assert "1 rows have no result, 1 too many" in str(difference(asked, spilled([*keys[1:], "x"])))
 
 
 def test_the_strongest_action_counts_and_shadows_do_not() -> None:

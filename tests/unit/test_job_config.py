@@ -54,6 +54,13 @@ def test_command_line_overrides_the_file_field_by_field(config_file, capsys):
     }
 
 
+def test_an_option_may_have_dashes_and_its_value_keeps_them():
+    config = parse_config(
+        Config, ["--name=my-run", "--learning-rate", "0.5", "--lora.lora-alpha=3"], {}, "job"
+    )
+    assert (config.name, config.learning_rate, config.lora.lora_alpha) == ("my-run", 0.5, 3)
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [

@@ -1,0 +1,106 @@
+"""A batch's driver with an engine in its own process, in place of a model application on Ray Serve.
+
+    python -m tests.warm_stub LOG <arguments of jobs.batch_inference>
+
+What is tested with it is the driver, killed and started again in seconds. LOG gets a line for each row that
+the engine is asked, and the next process counts on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+#: Seconds that an answer takes.
+PACE_S = 0.02
+_MESSAGE = {"role": "assistant", "content": "A short answer of about a dozen words, as models give them."}
+
+
+class StubEngine:
+    """In place of a Serve handle: whole answers in one item; instructions stand in the message itself.
+
+    :param log: file that gets the id of each row asked.
+    """
+
+    def __init__(self, log: Path | None = None, pace_s: float = PACE_S) -> None:
+        self._log = log.open("a") if log else None
+        self._pace_s = pace_s
+        self.asked = asked(log) if log else Counter[str]()
+
+    def remote(self, request: dict[str, Any]) -> AsyncIterator[bytes]:
+        """As a handle's, with ``stream=True``."""
+        row = request["request_id"].removeprefix("batch-")
+        if self._log:
+            self.asked[row] += 1
+            self._log.write(f"{row}\n")
+            self._log.flush()
+        return self._answer(request["body"]["messages"][-1]["content"], self.asked[row])
+
+    async def _answer(self, text: str, time: int) -> AsyncIterator[bytes]:
+        if self._pace_s:
+            await asyncio.sleep(self._pace_s)
+        if "BUSY-ONCE" in text and time == 1:
+            yield b'event: error\ndata: {"status": 503, "message": "Busy."}\n\n'
+            return
+        if "TOO-LONG" in text:
+            yield b'event: error\ndata: {"status": 400, "message": "The prompt is too long."}\n\n'
+            return
+        choice = {"index": 0, "message": _MESSAGE, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 20, "completion_tokens": 12}
+        body = {"object": "chat.completion", "choices": [choice], "usage": usage}
+        yield f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n".encode()
+
+
+def asked(log: Path) -> Counter[str]:
+    """How often each row was asked."""
+    return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+
+
+def play(engine: StubEngine) -> None:
+    """From now on this process's warm batches ask that engine."""
+    from jobs import batch_inference
+    from jobs.batch import warm
+
+    warm._handle = lambda target: engine  # type: ignore[assignment, return-value]
+    batch_inference.connect = lambda: None  # Nothing here needs Ray's cluster.
+
+
+def publish(model: str = "stub") -> str:
+    """A route, which the job pins."""
+    from cluster import snapshots
+    from cluster.contracts import Route, Target
+
+    target = Target(application="stub", deployment="model", model="stub", digest="4" * 64)
+    route = Route(model=model, targets=[target], created_at=datetime.now(UTC))
+    snapshots.publish(lambda s: s.model_copy(update={"routes": [*s.routes, route]}), by="test")
+    return model
+
+
+def write_prompts(path: Path, texts: Any) -> None:
+    """OpenAI's batch lines, with ids in no order."""
+    head = {"method": "POST", "url": "/v1/chat/completions"}
+    with path.open("w") as out:
+        for number, text in enumerate(texts):
+            custom_id = f"row-{number * 7_368_787 % 10_000_019:08d}"
+            body = {"messages": [{"role": "user", "content": text}]}
+            out.write(json.dumps({"custom_id": custom_id, **head, "body": body}) + "\n")
+
+
+def main() -> int:
+    """The job's command."""
+    from cluster.job import command
+    from jobs import batch_inference
+
+    log, *words = sys.argv[1:]
+    play(StubEngine(Path(log)))
+    return command(batch_inference.BatchInferenceConfig, batch_inference.run, words)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
