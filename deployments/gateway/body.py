@@ -6,16 +6,19 @@ ids, prompt logprobs, chat templates) text out past them, so it is refused, as O
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from deployments.gateway import strict_json
 from deployments.gateway.errors import ApiError, from_validation
+
+#: A number that engines hold in 32 bits: one that casts a larger one dies of it, with every other request.
+Int32 = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class StreamOptions(_Part):
@@ -31,23 +34,23 @@ class Body(_Part):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(1, ge=1)
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: Int32 | None = None
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], float] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     response_format: dict[str, Any] | None = None
     user: str | None = None
     # vLLM's.
-    top_k: int | None = None
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = None
     repetition_penalty: float | None = None
-    min_tokens: int | None = None
+    min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Int32] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     structured_outputs: dict[str, Any] | None = None
@@ -122,7 +125,7 @@ class ChatBody(Body):
     """``POST /v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=0)
+    max_completion_tokens: Int32 | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
@@ -162,9 +165,9 @@ class CompletionBody(Body):
 def parse(raw: bytes, kind: type[Body]) -> Body:
     """The typed body. Raises ApiError 400 naming the first thing that is wrong."""
     try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "We could not parse the JSON body of your request.") from None
+        content = strict_json.loads(raw)
+    except ValueError as error:
+        raise ApiError(400, f"We could not parse the JSON body of your request: {error}.") from None
     if not isinstance(content, dict):
         raise ApiError(400, "The JSON body of your request must be an object.")
     try:
