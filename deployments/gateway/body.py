@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from deployments.gateway import strict_json
 from deployments.gateway.errors import ApiError, from_validation
+from deployments.gateway.templates import PromptReference
 
 #: A number that engines hold in 32 bits: one that casts a larger one dies of it, with every other request.
 Int32 = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -124,7 +125,9 @@ class Message(_Part):
 class ChatBody(Body):
     """``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    #: A published template, filled and put before the messages.
+    prompt: PromptReference | None = None
+    messages: list[Message]
     max_completion_tokens: Int32 | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -136,6 +139,13 @@ class ChatBody(Body):
     continue_final_message: bool | None = None
     # Numbers and switches only: a string could bring text past the guards into the template.
     chat_template_kwargs: dict[str, bool | int | float] | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _says_something(cls, value: list[Message], info: ValidationInfo) -> list[Message]:
+        if not value and info.data.get("prompt") is None:
+            raise ValueError("an empty list holds no message")
+        return value
 
 
 class CompletionBody(Body):

@@ -138,7 +138,7 @@ async def application() -> Any:
     upstreams = Instant()
     replicas = ReplicaCount(lambda: 1, lambda: True, 3600.0)
     pipeline = Pipeline(
-        GatewayArgs(), poller, upstreams, Report(counters=False), Limiter(lambda: replicas.value)
+        GatewayArgs(), poller, upstreams, Limiter(lambda: replicas.value), [Report(counters=False)]
     )
     return make_app(pipeline, upstreams, replicas, behind_proxy=True)
 
