@@ -68,7 +68,11 @@ def from_exception(error: Exception, request_id: str) -> UpstreamError:
         return from_engine({"code": 400, "message": str(error)})
     logger.error("Request %s failed in the model replica", request_id, exc_info=error)
     if type(error).__name__ == "EngineDeadError":
-        return UpstreamError(status=503, message="The model's engine has stopped and is being started again.")
+        return UpstreamError(
+            status=503,
+            message="The model's engine has stopped and is being started again.",
+            code="replica_failed",
+        )
     return UpstreamError(status=500, message=_FAILED)
 
 

@@ -39,7 +39,7 @@ from deployments.gateway.output import GuardedAnswer
 from deployments.gateway.record import Observer, RequestRecord, end
 from deployments.gateway.templates import fill, find_template
 from deployments.gateway.throttle import FailedAuthentications
-from deployments.gateway.upstream import Upstreams
+from deployments.gateway.upstream import REPLICA_FAILED, Upstreams
 from deployments.gateway.view import Poller, View
 from validation.guards import GuardContext, GuardEngine, judge_request
 
@@ -291,8 +291,31 @@ class Pipeline:
     async def chunks(self, call: Call, answer: Answer) -> AsyncGenerator[list[list[dict[str, Any]]], None]:
         """Lists of guarded choices, one for each chunk; what came together stays together.
 
+        If the replica dies before the client can have got anything, another one is asked, once. Of a whole
+        answer that is until its end.
+
         Closing this generator aborts the generation. Raises ApiError.
         """
+        for last in (False, True):
+            begun = False
+            try:
+                async with aclosing(self._generate(call, answer)) as source:
+                    if call.body.stream:
+                        async for released in source:
+                            begun = True
+                            yield released
+                        return
+                    whole = [released async for released in source]
+            except ApiError as error:
+                if last or begun or error.code != REPLICA_FAILED:
+                    raise
+                continue
+            for released in whole:
+                yield released
+            return
+
+    async def _generate(self, call: Call, answer: Answer) -> AsyncGenerator[list[list[dict[str, Any]]], None]:
+        """What one target says, guarded."""
         record = call.record
         record.target = target = choose_target(call.route.targets)
         request = UpstreamRequest(
@@ -314,6 +337,8 @@ class Pipeline:
                         if choices := await guarded.feed(chunk):
                             released.append(choices)
                     if released:
+                        record.last_s = record.now_s()
+                        record.first_s = record.first_s or record.last_s
                         yield released
                     if guarded.cut_short:
                         return
@@ -334,8 +359,6 @@ class Pipeline:
                 async with aclosing(self.chunks(call, answer)) as source:
                     assembly = Assembly(call.endpoint)
                     async for released in source:
-                        record.last_s = record.now_s()
-                        record.first_s = record.first_s or record.last_s
                         if call.body.stream:
                             yield [self._chunk(call, answer, choices) for choices in released]
                         else:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import httpx
 
 logger = logging.getLogger("ray.serve")
+#: The code of an error that another replica may not have.
+REPLICA_FAILED = "replica_failed"
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 
 
@@ -170,7 +172,7 @@ def _replica_failed(error: Exception, request: UpstreamRequest) -> ApiError:
         503,
         "The model's replica failed; please try again.",
         kind="server_error",
-        code="replica_failed",
+        code=REPLICA_FAILED,
         retry_after_s=1,
     )
 
