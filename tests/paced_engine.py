@@ -70,7 +70,7 @@ def build(args: PacedArgs) -> Any:
     """The Serve application: a deployment named as a model's, which speaks the handle protocol."""
     from ray import serve
 
-    from deployments.gather import gather
+    from deployments.gather import Pace, gather
 
     @serve.deployment(
         name="model",
@@ -79,9 +79,13 @@ def build(args: PacedArgs) -> Any:
         ray_actor_options={"num_cpus": 0.1},
     )
     class PacedModel:
+        def __init__(self) -> None:
+            self._pace = Pace(args.gather_ms / 1000)
+
         async def stream(self, request: dict[str, Any]) -> AsyncIterator[bytes]:
-            async for item in gather(paced_events(request["body"], args), args.gather_ms / 1000):
-                yield item
+            with self._pace.stream() as interval_s:
+                async for item in gather(paced_events(request["body"], args), interval_s):
+                    yield item
 
         async def pid(self) -> int:
             return os.getpid()

@@ -21,7 +21,8 @@ from deployments import sse
 from deployments.gateway.answer import Answer
 from deployments.gateway.errors import ApiError
 from deployments.gateway.limits import ReplicaCount
-from deployments.gateway.pipeline import Caller, Endpoint, Pipeline, find_route
+from deployments.gateway.openapi import document
+from deployments.gateway.pipeline import BODIES, Caller, Endpoint, Pipeline, find_route
 from deployments.gateway.upstream import Upstreams
 
 logger = logging.getLogger("ray.serve")
@@ -53,6 +54,7 @@ def make_app(
             Route("/v1/models", doors.models, methods=["GET"]),
             Route("/v1/models/{model:path}", doors.model, methods=["GET"]),
             Route("/healthz", doors.health, methods=["GET"]),
+            Route("/openapi.json", doors.openapi, methods=["GET"]),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_exception, Exception: _unforeseen},
         lifespan=lifespan,
@@ -66,7 +68,7 @@ class Generation:
 
     def __init__(self, pipeline: Pipeline, endpoint: Endpoint) -> None:
         self._pipeline = pipeline
-        self._endpoint = endpoint
+        self.kind = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -74,9 +76,9 @@ class Generation:
         request_id: str = scope["state"]["request_id"]
         limit = self._pipeline.args.max_body_bytes
         async with self._pipeline.open(
-            self._endpoint, request_id, caller_of(request), lambda: read_body(request, limit)
+            self.kind, request_id, caller_of(request), lambda: read_body(request, limit)
         ) as call:
-            answer = Answer(self._endpoint, request_id, call.route.model)
+            answer = Answer(self.kind, request_id, call.route.model)
             async with aclosing(self._pipeline.respond(call, answer)) as source:
                 first = await anext(source)  # A failure until here is a plain error answer.
                 headers = call.admission.headers()
@@ -132,6 +134,13 @@ class Doors:
     async def health(self, _: Request) -> JSONResponse:
         """``GET /healthz``: 200 once the gateway has a snapshot; needs no key."""
         return JSONResponse({"status": "ok", "snapshot": self._pipeline.poller.view.number})
+
+    async def openapi(self, request: Request) -> JSONResponse:
+        """``GET /openapi.json``: what can be asked here; needs no key."""
+        doors = {route.path: route.endpoint for route in request.app.routes}
+        return JSONResponse(
+            document({path: BODIES[d.kind] for path, d in doors.items() if isinstance(d, Generation)})
+        )
 
 
 def caller_of(request: Request) -> Caller:

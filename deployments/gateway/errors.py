@@ -13,7 +13,8 @@ from cluster.contracts import UpstreamError
 class ApiError(Exception):
     """An answer that is an error: ``{"error": {"message", "type", "param", "code"}}``.
 
-    :param retry_after_s: sent as ``Retry-After``; OpenAI's clients wait that long and try again.
+    :param retry_after_s: sent as ``Retry-After``; OpenAI's clients wait that long and try again. A 503 has
+        always one, of a second if nothing else is known.
     :param headers: more headers of the answer.
     """
 
@@ -34,7 +35,7 @@ class ApiError(Exception):
         self.kind = kind
         self.code = code
         self.param = param
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = 1 if retry_after_s is None and status == 503 else retry_after_s
         self._headers = dict(headers or {})
 
     @property

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.local import s3server
+from cluster.local.ray_head import SERVE_ENVIRONMENT
 from tests.conftest import forget_settings, start_s3
 
 
@@ -27,6 +28,7 @@ def platform(num_cpus: int) -> Iterator[None]:
             "AWS_DEFAULT_REGION": "us-east-1",
             "MANTA_STORAGE__BUCKET": s3.bucket,
             "MANTA_HOME": f"{folder}/home",
+            **SERVE_ENVIRONMENT,
         }
         forget_settings()
         try:

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.gateway.body import ChatBody, CompletionBody
+from deployments.gateway.errors import ApiError
 from deployments.gateway.upstream import Upstreams
-from tests.unit.gateway_app import KEY, Fixture, Script, chat, gateway, usage
+from tests.unit.gateway_app import KEY, Fixture, Script, chat, gateway, route, snapshot, usage
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 URLS = {"/v1/chat/completions": BODY, "/v1/completions": {"model": "m", "prompt": "hello"}}
@@ -233,3 +234,54 @@ async def test_an_upstream_that_sends_no_events_is_a_502(bytes_said: list[bytes]
         answer = await g.http.post(URL, json=BODY, headers=AUTH)
         assert answer.status_code == 502, answer.text
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_the_openapi_document_names_every_door_and_every_field() -> None:
+    async with gateway() as g:
+        answer = await g.http.get("/openapi.json")
+    document = answer.json()
+    assert {URL, "/v1/completions", "/v1/models", "/v1/models/{model}"} <= set(document["paths"])
+    fields = document["components"]["schemas"]["ChatBody"]["properties"]
+    assert set(ChatBody.model_fields) == set(fields)
+    assert document["components"]["schemas"]["ChatBody"]["additionalProperties"] is False
+
+
+async def test_schemathesis_finds_no_500_and_no_503_without_retry_after() -> None:
+    """What fits the document is answered, what does not is refused, and neither breaks anything."""
+    import schemathesis
+    from schemathesis import GenerationMode
+
+    loop = asyncio.get_running_loop()
+    seen: set[tuple[str, int]] = set()
+    async with gateway(snapshot(routes=[route(), route("broken")])) as g:
+        schema = schemathesis.openapi.from_dict((await g.http.get("/openapi.json")).json())
+        g.script.says = [ApiError(503, "No.", kind="server_error")]
+
+        async def ask(case: Any) -> None:
+            case.headers = {**(case.headers or {}), **AUTH}
+            if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+                case.body["model"] = "m"
+            known = case.as_transport_kwargs(base_url="http://gateway")
+            wanted = {"method", "url", "headers", "params", "json", "data"}
+            sent = {name: value for name, value in known.items() if name in wanted and value is not None}
+            if isinstance(sent.get("data"), bytes):
+                sent["content"] = sent.pop("data")
+            answer = await g.http.request(**sent)
+            seen.add((case.operation.path, answer.status_code))
+            assert answer.status_code < 500 or (
+                answer.status_code == 503 and answer.headers["retry-after"]
+            ), answer.text
+
+        for result in schema.get_all_operations():
+            operation = result.ok()
+            # Whoever sends nothing sends nothing wrong.
+            for mode in GenerationMode if operation.method == "post" else [GenerationMode.POSITIVE]:
+                strategy = operation.as_strategy(generation_mode=mode)
+
+                @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+                @given(strategy)
+                def examples(case: Any) -> None:
+                    asyncio.run_coroutine_threadsafe(ask(case), loop).result(60)
+
+                await asyncio.to_thread(examples)
+    assert {(URL, 400), (URL, 503), ("/v1/models", 200)} <= seen
