@@ -17,18 +17,13 @@ from cluster.local.home import Home, ProcessRef
 from cluster.local.ports import HOST, ray_internal
 from cluster.local.process import MARK, end, find, marked
 from cluster.ray_api import RayApi
+from cluster.serve_loops import SERVE_LOOPS
 from cluster.settings import Settings
 
 #: Attempts to start. On a starved machine the raylet gives up when its agent needs over 15 s; the second
 #: attempt finds its files in the page cache.
 _ATTEMPTS = 3
 _OLD_SESSIONS = 2
-#: Serve's loops in one thread: else every token changes threads four times between engine and client. Nothing
-#: of ours blocks a loop. Read by every process of Serve, so they stand in Ray's own environment.
-SERVE_ENVIRONMENT = {
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-}
 
 
 def logical_cpus(settings: Settings) -> int:
@@ -47,7 +42,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # A starved machine's agent needs longer than the 15 s after which the raylet gives up.
         "RAY_agent_register_timeout_ms": "120000",
-        **SERVE_ENVIRONMENT,
+        **SERVE_LOOPS,
         "AUTOSCALER_METRIC_PORT": str(ray_internal(ports, "autoscaler_metrics")),
         "DASHBOARD_METRIC_PORT": str(ray_internal(ports, "dashboard_metrics")),
         # Keeps /proc/<pid>/environ whole when a worker renames itself, so that `down` knows its own.

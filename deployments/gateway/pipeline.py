@@ -1,6 +1,6 @@
 """The life of a request, step by step: each step is one function on typed values.
 
-    authenticate -> take a place, the gateway's and the key's -> parse -> find the route and its policy
+    authenticate -> take a place, the key's and the gateway's -> parse -> find the route and its policy
     -> limits -> reserve the key's tokens -> prompt template -> input guards -> choose a target -> upstream
     -> output guards on the stream -> respond; beside it, when it is over: the observers of its record.
 
@@ -10,6 +10,7 @@ are made from the same guarded chunks.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
@@ -46,6 +47,8 @@ from validation.guards import GuardContext, GuardEngine, judge_request
 Endpoint = Literal["chat", "completions"]
 #: Fields that the gateway answers to, or sets itself.
 _NOT_THE_ENGINES = {"stream", "stream_options", "model", "user"}
+#: A body that is still being sent costs its bytes only.
+_READ_FOR_EACH_PLACE = 4
 BODIES: dict[Endpoint, type[Body]] = {"chat": ChatBody, "completions": CompletionBody}
 
 
@@ -215,7 +218,7 @@ class Pipeline:
         self._failures = FailedAuthentications(args.max_failed_authentications)
         self._upstreams = upstreams
         self._observers = observers
-        self._at_work = 0
+        self._at_work = self._being_read = 0
 
     def authenticate(self, caller: Caller) -> tuple[ApiKey, View]:
         """The key of who asks, and the view that knows it.
@@ -260,9 +263,9 @@ class Pipeline:
         """The typed request, its key's limits taken until ``stack`` is left. Raises ApiError."""
         # Before a body of megabytes is read and judged.
         record.key, _ = self.authenticate(caller)
-        stack.enter_context(self._place())
         admission = stack.enter_context(self._limiter.admit(record.key))
-        raw = await read_body()
+        raw = await self._read(read_body)
+        stack.enter_context(self._place())
         record.key, view = self.authenticate(caller)  # Reading may take long; it may be revoked since.
         body = parse(raw, BODIES[endpoint])
         record.stream = body.stream
@@ -376,6 +379,24 @@ class Pipeline:
     def _chunk(self, call: Call, answer: Answer, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = answer.chunk(choices)
         return chunk | {"usage": None} if call.body.include_usage else chunk
+
+    async def _read(self, read_body: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The body. Who sends it slowly takes no place from those whose work can begin.
+
+        Raises ApiError 408 for one that takes too long, 503 if too many are being sent.
+        """
+        if self._being_read >= _READ_FOR_EACH_PLACE * self.args.max_concurrent_requests:
+            raise overloaded("The gateway")
+        self._being_read += 1
+        try:
+            async with asyncio.timeout(self.args.body_timeout_s):
+                return await read_body()
+        except TimeoutError:
+            raise ApiError(
+                408, f"The request body did not arrive within {self.args.body_timeout_s:g} seconds."
+            ) from None
+        finally:
+            self._being_read -= 1
 
     @contextmanager
     def _place(self) -> Generator[None]:

@@ -285,3 +285,17 @@ async def test_schemathesis_finds_no_500_and_no_503_without_retry_after() -> Non
 
                 await asyncio.to_thread(examples)
     assert {(URL, 400), (URL, 503), ("/v1/models", 200)} <= seen
+
+
+async def test_a_body_that_never_ends_takes_no_place_and_is_a_408() -> None:
+    async def never_ending() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async with gateway(max_concurrent_requests=1, body_timeout_s=1.0) as g:
+        g.script.says = SAYS
+        slow = [asyncio.create_task(g.http.post(URL, content=never_ending(), headers=AUTH)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert (await g.http.post(URL, json=BODY, headers=AUTH)).status_code == 200
+        assert {answer.status_code for answer in await asyncio.gather(*slow)} == {408}
+        assert (await g.http.post(URL, json=BODY, headers=AUTH)).status_code == 200
