@@ -141,7 +141,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Of tests/data/test_dataset.py and test_conformance.py, test_kill_matrix.py and test_gateway_faults.py."""
+    """Of data/test_dataset.py, test_conformance.py, model/test_kill_matrix.py and test_gateway_faults.py."""
     data = parser.getgroup("data", "CI for data")
     data.addoption(
         "--dataset", help="Judge this dataset and run nothing else: an artifact's address or a path."

@@ -14,6 +14,7 @@ import socket
 import statistics
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,18 +152,11 @@ async def test_the_controller_is_killed_every_five_seconds(rig: Rig, request: py
 
 async def test_database_and_storage_are_away(rig: Rig, s3: S3, request: pytest.FixtureRequest) -> None:
     """Serving goes on with what is known, and what was changed meanwhile arrives afterwards."""
-    database = Path(load_settings().database_url.removeprefix("sqlite:///"))
-    away = database.with_suffix(".away")
     async with rig.client() as client:
         whole = Load(client, rig.model)
-        database.rename(away)
-        os.kill(s3.pid, signal.SIGSTOP)
-        try:
+        with without_control_plane(s3):
             async with whole.running():
                 await asyncio.sleep(request.config.getoption("--fault-seconds"))
-        finally:
-            os.kill(s3.pid, signal.SIGCONT)
-            away.rename(database)
         assert not whole.failed
         said(whole)
         made = await asyncio.to_thread(late_key, rig)
@@ -177,6 +171,20 @@ async def test_database_and_storage_are_away(rig: Rig, s3: S3, request: pytest.F
                     await asyncio.sleep(0.2)
             else:
                 pytest.fail("the gateway did not catch up")
+
+
+@contextmanager
+def without_control_plane(s3: S3) -> Iterator[None]:
+    """The S3 server takes connections and answers none; the database is not there."""
+    database = Path(load_settings().database_url.removeprefix("sqlite:///"))
+    away = database.with_suffix(".away")
+    database.rename(away)
+    os.kill(s3.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(s3.pid, signal.SIGCONT)
+        away.rename(database)
 
 
 def late_key(rig: Rig) -> str:
