@@ -35,6 +35,7 @@ from deployments.gateway.answer import Answer, Assembly
 from deployments.gateway.args import GatewayArgs
 from deployments.gateway.body import Body, ChatBody, CompletionBody, parse
 from deployments.gateway.errors import ApiError, overloaded, unknown_model
+from deployments.gateway.joining import joined
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
 from deployments.gateway.record import Observer, RequestRecord, end
@@ -292,7 +293,7 @@ class Pipeline:
         )
 
     async def chunks(self, call: Call, answer: Answer) -> AsyncGenerator[list[list[dict[str, Any]]], None]:
-        """Lists of guarded choices, one for each chunk; what came together stays together.
+        """Lists of guarded choices, one for each chunk; text that came together stays together.
 
         If the replica dies before the client can have got anything, another one is asked, once. Of a whole
         answer that is until its end.
@@ -337,6 +338,7 @@ class Pipeline:
                     released = []
                     for chunk in chunks:
                         answer.note_usage(chunk)
+                    for chunk in joined(chunks):
                         if choices := await guarded.feed(chunk):
                             released.append(choices)
                     if released:

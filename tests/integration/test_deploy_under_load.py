@@ -1,4 +1,4 @@
-"""Model applications come, change and go by `manta deploy` while others, and they themselves, are under load."""
+"""Model applications come, change and go by `manta deploy` under a load on them and on others."""
 
 from __future__ import annotations
 
