@@ -165,7 +165,7 @@ async def test_database_and_storage_are_away(rig: Rig, s3: S3, request: pytest.F
         ) as late:
             for _ in range(300):
                 try:
-                    assert [model.id for model in await late.models.list()] == [rig.model]
+                    assert [model.id for model in (await late.models.list()).data] == [rig.model]
                     break
                 except openai.AuthenticationError:
                     await asyncio.sleep(0.2)
