@@ -17,7 +17,7 @@ key, no limit, no look at either. Both stand before the same paced engine, behin
   requests, less that of the pass-through.
 """
 
-from __future__ import annotations
+# No postponed annotations here: FastAPI reads them.
 
 import argparse
 import asyncio
