@@ -47,7 +47,6 @@ def _only_text(choice: dict[str, Any]) -> str | None:
         return None
     if "delta" not in choice:
         return "text" if isinstance(choice.get("text"), str) else None
-    said = [(name, text) for name, text in (choice["delta"] or {}).items() if text is not None]
-    if len(said) != 1 or said[0][0] not in _TEXTS or not isinstance(said[0][1], str):
-        return None
-    return said[0][0]
+    said = {name: text for name, text in (choice["delta"] or {}).items() if text is not None}
+    field = next(iter(said), None)
+    return field if len(said) == 1 and field in _TEXTS and isinstance(said[field], str) else None
