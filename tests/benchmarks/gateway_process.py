@@ -28,8 +28,8 @@ from typing import Any
 
 import psutil
 
+from cluster import sse
 from cluster.contracts import ApiKey, Snapshot, Target, UpstreamError, UpstreamRequest
-from deployments import sse
 from deployments.gateway.upstream import Upstreams
 from tests.benchmarks.load import KEY, LIMITS, route
 from tests.paced_engine import PacedArgs, paced_events
