@@ -279,13 +279,14 @@ async def test_schemathesis_finds_no_500_and_no_503_without_retry_after() -> Non
             for mode in GenerationMode if operation.method == "post" else [GenerationMode.POSITIVE]:
                 strategy = operation.as_strategy(generation_mode=mode)
 
-                @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+                @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
                 @given(strategy)
                 def examples(case: Any) -> None:
                     asyncio.run_coroutine_threadsafe(ask(case), loop).result(60)
 
                 await asyncio.to_thread(examples)
-    assert {(URL, 400), (URL, 503), ("/v1/models", 200)} <= seen
+    assert {path for path, _ in seen} == set(schema.raw_schema["paths"])
+    assert {200, 400} <= {status for _, status in seen}
 
 
 async def test_a_body_that_never_ends_takes_no_place_and_is_a_408() -> None:
