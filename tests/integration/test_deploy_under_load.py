@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from cluster import snapshots
-from cluster.contracts import Route, Snapshot, Target
 from tests.integration.conftest import ROOT
 from tests.integration.constant_load import Load
 from tests.integration.serving import BASE, Served
@@ -23,13 +21,43 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 NAMES = ("paced-one", "paced-two")
 
 
+#: In place of the engine, in the code that is deployed; all that leads to it and from it is the real thing.
+_PACED = """
+
+def build(args: ModelApplicationArgs) -> "Application":
+    from paced_engine import PacedArgs
+    from paced_engine import build as paced
+
+    return paced(PacedArgs(words=args.llm_config["engine_kwargs"]["words"]))
+"""
+
+
 @pytest.fixture
 def code(served: Served, tmp_path: Path) -> Path:
-    """The served code with the paced engine beside it: tests are no part of what is deployed."""
+    """The served code with the paced engine in place of vLLM."""
     code = tmp_path / "code"
     shutil.copytree(served.code, code)
     shutil.copy(ROOT / "tests" / "paced_engine.py", code / "paced_engine.py")
+    with (code / "deployments" / "model.py").open("a") as model:
+        model.write(_PACED)
     return code
+
+
+def configuration(name: str, model: Path, words: str) -> dict[str, Any]:
+    """A file with one model application that says these words."""
+    llm_config = {
+        "model_loading_config": {"model_id": name},
+        "accelerator_config": {"kind": "cpu"},
+        "engine_kwargs": {"words": words},
+        "deployment_config": {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}},
+    }
+    application = {
+        "name": name,
+        "route_prefix": None,
+        "import_path": "deployments.model:build",
+        "args": {"model": str(model), "llm_config": llm_config},
+    }
+    return {"applications": [application]}
 
 
 @pytest.fixture
@@ -38,8 +66,7 @@ def deploy(served: Served, code: Path, tmp_path: Path) -> Iterator[Callable[...,
 
     def deploy(name: str, words: str | None) -> None:
         file = tmp_path / f"{name}.yaml"
-        application = {"name": name, "route_prefix": None, "import_path": "paced_engine:build"}
-        file.write_text(yaml.safe_dump({"applications": [application | {"args": {"words": words}}]}))
+        file.write_text(yaml.safe_dump(configuration(name, served.model_dir, words or "")))
         asked = [str(file)] if words else ["--delete", name]
         done = served.cluster.manta("deploy", *asked, cwd=code)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -47,19 +74,6 @@ def deploy(served: Served, code: Path, tmp_path: Path) -> Iterator[Callable[...,
     yield deploy
     for name in NAMES:
         served.cluster.manta("deploy", "--delete", name, cwd=code)
-
-
-def publish(name: str) -> None:
-    """A route to that application. `manta deploy` makes routes of engines only."""
-    target = Target(application=name, deployment="model", model="paced")
-    route = Route(model=name, targets=[target], created_at=datetime.now(UTC))
-
-    def with_route(now: Snapshot) -> Snapshot:
-        return now.model_copy(
-            update={"routes": [route, *(other for other in now.routes if other.model != name)]}
-        )
-
-    snapshots.publish(with_route, by="test")
 
 
 async def until_answers(load: Load) -> None:
@@ -80,11 +94,9 @@ async def test_two_applications_added_upgraded_and_removed_under_load(
         second = Load(client, two, stream=True, clients=4, max_tokens=30)
         async with engine.running():
             await asyncio.to_thread(deploy, one, "old")
-            await asyncio.to_thread(publish, one)
             await until_answers(first)
             async with first.running():
                 await asyncio.to_thread(deploy, two, "two")
-                await asyncio.to_thread(publish, two)
                 await until_answers(second)
                 async with second.running():
                     await asyncio.to_thread(deploy, one, "new")
