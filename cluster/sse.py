@@ -46,7 +46,7 @@ class EventReader:
         *blocks, self._rest = self._rest.split(b"\n\n")
         for block in blocks:
             name, lines = "", []
-            for line in block.decode().split("\n"):
+            for line in block.decode(errors="replace").split("\n"):
                 field, _, value = line.partition(":")
                 value = value.removeprefix(" ")
                 if field == "event":

@@ -28,7 +28,7 @@ from cluster.models import local_copy
 from cluster.settings import load_settings
 from cluster.storage import ArtifactStore, object_store
 from deployments.engine_errors import from_engine, from_exception
-from deployments.gather import gather
+from deployments.gather import Pace, gather
 from deployments.own_address import listen_on_own_address
 
 
@@ -36,15 +36,17 @@ class ModelServer(LLMServer):
     """``LLMServer`` that speaks :mod:`cluster.contracts.handle`."""
 
     async def __init__(self, llm_config: LLMConfig, *, gather_s: float, **options: Any) -> None:  # type: ignore[misc]
-        self._gather_s = gather_s
+        self._pace = Pace(gather_s)
         listen_on_own_address()
         await super().__init__(llm_config, **options)
 
     async def stream(self, request: dict[str, Any]) -> AsyncIterator[bytes]:
         """Generate: see :class:`cluster.contracts.ModelReplica`."""
         try:
-            async for item in gather(self._events(UpstreamRequest.model_validate(request)), self._gather_s):
-                yield item
+            events = self._events(UpstreamRequest.model_validate(request))
+            with self._pace.stream() as interval_s:
+                async for item in gather(events, interval_s):
+                    yield item
         except Exception as error:
             yield sse.encode_error(from_exception(error, str(request.get("request_id", ""))))
 

@@ -141,7 +141,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Of tests/data/test_dataset.py, test_conformance.py and tests/model/test_kill_matrix.py."""
+    """Of data/test_dataset.py, test_conformance.py, model/test_kill_matrix.py and test_gateway_faults.py."""
     data = parser.getgroup("data", "CI for data")
     data.addoption(
         "--dataset", help="Judge this dataset and run nothing else: an artifact's address or a path."
@@ -153,6 +153,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kills")
     group.addoption("--kill-matrix", action="store_true", help="Run every verb at every point.")
     group.addoption("--kill-seeds", default="1", help="Seeds of the points in mid-write: 1,2,...")
+    group = parser.getgroup("faults")
+    group.addoption("--fault-seconds", type=float, default=10.0, help="How long a part stays broken.")
     group = parser.getgroup("conformance")
     group.addoption("--conformance-cases", default="50", help="Suites to draw for the merge in one process.")
     group.addoption("--conformance-ray", default="3", help="Suites to draw for the merge through Ray Data.")

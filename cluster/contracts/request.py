@@ -20,13 +20,15 @@ from pydantic import (
     model_validator,
 )
 
+#: A number that engines hold in 32 bits: one that casts a larger one dies of it, with every other request.
+Int32 = Annotated[int, Field(ge=0, lt=2**31)]
 _TOOL_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class RequestPart(BaseModel):
     """A part of a body: nothing in it is guessed, nothing is passed over."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(RequestPart):
@@ -68,23 +70,23 @@ class Body(RequestPart):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(1, ge=1)
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: Int32 | None = None
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], float] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None
     # vLLM's; clients send them by `extra_body`.
-    top_k: int | None = None
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = None
     repetition_penalty: float | None = None
-    min_tokens: int | None = None
+    min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Int32] | None = None
     bad_words: list[str] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
@@ -222,7 +224,7 @@ class ChatBody(Body):
     #: Filled and put before the messages; of OpenAI's Responses API, and at home in a chat here too.
     prompt: PromptReference | None = None
     messages: list[Message]
-    max_completion_tokens: int | None = Field(None, ge=0)
+    max_completion_tokens: Int32 | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] | None = None

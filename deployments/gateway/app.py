@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -18,16 +19,26 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.contracts import Route as ModelRoute
+from cluster.contracts.request import ChatBody, CompletionBody, EmbeddingBody
 from deployments.gateway.answer import Answer
 from deployments.gateway.dialect import Dialect, Embeddings, OpenAi, Writer
 from deployments.gateway.errors import ApiError
 from deployments.gateway.limits import ReplicaCount
-from deployments.gateway.messages import Messages
+from deployments.gateway.messages import Messages, MessagesBody
+from deployments.gateway.openapi import document
 from deployments.gateway.pipeline import Caller, Pipeline, find_route
-from deployments.gateway.responses import Responses
+from deployments.gateway.responses import Responses, ResponsesBody
 from deployments.gateway.upstream import Upstreams
 
 logger = logging.getLogger("ray.serve")
+#: What is posted where, as the OpenAPI document has it. Messages and responses become chats.
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatBody,
+    "/v1/completions": CompletionBody,
+    "/v1/embeddings": EmbeddingBody,
+    "/v1/messages": MessagesBody,
+    "/v1/responses": ResponsesBody,
+}
 _UNSOUND = re.compile(r"[^A-Za-z0-9._:-]")
 
 
@@ -59,6 +70,7 @@ def make_app(
             Route("/v1/models", doors.models, methods=["GET"]),
             Route("/v1/models/{model:path}", doors.model, methods=["GET"]),
             Route("/healthz", doors.health, methods=["GET"]),
+            Route("/openapi.json", doors.openapi, methods=["GET"]),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_exception, Exception: _unforeseen},
         lifespan=lifespan,
@@ -153,6 +165,10 @@ class Doors:
     async def health(self, _: Request) -> JSONResponse:
         """``GET /healthz``: 200 once the gateway has a snapshot; needs no key."""
         return JSONResponse({"status": "ok", "snapshot": self._pipeline.poller.view.number})
+
+    async def openapi(self, _: Request) -> JSONResponse:
+        """``GET /openapi.json``: what can be asked here; needs no key."""
+        return JSONResponse(document(BODIES))
 
 
 def caller_of(request: Request) -> Caller:

@@ -20,6 +20,9 @@ class GatewayArgs(BaseModel):
         256, ge=1, description="Requests at work in one replica; more get 503 with Retry-After."
     )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Longest request body in bytes.")
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds within which a request body must be there; later it is a 408."
+    )
     max_choices: int = Field(
         16, ge=1, description="Most answers to one request: n times the number of prompts."
     )

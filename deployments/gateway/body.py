@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from deployments.gateway import strict_json
 from deployments.gateway.errors import ApiError, from_validation
 
 Typed = TypeVar("Typed", bound=BaseModel)
@@ -23,11 +23,9 @@ def read_object(raw: bytes) -> dict[str, Any]:
     Strictly JSON in UTF-8: no NaN, and no half of a surrogate pair, which no engine could encode again.
     """
     try:
-        content = json.loads(raw.decode(), parse_constant=_no_constant)
-        if b"\\ud" in raw.lower():
-            json.dumps(content, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        raise ApiError(400, "We could not parse the JSON body of your request.") from None
+        content = strict_json.loads(raw)
+    except ValueError as error:
+        raise ApiError(400, f"We could not parse the JSON body of your request: {error}.") from None
     if not isinstance(content, dict):
         raise ApiError(400, "The JSON body of your request must be an object.")
     return {name: value for name, value in content.items() if value is not None}
@@ -42,7 +40,3 @@ def typed(content: dict[str, Any], kind: type[Typed], where: str = "") -> Typed:
         return kind.model_validate(content)
     except ValidationError as error:
         raise from_validation(error, where) from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")

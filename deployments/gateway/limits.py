@@ -30,6 +30,8 @@ from deployments.gateway.errors import ApiError
 logger = logging.getLogger("ray.serve")
 #: What was granted within one second of the clock is forgotten at once, when all of it is a minute old.
 _KEPT_S = 61
+#: Seconds that a start waits for the count of replicas.
+_PATIENCE_S = 2.0
 
 
 @dataclass
@@ -227,7 +229,7 @@ class ReplicaCount:
         """Ask from now on; waits for the first answer, but not for long."""
         self._task = asyncio.create_task(self._run())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._interval_s):
+            async with asyncio.timeout(min(self._interval_s, _PATIENCE_S)):
                 await self._asked.wait()
 
     async def stop(self) -> None:
@@ -245,4 +247,5 @@ class ReplicaCount:
                 except Exception as error:  # Whatever it is, limits go on with what was known.
                     logger.warning("%d replicas share limits still: %s", self.value, type(error).__name__)
             self._asked.set()
-            await asyncio.sleep(self._interval_s)
+            # The first limit may come at any time, and must not find a count of before.
+            await asyncio.sleep(self._interval_s if self._needed() else min(self._interval_s, _PATIENCE_S))

@@ -1,6 +1,6 @@
 """The life of a request, step by step: each step is one function on typed values.
 
-    authenticate -> take a place, the gateway's and the key's -> parse -> find the route and its policy
+    authenticate -> take a place, the key's and the gateway's -> parse -> find the route and its policy
     -> limits -> reserve the key's tokens -> prompt template -> input guards -> choose a target -> upstream
     -> output guards on the stream -> respond; beside it, when it is over: the observers of its record.
 
@@ -10,6 +10,7 @@ are made from the same guarded chunks.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
@@ -34,12 +35,13 @@ from deployments.gateway.args import GatewayArgs
 from deployments.gateway.dialect import Endpoint, Reader, TypedBody
 from deployments.gateway.errors import ApiError, overloaded, unknown_model
 from deployments.gateway.guarding import POLICY_HEADER, judge_input, released_by
+from deployments.gateway.joining import joined
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
 from deployments.gateway.record import Observer, RequestRecord, end
 from deployments.gateway.templates import fill, find_template
 from deployments.gateway.throttle import FailedAuthentications
-from deployments.gateway.upstream import Upstreams
+from deployments.gateway.upstream import DIED, Upstreams
 from deployments.gateway.view import Poller, View
 from validation.guards import GuardContext, GuardEngine, Placeholders
 
@@ -47,6 +49,8 @@ from validation.guards import GuardContext, GuardEngine, Placeholders
 _NOT_THE_ENGINES = {"stream", "stream_options", "model", "user"}
 #: Where guards see the variables of a prompt template; the engine does not.
 _VARIABLES = "prompt_variables"
+#: A body that is still being sent costs its bytes only.
+_READ_FOR_EACH_PLACE = 4
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ class Pipeline:
         self._failures = FailedAuthentications(args.max_failed_authentications)
         self._upstreams = upstreams
         self._observers = observers
-        self._at_work = 0
+        self._at_work = self._being_read = 0
 
     def authenticate(self, caller: Caller) -> tuple[ApiKey, View]:
         """The key of who asks, and the view that knows it.
@@ -278,9 +282,9 @@ class Pipeline:
         """The typed request, its key's limits taken until ``stack`` is left. Raises ApiError."""
         # Before a body of megabytes is read and judged.
         record.key, _ = self.authenticate(caller)
-        stack.enter_context(self._place())
         admission = stack.enter_context(self._limiter.admit(record.key))
-        raw = await read_body()
+        raw = await self._read(read_body)
+        stack.enter_context(self._place())
         record.key, view = self.authenticate(caller)  # Reading may take long; it may be revoked since.
         body = dialect.read(raw)
         record.stream = isinstance(body, Body) and body.stream
@@ -307,10 +311,35 @@ class Pipeline:
     async def chunks(
         self, call: Call[Body], answer: Answer
     ) -> AsyncGenerator[list[list[dict[str, Any]]], None]:
-        """Lists of guarded choices, one for each chunk; what came together stays together.
+        """Lists of guarded choices, one for each chunk; text that came together stays together.
+
+        If the replica dies before the client can have got anything, another one is asked, once. Of a whole
+        answer that is until its end.
 
         Closing this generator aborts the generation. Raises ApiError.
         """
+        for last in (False, True):
+            begun = False
+            try:
+                async with aclosing(self._generate(call, answer)) as source:
+                    if call.body.stream:
+                        async for released in source:
+                            begun = True
+                            yield released
+                        return
+                    whole = [released async for released in source]
+            except ApiError as error:
+                if last or begun or error.code not in DIED:
+                    raise
+                continue
+            for released in whole:
+                yield released
+            return
+
+    async def _generate(
+        self, call: Call[Body], answer: Answer
+    ) -> AsyncGenerator[list[list[dict[str, Any]]], None]:
+        """What one target says, guarded."""
         record = call.record
         guarded = GuardedAnswer(
             call.engine,
@@ -325,9 +354,12 @@ class Pipeline:
                     released = []
                     for chunk in chunks:
                         answer.note_usage(chunk)
+                    for chunk in joined(chunks):
                         if choices := await guarded.feed(chunk):
                             released.append(choices)
                     if released:
+                        record.last_s = record.now_s()
+                        record.first_s = record.first_s or record.last_s
                         yield released
                     if guarded.cut_short:
                         return
@@ -393,8 +425,6 @@ class Pipeline:
                 async with aclosing(self.chunks(call, answer)) as source:
                     assembly = Assembly(call.endpoint)
                     async for released in source:
-                        record.last_s = record.now_s()
-                        record.first_s = record.first_s or record.last_s
                         if call.body.stream:
                             yield [self._chunk(call, answer, choices) for choices in released]
                         else:
@@ -412,6 +442,24 @@ class Pipeline:
     def _chunk(self, call: Call[Body], answer: Answer, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = answer.chunk(choices)
         return chunk | {"usage": None} if call.body.include_usage else chunk
+
+    async def _read(self, read_body: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The body. Who sends it slowly takes no place from those whose work can begin.
+
+        Raises ApiError 408 for one that takes too long, 503 if too many are being sent.
+        """
+        if self._being_read >= _READ_FOR_EACH_PLACE * self.args.max_concurrent_requests:
+            raise overloaded("The gateway")
+        self._being_read += 1
+        try:
+            async with asyncio.timeout(self.args.body_timeout_s):
+                return await read_body()
+        except TimeoutError:
+            raise ApiError(
+                408, f"The request body did not arrive within {self.args.body_timeout_s:g} seconds."
+            ) from None
+        finally:
+            self._being_read -= 1
 
     @contextmanager
     def _place(self) -> Generator[None]:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import httpx
 
 logger = logging.getLogger("ray.serve")
+#: The code of an error that another replica may not have.
+REPLICA_FAILED = "replica_failed"
+#: Codes of a replica or an engine that died over a request: another one may do it.
+DIED = frozenset({REPLICA_FAILED, "engine_stopped"})
 _PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
@@ -145,12 +149,28 @@ async def _parsed(source: AsyncIterator[bytes]) -> AsyncIterator[list[dict[str, 
                 raise from_upstream(UpstreamError.model_validate_json(event.data))
             if event.data == "[DONE]":
                 continue
-            chunk = json.loads(event.data)
+            chunk = _chunk(event.data)
             if "error" in chunk:  # An OpenAI-compatible server that fails in mid-stream.
                 raise ApiError(502, "The model's server failed while it answered.", kind="server_error")
             chunks.append(chunk)
         if chunks:
             yield chunks
+
+
+def _chunk(data: str) -> dict[str, Any]:
+    """One event's JSON. Half a surrogate pair, which nobody could write out again, becomes a question mark.
+
+    Raises ApiError 502 for what is none.
+    """
+    try:
+        chunk = json.loads(data)
+        if "\\ud" in data or "\\uD" in data:
+            chunk = json.loads(json.dumps(chunk, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError):
+        chunk = None
+    if not isinstance(chunk, dict):
+        raise ApiError(502, "The model's server sent what is no OpenAI stream.", kind="server_error")
+    return chunk
 
 
 def _vectors(body: bytes) -> dict[str, Any]:
@@ -170,7 +190,7 @@ def _replica_failed(error: Exception, request: UpstreamRequest) -> ApiError:
         503,
         "The model's replica failed; please try again.",
         kind="server_error",
-        code="replica_failed",
+        code=REPLICA_FAILED,
         retry_after_s=1,
     )
 

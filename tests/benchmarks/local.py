@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.local import s3server
+from cluster.serve_loops import SERVE_LOOPS
 from tests.conftest import forget_settings, start_s3
 
 
@@ -25,6 +26,7 @@ def storage() -> Iterator[None]:
             "AWS_DEFAULT_REGION": "us-east-1",
             "MANTA_STORAGE__BUCKET": s3.bucket,
             "MANTA_HOME": f"{folder}/home",
+            **SERVE_LOOPS,
         }
         forget_settings()
         try:
@@ -41,6 +43,8 @@ def platform(num_cpus: int) -> Iterator[None]:
     with storage():
         try:
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
+            for name in SERVE_LOOPS:  # Of Ray's processes, not of this one, which has no loop.
+                del os.environ[name]
             yield
         finally:
             ray.shutdown()

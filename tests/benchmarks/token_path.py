@@ -95,7 +95,7 @@ def _applications() -> tuple[Any, Any]:
             source: AsyncIterator[bytes] = engine()
             if request["guard"] == "replica":
                 source = _guarded(source)
-            async for item in gather(source, request["gather_ms"] / 1000):
+            async for item in gather(source, lambda: request["gather_ms"] / 1000):
                 yield item
 
     app = FastAPI()

@@ -67,7 +67,7 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None
     assert text == whole.choices[0].message.content
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
-    assert sum(bool(chunk.choices) for chunk in chunks) > 3
+    assert sum(bool(chunk.choices) for chunk in chunks) > 2  # Tokens that come together go on together.
 
 
 def test_the_adapter_answers_otherwise_than_its_base(client: openai.OpenAI) -> None:

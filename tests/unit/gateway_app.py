@@ -70,6 +70,8 @@ class Script(Upstreams):
     def __init__(self) -> None:
         super().__init__(10.0, {})
         self.says: list[Chunk | Exception] = []
+        #: What it says to the first requests, one each, before ``says``.
+        self.first: list[list[Chunk | Exception]] = []
         self.requests: list[UpstreamRequest] = []
         self.targets: list[Target] = []
         self.closed = 0
@@ -81,7 +83,7 @@ class Script(Upstreams):
         self.targets.append(target)
         self.begun.set()
         try:
-            for item in self.says:
+            for item in self.first.pop(0) if self.first else self.says:
                 await asyncio.sleep(self.pause_s)
                 if isinstance(item, Exception):
                     raise item

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from cluster import sse
 from cluster.contracts import Principal, Target, UpstreamError, UpstreamRequest
 from deployments.gateway.errors import ApiError
 from deployments.gateway.upstream import Upstreams
-from deployments.gather import gather
+from deployments.gather import ITEMS_PER_S, LONGEST_S, Pace, gather
 
 
 async def ticking(count: int, pause_s: float, closed: list[bool] | None = None) -> AsyncIterator[bytes]:
@@ -39,7 +40,7 @@ async def test_the_first_item_leaves_at_once_and_the_rest_is_gathered() -> None:
         for number in range(20):
             yield str(number).encode()
 
-    stream = aiter(gather(source(), 0.05))
+    stream = aiter(gather(source(), lambda: 0.05))
     assert await anext(stream) == b"first"  # While the source has nothing else to give.
     more.set()
     rest = [item async for item in stream]
@@ -58,7 +59,7 @@ async def test_a_slow_stream_is_not_delayed() -> None:
 
     items = []
     async with asyncio.timeout(60):
-        async for item in gather(source(), 0.05):
+        async for item in gather(source(), lambda: 0.05):
             items.append(item)
             seen.set()
     assert items == [str(n).encode() for n in range(5)]
@@ -74,7 +75,7 @@ async def test_what_the_source_raises_comes_after_what_it_gave(interval_s: float
     got: list[bytes] = []
 
     async def read() -> None:
-        async for item in gather(failing(), interval_s):
+        async for item in gather(failing(), lambda: interval_s):
             got.append(item)
 
     with pytest.raises(ValueError, match="broken"):
@@ -85,11 +86,28 @@ async def test_what_the_source_raises_comes_after_what_it_gave(interval_s: float
 @pytest.mark.parametrize("interval_s", [0.0, 0.02])
 async def test_closing_closes_the_source(interval_s: float) -> None:
     closed: list[bool] = []
-    stream = gather(ticking(1000, 0.001, closed), interval_s)
+    stream = gather(ticking(1000, 0.001, closed), lambda: interval_s)
     async for _ in stream:
         break
     await stream.aclose()
     assert closed == [True]
+
+
+def test_many_streams_send_seldom_and_few_at_once() -> None:
+    pace = Pace(0.02)
+    with ExitStack() as streams:
+        intervals = []
+        for _ in range(500):
+            interval_s = streams.enter_context(pace.stream())
+            intervals.append(interval_s())
+        assert intervals[0] == 0.02
+        assert 32 / intervals[31] <= ITEMS_PER_S
+        assert intervals == sorted(intervals)
+        assert intervals[-1] == LONGEST_S
+    with pace.stream() as interval_s:
+        assert interval_s() == 0.02
+    with Pace(0.0).stream() as interval_s:
+        assert interval_s() == 0.0
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
