@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from cluster.contracts import PolicyDocument, Route, Snapshot, Target, engine_model_id
+from cluster.contracts import PolicyDocument, Price, Route, Snapshot, Target, engine_model_id
 from cluster.errors import RefusedError, UsageError
 from cluster.settings import describe_validation_error, load_settings
 from deployments.gateway.args import GatewayArgs
@@ -53,6 +53,9 @@ class DeployedModelArgs(ModelApplicationArgs):
     )
     policy: str = Field(
         "default", description="Guard policy of these models: a shipped name, or a YAML file."
+    )
+    price: Price | None = Field(
+        None, description="What tokens of these models cost, in the settings' currency; nothing if absent."
     )
 
 
@@ -215,6 +218,7 @@ def _resolve_model(application: dict[str, Any], plan: Plan, say: Say, dry_run: b
             policy=policy.name,
             created_at=datetime.now(UTC),
             owned_by=load_settings().team,
+            price=args.price,
         )
 
     plan.routes.append(route(model_id, engine_model_id(model_id), None, digest))
@@ -222,7 +226,7 @@ def _resolve_model(application: dict[str, Any], plan: Plan, say: Say, dry_run: b
         _check_adapter(name, adapter, address, args.llm_config)
         engine = engine_model_id(model_id, adapter.ref)
         plan.routes.append(route(adapter.ref.name, engine, str(adapter.ref), adapter.digest))
-    # Adapters and policies are the gateway's: left in, a new one would restart the engine.
+    # Adapters, policies and prices are the gateway's: left in, a new one would restart the engine.
     application["args"] = {"model": address, "llm_config": args.llm_config, "gather_ms": args.gather_ms}
 
 

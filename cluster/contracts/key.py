@@ -7,7 +7,7 @@ from datetime import datetime
 from pydantic import AwareDatetime, Field
 
 from cluster.contracts.base import Contract, Slug
-from cluster.contracts.snapshot import KeyLimits
+from cluster.contracts.snapshot import KeyLimits, Scope
 
 
 class KeyTerms(Contract):
@@ -22,6 +22,7 @@ class KeyTerms(Contract):
     )
     policy: Slug | None = Field(None, description="Guard policy that overrides the route's.")
     limits: KeyLimits = Field(default_factory=KeyLimits, description="How much it may use.")
+    scopes: list[Scope] = Field(default_factory=list, description="What it may do beyond using models.")
     expires_at: AwareDatetime | None = Field(None, description="Time from which on it is refused.")
 
 
@@ -34,3 +35,8 @@ class KeyRecord(KeyTerms):
         None, description="UTC time until which the secret before that is good; never was if absent."
     )
     revoked_at: datetime | None = Field(None, description="UTC time at which it was revoked.")
+
+    @property
+    def terms(self) -> KeyTerms:
+        """What is agreed, without what came of it."""
+        return KeyTerms(**{name: getattr(self, name) for name in KeyTerms.model_fields})

@@ -40,7 +40,9 @@ def make_app(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await pipeline.poller.start()
         await replicas.start()
+        await pipeline.budgets.start()
         yield
+        await pipeline.budgets.stop()
         await replicas.stop()
         await pipeline.poller.stop()
         await upstreams.close()

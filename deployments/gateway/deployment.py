@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+import uuid
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from starlette.types import ASGIApp
@@ -11,11 +12,15 @@ from starlette.types import ASGIApp
 from deployments.gateway.args import GatewayArgs
 from deployments.own_address import listen_on_own_address
 
+if TYPE_CHECKING:
+    from deployments.gateway.budget import Ledger
+
 
 def asgi_app(args: GatewayArgs) -> ASGIApp:
     """The gateway as it runs in a replica, with all that it reads from and counts in."""
     from cluster.snapshots import newest
     from deployments.gateway.app import make_app
+    from deployments.gateway.budget import Budgets
     from deployments.gateway.limits import Limiter, ReplicaCount
     from deployments.gateway.pipeline import Pipeline
     from deployments.gateway.report import Report
@@ -27,8 +32,18 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
     upstreams = Upstreams(args.upstream_timeout_s, args.upstream_key_variables)
     replicas = ReplicaCount(_running_replicas, lambda: poller.limited, args.snapshot_interval_s)
     limiter = Limiter(lambda: replicas.value)
-    pipeline = Pipeline(args, poller, upstreams, limiter, [Report(counters=True)])
+    budgets = Budgets(
+        _ledger, uuid.uuid4().hex, share=args.budget_lease_share, interval_s=args.budget_interval_s
+    )
+    pipeline = Pipeline(args, poller, upstreams, limiter, budgets, [Report(counters=True)])
     return make_app(pipeline, upstreams, replicas, behind_proxy=True)
+
+
+def _ledger() -> Ledger:
+    from cluster.budget_ledger import BudgetLedger
+    from cluster.settings import load_settings
+
+    return BudgetLedger(load_settings().database_url)
 
 
 def _running_replicas() -> int:

@@ -1,7 +1,7 @@
 """The life of a request, step by step: each step is one function on typed values.
 
     authenticate -> take a place, the gateway's and the key's -> parse -> find the route and its policy
-    -> limits -> reserve the key's tokens -> input guards -> choose a target -> upstream
+    -> limits -> reserve the key's tokens and money -> input guards -> choose a target -> upstream
     -> output guards on the stream -> respond; beside it, when it is over: the observers of its record.
 
 No step is optional: there is no way to a model that does not pass the guards. A stream and a whole answer
@@ -33,6 +33,7 @@ from cluster.errors import UsageError
 from deployments.gateway.answer import Answer, Assembly
 from deployments.gateway.args import GatewayArgs
 from deployments.gateway.body import Body, ChatBody, CompletionBody, parse
+from deployments.gateway.budget import Budgets, Hold
 from deployments.gateway.errors import ApiError, overloaded, unknown_model
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
@@ -49,8 +50,8 @@ BODIES: dict[Endpoint, type[Body]] = {"chat": ChatBody, "completions": Completio
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Tokens that a request is likely to use at most."""
+class Tokens:
+    """Of a request: likely to be used at most, or used."""
 
     prompt: int
     answer: int
@@ -73,7 +74,8 @@ class Call:
     body: Body
     upstream_body: dict[str, Any]
     admission: Admission
-    estimate: Estimate
+    hold: Hold
+    estimate: Tokens
     #: What the steps tell those that stand beside them.
     record: RequestRecord
 
@@ -137,24 +139,26 @@ def check_limits(body: Body, args: GatewayArgs) -> None:
                 raise ApiError(400, f"'{field}' may be at most {args.max_output_tokens}.", param=field)
 
 
-def estimate_tokens(raw: bytes, body: Body, args: GatewayArgs) -> Estimate:
+def estimate_tokens(raw: bytes, body: Body, args: GatewayArgs) -> Tokens:
     """Four bytes of the body for each token, and all tokens that it asks for."""
     wanted = getattr(body, "max_completion_tokens", None)
     wanted = body.max_tokens if wanted is None else wanted
     each = args.assumed_output_tokens if wanted is None else wanted
-    return Estimate(prompt=len(raw) // 4, answer=body.choices * each)
+    return Tokens(prompt=len(raw) // 4, answer=body.choices * each)
 
 
-def tokens_used(estimate: Estimate, answer: Answer, status: int) -> int:
+def tokens_used(estimate: Tokens, answer: Answer, status: int) -> Tokens:
     """Tokens that an answer which ended with ``status`` counts for.
 
     Engines behind a URL tell them at the end only, so nobody knows what was generated for who went away
     before: the estimate, but not less than came. Of an answer that failed only what came counts.
     """
     if known := int(answer.usage.get("total_tokens") or 0):
-        return known
-    came = estimate.prompt + answer.pieces if answer.pieces else 0
-    return max(estimate.total, came) if status in (200, 499) else came
+        prompt = int(answer.usage.get("prompt_tokens") or 0)
+        return Tokens(prompt=prompt, answer=known - prompt)
+    if status in (200, 499):
+        return Tokens(prompt=estimate.prompt, answer=max(estimate.answer, answer.pieces))
+    return Tokens(prompt=estimate.prompt if answer.pieces else 0, answer=answer.pieces)
 
 
 async def guard_input(call: Call) -> Call:
@@ -193,10 +197,12 @@ class Pipeline:
         poller: Poller,
         upstreams: Upstreams,
         limiter: Limiter,
+        budgets: Budgets,
         observers: Sequence[Observer],
     ) -> None:
         self.args = args
         self.poller = poller
+        self.budgets = budgets
         self._limiter = limiter
         self._failures = FailedAuthentications(args.max_failed_authentications)
         self._upstreams = upstreams
@@ -256,6 +262,9 @@ class Pipeline:
         check_limits(body, self.args)
         estimate = estimate_tokens(raw, body, self.args)
         admission.reserve_tokens(estimate.total)
+        hold = stack.enter_context(
+            self.budgets.hold(record.key, record.route.price, estimate.prompt, estimate.answer)
+        )
         record.admitted_s = record.now_s()
         engine = view.engine(record.key, record.route)
         record.policy = engine.policy
@@ -268,6 +277,7 @@ class Pipeline:
             body=body,
             upstream_body=body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES),
             admission=admission,
+            hold=hold,
             estimate=estimate,
             record=record,
         )
@@ -332,7 +342,10 @@ class Pipeline:
                         yield [answer.chunk([]) | {"usage": answer.usage}]
         finally:
             record.usage = answer.usage
-            call.admission.tokens = tokens_used(call.estimate, answer, record.status)
+            used = tokens_used(call.estimate, answer, record.status)
+            call.admission.tokens = used.total
+            if call.route.price is not None:
+                record.cost = call.hold.cost = call.route.price.cost(used.prompt, used.answer)
 
     def _chunk(self, call: Call, answer: Answer, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = answer.chunk(choices)

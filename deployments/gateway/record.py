@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Protocol
 
 from cluster.contracts import ApiKey, Direction, Finding, Route, Target
@@ -36,6 +37,8 @@ class RequestRecord:
     error_code: str | None = None
     #: OpenAI's, exact also when the answer was cut short; empty if no engine was asked.
     usage: dict[str, Any] = field(default_factory=dict)
+    #: In the settings' currency; nothing for a model without a price.
+    cost: Decimal = Decimal(0)
     findings: list[tuple[Direction, Finding]] = field(default_factory=list)
     #: It has a place: the limits let it in.
     admitted_s: float | None = None

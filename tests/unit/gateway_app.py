@@ -15,6 +15,7 @@ import openai
 from cluster.contracts import ApiKey, PolicyDocument, Route, Snapshot, Target, UpstreamRequest
 from deployments.gateway.app import make_app
 from deployments.gateway.args import GatewayArgs
+from deployments.gateway.budget import Budgets, Ledger
 from deployments.gateway.limits import Limiter, ReplicaCount
 from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.record import Observer
@@ -108,11 +109,16 @@ class Fixture:
         await self.poller.look()
 
 
+def no_ledger() -> Ledger:
+    raise AssertionError("no key has a budget")
+
+
 @asynccontextmanager
 async def gateway(
     first: Snapshot | None = None,
     limiter: Limiter | None = None,
     observers: Sequence[Observer] = (),
+    budgets: Budgets | None = None,
     **args: Any,
 ) -> AsyncIterator[Fixture]:
     """The application, started as a server starts it, and an HTTP client that calls it in this process."""
@@ -124,7 +130,8 @@ async def gateway(
     )
     replicas = ReplicaCount(lambda: 1, lambda: False, 3600.0)
     limiter = limiter or Limiter(lambda: replicas.value)
-    pipeline = Pipeline(settings, poller, script, limiter, [Report(counters=False), *observers])
+    budgets = budgets or Budgets(no_ledger, "test", share=1.0, interval_s=3600.0)
+    pipeline = Pipeline(settings, poller, script, limiter, budgets, [Report(counters=False), *observers])
     app = make_app(pipeline, script, replicas, behind_proxy=False)
     started = asyncio.Event()
     stop = asyncio.Event()
