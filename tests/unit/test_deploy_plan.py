@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from cluster import models, snapshots
-from cluster.contracts import ApiKey, ArtifactRef, Route, Snapshot, Target
+from cluster.contracts import ApiKey, ArtifactRef, Price, Route, Snapshot, Target
 from cluster.errors import NotFoundError, RefusedError, UsageError
 from cluster.settings import load_settings
 from deployments import rollout
