@@ -1,8 +1,9 @@
 """The life of a request, step by step: each step is one function on typed values.
 
     authenticate -> take a place, the gateway's and the key's -> parse -> find the route and its policy
-    -> limits -> reserve the key's tokens and money -> input guards -> choose a target -> upstream
-    -> output guards on the stream -> respond; beside it, when it is over: the observers of its record.
+    -> limits -> reserve the key's tokens and money -> prompt template -> input guards -> choose a target
+    -> upstream -> output guards on the stream -> respond; beside it, when it is over: the observers of its
+    record.
 
 No step is optional: there is no way to a model that does not pass the guards. A stream and a whole answer
 are made from the same guarded chunks.
@@ -38,6 +39,7 @@ from deployments.gateway.errors import ApiError, overloaded, unknown_model
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
 from deployments.gateway.record import Observer, RequestRecord, end
+from deployments.gateway.templates import fill, find_template
 from deployments.gateway.throttle import FailedAuthentications
 from deployments.gateway.upstream import Upstreams
 from deployments.gateway.view import Poller, View
@@ -50,7 +52,7 @@ BODIES: dict[Endpoint, type[Body]] = {"chat": ChatBody, "completions": Completio
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Estimate:
     """Of a request: likely to be used at most, or used."""
 
     prompt: int
@@ -75,7 +77,7 @@ class Call:
     upstream_body: dict[str, Any]
     admission: Admission
     hold: Hold
-    estimate: Tokens
+    estimate: Estimate
     #: What the steps tell those that stand beside them.
     record: RequestRecord
 
@@ -88,6 +90,12 @@ class Call:
     def context(self) -> GuardContext:
         """What guards may know of the request."""
         return GuardContext(request_id=self.request_id, principal=self.principal)
+
+    def count(self, used: Estimate) -> None:
+        """Take note of what it used in the end: tokens of the key's limit, money of its budget."""
+        self.admission.tokens = used.total
+        if self.route.price is not None:
+            self.record.cost = self.hold.cost = self.route.price.cost(used.prompt, used.answer)
 
 
 @dataclass(frozen=True)
@@ -139,15 +147,15 @@ def check_limits(body: Body, args: GatewayArgs) -> None:
                 raise ApiError(400, f"'{field}' may be at most {args.max_output_tokens}.", param=field)
 
 
-def estimate_tokens(raw: bytes, body: Body, args: GatewayArgs) -> Tokens:
+def estimate_tokens(raw: bytes, body: Body, args: GatewayArgs) -> Estimate:
     """Four bytes of the body for each token, and all tokens that it asks for."""
     wanted = getattr(body, "max_completion_tokens", None)
     wanted = body.max_tokens if wanted is None else wanted
     each = args.assumed_output_tokens if wanted is None else wanted
-    return Tokens(prompt=len(raw) // 4, answer=body.choices * each)
+    return Estimate(prompt=len(raw) // 4, answer=body.choices * each)
 
 
-def tokens_used(estimate: Tokens, answer: Answer, status: int) -> Tokens:
+def tokens_used(estimate: Estimate, answer: Answer, status: int) -> Estimate:
     """Tokens that an answer which ended with ``status`` counts for.
 
     Engines behind a URL tell them at the end only, so nobody knows what was generated for who went away
@@ -155,10 +163,23 @@ def tokens_used(estimate: Tokens, answer: Answer, status: int) -> Tokens:
     """
     if known := int(answer.usage.get("total_tokens") or 0):
         prompt = int(answer.usage.get("prompt_tokens") or 0)
-        return Tokens(prompt=prompt, answer=known - prompt)
+        return Estimate(prompt=prompt, answer=known - prompt)
     if status in (200, 499):
-        return Tokens(prompt=estimate.prompt, answer=max(estimate.answer, answer.pieces))
-    return Tokens(prompt=estimate.prompt if answer.pieces else 0, answer=answer.pieces)
+        return Estimate(prompt=estimate.prompt, answer=max(estimate.answer, answer.pieces))
+    return Estimate(prompt=estimate.prompt if answer.pieces else 0, answer=answer.pieces)
+
+
+def put_prompt(body: Body, upstream: dict[str, Any], view: View, record: RequestRecord) -> dict[str, Any]:
+    """The request with the template that it names before its messages.
+
+    Raises ApiError 404 for one that is not published, 400 for variables that are not the template's.
+    """
+    if not isinstance(body, ChatBody) or body.prompt is None:
+        return upstream
+    template = find_template(view.prompts, body.prompt)
+    record.prompt = template.ref
+    messages = [*fill(template, body.prompt), *upstream["messages"]]
+    return {name: value for name, value in upstream.items() if name != "prompt"} | {"messages": messages}
 
 
 async def guard_input(call: Call) -> Call:
@@ -275,7 +296,9 @@ class Pipeline:
             route=record.route,
             engine=engine,
             body=body,
-            upstream_body=body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES),
+            upstream_body=put_prompt(
+                body, body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES), view, record
+            ),
             admission=admission,
             hold=hold,
             estimate=estimate,
@@ -342,10 +365,7 @@ class Pipeline:
                         yield [answer.chunk([]) | {"usage": answer.usage}]
         finally:
             record.usage = answer.usage
-            used = tokens_used(call.estimate, answer, record.status)
-            call.admission.tokens = used.total
-            if call.route.price is not None:
-                record.cost = call.hold.cost = call.route.price.cost(used.prompt, used.answer)
+            call.count(tokens_used(call.estimate, answer, record.status))
 
     def _chunk(self, call: Call, answer: Answer, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = answer.chunk(choices)

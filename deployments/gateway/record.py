@@ -31,6 +31,8 @@ class RequestRecord:
     #: Where it went.
     target: Target | None = None
     policy: GuardPolicy | None = None
+    #: The prompt template that it named, as name@version.
+    prompt: str | None = None
     stream: bool = False
     #: Of the answer; for a stream that fails after it began, what it would have been before.
     status: int = CLIENT_LEFT
