@@ -128,8 +128,9 @@ class KeyRepository:
     def rotate(self, key_id: str, grace: timedelta) -> NewSecret:
         """Give a key a new secret; the old one stays good for ``grace``, one before that ends now.
 
-        Raises NotFoundError, or RefusedError if the key is revoked or has expired.
+        Raises NotFoundError, or RefusedError if the key is revoked, has expired or is kept elsewhere.
         """
+        _refuse_local(key_id)
         now, secret = datetime.now(UTC), new_secret()
         alive = _KEYS.c.revoked_at.is_(None) & (_KEYS.c.expires_at.is_(None) | (_KEYS.c.expires_at > now))
         values = {
@@ -225,6 +226,19 @@ def new_secret() -> str:
     return f"sk-manta-{secrets.token_hex(32)}"
 
 
+def state_of(record: KeyRecord) -> str:
+    """``valid``, ``expired`` or ``revoked``."""
+    if record.revoked_at is not None:
+        return "revoked"
+    expired = record.expires_at is not None and record.expires_at <= datetime.now(UTC)
+    return "expired" if expired else "valid"
+
+
+def document(record: KeyRecord) -> dict[str, Any]:
+    """A key as JSON has it."""
+    return {"id": record.id, "state": state_of(record), **record.model_dump(mode="json", exclude={"id"})}
+
+
 def sha256_of(secret: str) -> str:
     """What is kept of a secret."""
     return hashlib.sha256(secret.encode()).hexdigest()
@@ -245,6 +259,20 @@ def _columns(terms: KeyTerms) -> dict[str, Any]:
         "limits": _limits(terms),
         "scopes": json.dumps(terms.scopes) if terms.scopes else None,
     }
+
+
+def _refuse_local(key_id: str) -> None:
+    """Its secret stands in a file: another one here would last until the next `manta up`."""
+    from cluster.local.credentials import LOCAL_KEY_ID
+    from cluster.local.home import Home
+    from cluster.settings import load_settings
+
+    settings = load_settings()
+    if key_id == LOCAL_KEY_ID and settings.profile == "local":
+        raise RefusedError(
+            f"Key {key_id!r} is the one in {Home(settings.state_dir).openai_key}, which `manta up` publishes:"
+            " for another secret remove that file and run `manta up`."
+        )
 
 
 def _unknown(key_id: str) -> NotFoundError:

@@ -157,7 +157,8 @@ def list_keys(team: str | None, as_json: bool) -> None:
             words.append(f"only {', '.join(record.models)}")
         if record.expires_at is not None:
             words.append(f"until {record.expires_at:%Y-%m-%d %H:%M}")
-        line = f"{_state(record):<9}{record.id:<24}{record.team:<16}{record.owner:<24}{'; '.join(words)}"
+        state = _document(record)["state"]
+        line = f"{state:<9}{record.id:<24}{record.team:<16}{record.owner:<24}{'; '.join(words)}"
         click.echo(line.rstrip())
 
 
@@ -215,17 +216,6 @@ def rotate(key_id: str, grace: timedelta, as_json: bool) -> int:
     It is on standard output, this once. With --grace the secret before it, and none older, stays good for a
     while.
     """
-    from cluster.errors import RefusedError
-    from cluster.local.credentials import LOCAL_KEY_ID
-    from cluster.local.home import Home
-    from cluster.settings import load_settings
-
-    settings = load_settings()
-    if key_id == LOCAL_KEY_ID and settings.profile == "local":
-        raise RefusedError(
-            f"Key {key_id!r} is the one in {Home(settings.state_dir).openai_key}, which `manta up` publishes:"
-            " for another secret remove that file and run `manta up`."
-        )
     repository = _repository()
     return _hand_over(repository, repository.rotate(key_id, grace), as_json)
 
@@ -342,12 +332,7 @@ def _warn_of_strangers(repository: KeyRepository, published: list[str]) -> None:
         )
 
 
-def _state(record: KeyRecord) -> str:
-    if record.revoked_at is not None:
-        return "revoked"
-    expired = record.expires_at is not None and record.expires_at <= datetime.now(UTC)
-    return "expired" if expired else "valid"
-
-
 def _document(record: KeyRecord) -> dict[str, Any]:
-    return {"id": record.id, "state": _state(record), **record.model_dump(mode="json", exclude={"id"})}
+    from cluster.keys import document
+
+    return document(record)

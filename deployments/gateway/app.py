@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.contracts import Route as ModelRoute
 from deployments import sse
+from deployments.gateway.admin import KeyAdmin
 from deployments.gateway.answer import Answer
 from deployments.gateway.errors import ApiError
 from deployments.gateway.limits import ReplicaCount
@@ -55,6 +56,7 @@ def make_app(
             Route("/v1/models", doors.models, methods=["GET"]),
             Route("/v1/models/{model:path}", doors.model, methods=["GET"]),
             Route("/healthz", doors.health, methods=["GET"]),
+            *KeyAdmin(pipeline, lambda asked: pipeline.authenticate(caller_of(asked))[0], read_body).routes(),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_exception, Exception: _unforeseen},
         lifespan=lifespan,
