@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -30,11 +31,17 @@ _UNSOUND = re.compile(r"[^A-Za-z0-9._:-]")
 
 
 def make_app(
-    pipeline: Pipeline, upstreams: Upstreams, replicas: ReplicaCount, *, behind_proxy: bool
+    pipeline: Pipeline,
+    upstreams: Upstreams,
+    replicas: ReplicaCount,
+    *,
+    behind_proxy: bool,
+    at_end: Sequence[Callable[[], None]] = (),
 ) -> ASGIApp:
     """The whole application around one pipeline.
 
     :param behind_proxy: whether Serve's proxy stands before it, which tells clients the request id.
+    :param at_end: called when it ends, in a thread, for they may wait for some seconds.
     """
 
     @asynccontextmanager
@@ -47,6 +54,8 @@ def make_app(
         await replicas.stop()
         await pipeline.poller.stop()
         await upstreams.close()
+        for stop in at_end:
+            await asyncio.to_thread(stop)
 
     doors = Doors(pipeline)
     app = Starlette(
@@ -140,7 +149,13 @@ class Doors:
 
 def caller_of(request: Request) -> Caller:
     """Who asks, as far as HTTP tells; not what ``X-Forwarded-For`` claims, which anybody can write."""
-    return Caller(request.headers.get("authorization"), request.client.host if request.client else "")
+    headers = request.headers
+    return Caller(
+        headers.get("authorization"),
+        request.client.host if request.client else "",
+        headers.get("traceparent"),
+        headers.get("tracestate"),
+    )
 
 
 def _card(route: ModelRoute) -> dict[str, Any]:

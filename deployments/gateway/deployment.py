@@ -22,8 +22,10 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
     from deployments.gateway.app import make_app
     from deployments.gateway.budget import Budgets
     from deployments.gateway.limits import Limiter, ReplicaCount
+    from deployments.gateway.metrics import Metrics
     from deployments.gateway.pipeline import Pipeline
     from deployments.gateway.report import Report
+    from deployments.gateway.tracing import make_traces
     from deployments.gateway.upstream import Upstreams
     from deployments.gateway.view import Poller
     from deployments.guards import make_engine
@@ -35,8 +37,11 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
     budgets = Budgets(
         _ledger, uuid.uuid4().hex, share=args.budget_lease_share, interval_s=args.budget_interval_s
     )
-    pipeline = Pipeline(args, poller, upstreams, limiter, budgets, [Report(counters=True)])
-    return make_app(pipeline, upstreams, replicas, behind_proxy=True)
+    traces = make_traces()
+    observers = [Report(), Metrics(), *traces]
+    pipeline = Pipeline(args, poller, upstreams, limiter, budgets, observers)
+    at_end = [trace.stop for trace in traces]
+    return make_app(pipeline, upstreams, replicas, behind_proxy=True, at_end=at_end)
 
 
 def _ledger() -> Ledger:

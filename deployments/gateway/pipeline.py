@@ -106,6 +106,9 @@ class Caller:
     authorization: str | None
     #: The address that the connection came from: a load balancer's, if one stands before.
     address: str
+    #: W3C's headers of a trace that this is a part of.
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 def authenticate(authorization: str | None, view: View) -> ApiKey:
@@ -254,7 +257,7 @@ class Pipeline:
 
         Raises ApiError. Leaving the context ends the request, whatever became of it.
         """
-        record = RequestRecord(request_id, endpoint)
+        record = RequestRecord(request_id, endpoint, caller.traceparent, caller.tracestate)
         with ExitStack() as stack:
             stack.callback(end, record, self._observers)
             with _telling(record):

@@ -25,6 +25,9 @@ class RequestRecord:
 
     request_id: str
     endpoint: str
+    #: W3C's headers, as the client sent them.
+    traceparent: str | None = None
+    tracestate: str | None = None
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     key: ApiKey | None = None
     route: Route | None = None

@@ -21,6 +21,7 @@ from cluster.contracts import KeyLimits, KeyTerms
 from cluster.keys import KeyRepository
 from cluster.local.ray_head import ray_internal
 from cluster.settings import load_settings
+from deployments.gateway.metrics import HISTOGRAMS
 from tests.integration.serving import BASE, TUNED, Served
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -251,6 +252,9 @@ def test_requests_tokens_and_findings_are_counted(served: Served) -> None:
     client = served.client()
     client.completions.create(model=TUNED, prompt="Write to jane.doe@example.com", max_tokens=2)
     wait_for_metric("ray_manta_requests_total", lambda values: sum(values) >= 1, model=TUNED, status="200")
+    times = {name for name in HISTOGRAMS if "per_output_token" not in name}  # Both tokens may come at once.
+    for name in times:
+        wait_for_metric(f"ray_{name}_count", lambda values: sum(values) >= 1, model=TUNED)
     wait_for_metric("ray_manta_tokens_total", lambda values: sum(values) >= 2, model=TUNED, kind="completion")
     wait_for_metric(
         "ray_manta_guard_findings_total",

@@ -131,7 +131,7 @@ async def gateway(
     replicas = ReplicaCount(lambda: 1, lambda: False, 3600.0)
     limiter = limiter or Limiter(lambda: replicas.value)
     budgets = budgets or Budgets(no_ledger, "test", share=1.0, interval_s=3600.0)
-    pipeline = Pipeline(settings, poller, script, limiter, budgets, [Report(counters=False), *observers])
+    pipeline = Pipeline(settings, poller, script, limiter, budgets, [Report(), *observers])
     app = make_app(pipeline, script, replicas, behind_proxy=False)
     started = asyncio.Event()
     stop = asyncio.Event()
