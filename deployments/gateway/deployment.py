@@ -14,6 +14,7 @@ from deployments.own_address import listen_on_own_address
 
 if TYPE_CHECKING:
     from deployments.gateway.budget import Ledger
+    from deployments.gateway.record import Observer
 
 
 def asgi_app(args: GatewayArgs) -> ASGIApp:
@@ -38,7 +39,7 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
         _ledger, uuid.uuid4().hex, share=args.budget_lease_share, interval_s=args.budget_interval_s
     )
     traces = make_traces()
-    observers = [Report(), Metrics(), *traces]
+    observers: list[Observer] = [Report(), Metrics(), *traces]
     pipeline = Pipeline(args, poller, upstreams, limiter, budgets, observers)
     at_end = [trace.stop for trace in traces]
     return make_app(pipeline, upstreams, replicas, behind_proxy=True, at_end=at_end)
