@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -178,6 +179,54 @@ def test_a_key_with_limits_from_its_making_to_its_end(served: Served) -> None:
     repository.revoke("limited")
     keys.publish(repository, by="test")
     wait_until(client, admitted=False)
+
+
+def test_a_budget_from_the_admin_api_is_spent_to_its_end_and_told_to_the_cent(served: Served) -> None:
+    repository = KeyRepository(load_settings().database_url)
+    root = repository.create(KeyTerms(id="root", owner="test", team="default", scopes=["admin"]))
+    keys.publish(repository, by="test")
+    wait_until(served.client(api_key=root.secret), admitted=True)
+    base, admin = served.base_url.removesuffix("/v1"), {"authorization": f"Bearer {root.secret}"}
+    terms = {"id": "budgeted", "owner": "test", "team": "default", "limits": {"budget_day": 1}}
+    made = httpx.post(f"{base}/admin/keys", json=terms, headers=admin, timeout=30)
+    assert made.status_code == 201, made.text
+    client = served.client(api_key=made.json()["secret"], max_retries=2)
+    wait_until(client, admitted=True)
+    cents, refused = 0, None
+    until = time.monotonic() + 60
+    while refused is None:
+        assert time.monotonic() < until
+        try:
+            usage = client.chat.completions.create(**greedy(max_tokens=8)).usage
+            assert usage is not None
+            cents += usage.total_tokens
+        except openai.RateLimitError as error:
+            refused = error
+        except openai.InternalServerError as error:
+            if error.code != "budget_unknown":  # The lease is used up, and SQL has not answered yet.
+                raise
+    assert refused.code == "insufficient_quota"
+    assert cents > 60
+
+    def spent() -> str:
+        shown = httpx.get(f"{base}/admin/keys/budgeted", headers=admin, timeout=30).json()
+        return str(shown["budgets"][0]["spent"])
+
+    while spent() != f"{cents / 100:g}":
+        assert time.monotonic() < until, (spent(), cents)
+        time.sleep(0.5)
+    wait_for_metric(
+        "ray_manta_cost_total", lambda values: round(100 * sum(values)) == cents, model=BASE, key="budgeted"
+    )
+    raised = httpx.patch(
+        f"{base}/admin/keys/budgeted", json={"limits": {"budget_day": 100}}, headers=admin, timeout=30
+    )
+    assert raised.json()["published"] is True
+    time.sleep(5)  # Every replica knows within that, and SQL is asked again.
+    with contextlib.suppress(openai.RateLimitError):
+        client.chat.completions.create(**greedy(max_tokens=2))  # Makes its replica ask.
+    time.sleep(3)
+    assert client.chat.completions.create(**greedy(max_tokens=2)).choices
 
 
 def wait_until(client: openai.OpenAI, *, admitted: bool) -> None:
