@@ -112,7 +112,7 @@ def measurements(record: RequestRecord) -> Iterator[Measurement]:
     for kind in ("prompt", "completion"):
         if count := record.usage.get(f"{kind}_tokens", 0):
             yield Measurement("manta_tokens_total", count, {"model": model, "key": key, "kind": kind})
-    if record.cost > 0:
+    if record.cost:
         yield Measurement("manta_cost_total", float(record.cost), {"model": model, "key": key})
     for direction, finding in record.findings:
         labels = {

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequ
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Literal
 
 from starlette.requests import ClientDisconnect
@@ -283,6 +284,7 @@ class Pipeline:
         body = parse(raw, BODIES[endpoint])
         record.stream = body.stream
         record.route = find_route(view, record.key, body.model)
+        record.cost = None if record.route.price is None else Decimal(0)
         check_limits(body, self.args)
         estimate = estimate_tokens(raw, body, self.args)
         admission.reserve_tokens(estimate.total)

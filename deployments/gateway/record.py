@@ -42,8 +42,8 @@ class RequestRecord:
     error_code: str | None = None
     #: OpenAI's, exact also when the answer was cut short; empty if no engine was asked.
     usage: dict[str, Any] = field(default_factory=dict)
-    #: In the settings' currency; nothing for a model without a price.
-    cost: Decimal = Decimal(0)
+    #: In the settings' currency; None for a model without a price.
+    cost: Decimal | None = None
     findings: list[tuple[Direction, Finding]] = field(default_factory=list)
     #: It has a place: the limits let it in.
     admitted_s: float | None = None

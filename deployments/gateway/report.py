@@ -32,7 +32,7 @@ class Report:
             time_to_first_token_s=_rounded(record.first_s),
             prompt_tokens=tokens["prompt"],
             completion_tokens=tokens["completion"],
-            cost=float(record.cost),
+            cost=None if record.cost is None else float(record.cost),
         )
 
 

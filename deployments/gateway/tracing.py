@@ -104,7 +104,7 @@ def attributes(record: RequestRecord) -> Attributes:
         "manta.policy.name": record.policy.name if record.policy else None,
         "manta.policy.digest": record.policy.digest if record.policy else None,
         "manta.verdict": verdict_of(record),
-        "manta.cost": float(record.cost) or None,
+        "manta.cost": None if record.cost is None else float(record.cost),
     }
     return {name: value for name, value in found.items() if value is not None}
 
