@@ -14,7 +14,9 @@ from deployments.own_address import listen_on_own_address
 
 if TYPE_CHECKING:
     from deployments.gateway.budget import Ledger
+    from deployments.gateway.otlp_metrics import OtlpMetrics
     from deployments.gateway.record import Observer
+    from deployments.gateway.tracing import Traces
 
 
 def asgi_app(args: GatewayArgs) -> ASGIApp:
@@ -24,6 +26,7 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
     from deployments.gateway.budget import Budgets
     from deployments.gateway.limits import Limiter, ReplicaCount
     from deployments.gateway.metrics import Metrics
+    from deployments.gateway.otlp_metrics import make_otlp_metrics
     from deployments.gateway.pipeline import Pipeline
     from deployments.gateway.report import Report
     from deployments.gateway.tracing import make_traces
@@ -38,10 +41,10 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
     budgets = Budgets(
         _ledger, uuid.uuid4().hex, share=args.budget_lease_share, interval_s=args.budget_interval_s
     )
-    traces = make_traces()
-    observers: list[Observer] = [Report(), Metrics(), *traces]
+    telemetry: list[Traces | OtlpMetrics] = [*make_traces(), *make_otlp_metrics()]
+    observers: list[Observer] = [Report(), Metrics(), *telemetry]
     pipeline = Pipeline(args, poller, upstreams, limiter, budgets, observers)
-    at_end = [trace.stop for trace in traces]
+    at_end = [part.stop for part in telemetry]
     return make_app(pipeline, upstreams, replicas, behind_proxy=True, at_end=at_end)
 
 

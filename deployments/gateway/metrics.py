@@ -17,9 +17,9 @@ _WHO = ("model", "key", "endpoint", "verdict")
 _WHERE = ("model", "endpoint")
 
 #: Boundaries as OpenTelemetry's GenAI conventions advise them; the first token's go on, for cold starts.
-_DURATION = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
+DURATION = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
 _FIRST_TOKEN = [0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30, 120]
-_BETWEEN = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5]
+BETWEEN_TOKENS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5]
 _INSIDE = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
 
 #: Name -> description, labels.
@@ -37,7 +37,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 #: Name -> description, labels, boundaries.
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], list[float]]] = {
-    "manta_request_duration_seconds": ("From a request's first byte to its end.", _WHO, _DURATION),
+    "manta_request_duration_seconds": ("From a request's first byte to its end.", _WHO, DURATION),
     "manta_time_to_first_token_seconds": (
         "From a request's first byte to the first judged chunk.",
         _WHO,
@@ -46,7 +46,7 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], list[float]]] = {
     "manta_time_per_output_token_seconds": (
         "Mean time between the tokens of an answer, after the first.",
         _WHO,
-        _BETWEEN,
+        BETWEEN_TOKENS,
     ),
     "manta_queue_time_seconds": (
         "From a request's first byte to its admission: authentication, body, limits.",
@@ -133,7 +133,7 @@ def _times(record: RequestRecord) -> dict[str, float | None]:
     return {
         "manta_request_duration_seconds": record.ended_s,
         "manta_time_to_first_token_seconds": record.first_s,
-        "manta_time_per_output_token_seconds": _per_token(record),
+        "manta_time_per_output_token_seconds": per_token_s(record),
         "manta_queue_time_seconds": record.admitted_s,
         "manta_input_guards_seconds": _between(record.admitted_s, record.guarded_s),
         "manta_engine_first_chunk_seconds": engine,
@@ -145,7 +145,8 @@ def _between(start_s: float | None, end_s: float | None) -> float | None:
     return None if start_s is None or end_s is None else max(0.0, end_s - start_s)
 
 
-def _per_token(record: RequestRecord) -> float | None:
+def per_token_s(record: RequestRecord) -> float | None:
+    """Mean seconds between the tokens of an answer, after the first."""
     tokens = record.usage.get("completion_tokens", 0)
     took = _between(record.first_s, record.last_s)
     return took / (tokens - 1) if took and tokens > 1 else None

@@ -3,8 +3,8 @@
 A request is one span, ``chat <model>``, by OpenTelemetry's GenAI conventions as of schema 1.44.0, with spans
 for the input guards and the engine below it and an event for each finding. W3C's ``traceparent`` makes it a
 part of the client's trace and says whether it is recorded. OpenTelemetry's own variables hold: headers,
-protocol, sampler, service name. Spans are made when the request is over and sent by a thread; what does not
-fit its queue is dropped. No text is ever in a span.
+protocol, sampler, service name, ``OTEL_TRACES_EXPORTER=none``. Spans are made when the request is over and
+sent by a thread; what does not fit its queue is dropped. No text is ever in a span.
 """
 
 from __future__ import annotations
@@ -18,34 +18,53 @@ from deployments.gateway.metrics import verdict_of
 from deployments.gateway.record import RequestRecord
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
 
 #: Of the conventions whose names stand below.
 SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 _OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
-_PLACES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 Attributes = dict[str, str | bool | int | float]
 
 
 def make_traces(environment: Mapping[str, str] = os.environ) -> list[Traces]:
     """The observer, if there is a place to send traces to."""
-    return [Traces(environment)] if any(environment.get(name) for name in _PLACES) else []
+    return [Traces(environment)] if is_wanted("TRACES", environment) else []
+
+
+def is_wanted(signal: str, environment: Mapping[str, str]) -> bool:
+    """Whether there is a place to send a signal to, and nobody said otherwise."""
+    places = (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    return any(environment.get(name) for name in places) and (
+        environment.get(f"OTEL_{signal}_EXPORTER") != "none"
+    )
+
+
+def is_grpc(signal: str, environment: Mapping[str, str]) -> bool:
+    """Whether a signal goes over gRPC; over HTTP else."""
+    names = (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    return next((environment[name] for name in names if environment.get(name)), "") == "grpc"
+
+
+def resource_of(environment: Mapping[str, str]) -> Resource:
+    """What sends."""
+    from opentelemetry.sdk.resources import Resource
+
+    return Resource.create({} if environment.get("OTEL_SERVICE_NAME") else {"service.name": "manta-gateway"})
 
 
 class Traces:
     """Turns each request into spans."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        named = {} if environment.get("OTEL_SERVICE_NAME") else {"service.name": "manta-gateway"}
         # Its own: Ray or a user's code may have set the process' global one.
-        self._provider = TracerProvider(resource=Resource.create(named))
+        self._provider = TracerProvider(resource=resource_of(environment))
         self._provider.add_span_processor(BatchSpanProcessor(_exporter(environment)))
         self._tracer = self._provider.get_tracer("manta.gateway", schema_url=SCHEMA)
         self._propagator = TraceContextTextMapPropagator()
@@ -58,7 +77,7 @@ class Traces:
         parent = self._propagator.extract({name: value for name, value in sent.items() if value})
         model = record.route.model if record.route else ""
         span = self._tracer.start_span(
-            f"{_operation(record)} {model}".strip(),
+            f"{operation_of(record)} {model}".strip(),
             context=parent,
             kind=SpanKind.SERVER,
             attributes=attributes(record),
@@ -86,7 +105,7 @@ class Traces:
 def attributes(record: RequestRecord) -> Attributes:
     """What the whole request was. Names that the conventions lack begin with ``manta.``."""
     found: dict[str, str | bool | int | float | None] = {
-        "gen_ai.operation.name": _operation(record),
+        "gen_ai.operation.name": operation_of(record),
         "gen_ai.provider.name": "manta",
         "gen_ai.request.model": record.route.model if record.route else None,
         "gen_ai.request.stream": record.stream,
@@ -109,7 +128,8 @@ def attributes(record: RequestRecord) -> Attributes:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _operation(record: RequestRecord) -> str:
+def operation_of(record: RequestRecord) -> str:
+    """The conventions' word for what was asked."""
     return _OPERATIONS.get(record.endpoint, "chat")
 
 
@@ -135,10 +155,7 @@ def _finish(span: Span, record: RequestRecord) -> None:
 
 
 def _exporter(environment: Mapping[str, str]) -> SpanExporter:
-    protocol = environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environment.get(
-        "OTEL_EXPORTER_OTLP_PROTOCOL"
-    )
-    if protocol == "grpc":
+    if is_grpc("TRACES", environment):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
 
         return Grpc()

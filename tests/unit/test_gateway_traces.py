@@ -1,4 +1,4 @@
-"""Traces, as a receiver of OTLP gets them over HTTP."""
+"""Traces and the conventions' metrics, as a receiver of OTLP gets them over HTTP."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.semconv._incubating.attributes import error_attributes, gen_ai_attributes, http_attributes
+from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 from opentelemetry.semconv.schemas import Schemas
 
+from deployments.gateway.errors import ApiError
+from deployments.gateway.otlp_metrics import HISTOGRAMS, OtlpMetrics, make_otlp_metrics
 from deployments.gateway.record import RequestRecord
 from deployments.gateway.tracing import SCHEMA, Traces, attributes, make_traces
 from tests.unit.gateway_app import chat, gateway, policy, route, snapshot, usage
@@ -31,16 +35,19 @@ class Receiver:
 
     def __init__(self) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
+        self.metrics: list[ExportMetricsServiceRequest] = []
         self.raw: list[bytes] = []
         kept = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers["content-length"]))
-                assert self.path == "/v1/traces"
                 assert self.headers["content-type"] == "application/x-protobuf"
                 kept.raw.append(raw)
-                kept.requests.append(ExportTraceServiceRequest.FromString(raw))
+                if self.path == "/v1/traces":
+                    kept.requests.append(ExportTraceServiceRequest.FromString(raw))
+                elif self.path == "/v1/metrics":
+                    kept.metrics.append(ExportMetricsServiceRequest.FromString(raw))
                 self.send_response(200)
                 self.send_header("content-length", "0")
                 self.end_headers()
@@ -75,7 +82,7 @@ def values(attributes: Any) -> dict[str, Any]:
     return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in attributes}
 
 
-async def ask(traces: Traces, says: list[Any], **headers: str) -> int:
+async def ask(traces: Traces | OtlpMetrics, says: list[Any], **headers: str) -> int:
     body = {"model": "m", "messages": [MAIL], "stream": True}
     published = snapshot(routes=[route(policy="pii", price=PRICE)], policies=[policy("pii", PII)])
     async with gateway(published, observers=[traces]) as g:
@@ -142,6 +149,49 @@ async def test_a_failure_is_told_and_a_trace_that_is_not_recorded_is_not_sent(re
     assert len(receiver.requests) == sent
 
 
+async def test_metrics_have_the_conventions_names_and_labels(receiver: Receiver) -> None:
+    (metrics,) = make_otlp_metrics()
+    says = [chat("one "), chat("two", finish="stop"), usage(5, 3)]
+    assert await ask(metrics, says) == 200
+    scopes = [s for r in receiver.metrics for resource in r.resource_metrics for s in resource.scope_metrics]
+    assert {scope.schema_url for scope in scopes} == {SCHEMA}
+    found = {metric.name: metric for scope in scopes for metric in scope.metrics}
+    assert found.keys() == HISTOGRAMS.keys()
+    assert set(HISTOGRAMS) <= {v for k, v in vars(gen_ai_metrics).items() if k.startswith("GEN_AI_")}
+    about = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "manta",
+        "gen_ai.request.model": "m",
+        "gen_ai.response.model": "engine-m",
+    }
+    usages = {
+        values(p.attributes)["gen_ai.token.type"]: p
+        for p in found["gen_ai.client.token.usage"].histogram.data_points
+    }
+    assert {kind: point.sum for kind, point in usages.items()} == {"input": 5, "output": 3}
+    for name in HISTOGRAMS.keys() - {"gen_ai.client.token.usage"}:
+        (point,) = found[name].histogram.data_points
+        assert (found[name].unit, values(point.attributes), point.count) == ("s", about, 1)
+        assert list(point.explicit_bounds) == HISTOGRAMS[name][1]
+    (metrics,) = make_otlp_metrics()
+    assert await ask(metrics, [ApiError(503, "busy", code="overloaded")]) == 503
+    late = [
+        m
+        for resource in receiver.metrics[-1].resource_metrics
+        for s in resource.scope_metrics
+        for m in s.metrics
+    ]
+    (duration,) = [metric for metric in late if metric.name == "gen_ai.server.request.duration"]
+    assert values(duration.histogram.data_points[0].attributes)["error.type"] == "overloaded"
+
+
+def test_a_signal_that_is_not_wanted_is_off() -> None:
+    place = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    assert make_traces(place | {"OTEL_TRACES_EXPORTER": "none"}) == []
+    assert make_otlp_metrics(place | {"OTEL_METRICS_EXPORTER": "none"}) == []
+    assert make_otlp_metrics({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"}) == []
+
+
 async def test_nobody_there_is_not_felt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
@@ -167,9 +217,9 @@ def test_names_are_the_conventions(receiver: Receiver) -> None:
 
 
 def test_without_a_place_to_go_nothing_is_imported() -> None:
-    assert make_traces({}) == []
     code = (
         "import sys; from deployments.gateway.tracing import make_traces; assert make_traces({}) == [];"
+        "from deployments.gateway.otlp_metrics import make_otlp_metrics; assert make_otlp_metrics({}) == [];"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry.')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
