@@ -23,12 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from cluster.contracts import ApiKey, KeyRecord, KeyTerms
+from cluster.contracts.base import Slug
 from cluster.errors import MantaError, NotFoundError, RefusedError
 from deployments.gateway.errors import ApiError, from_validation
 
@@ -90,19 +91,21 @@ class KeyAdmin:
         """All keys, or one team's, by id."""
         self._admin(request)
         team = request.query_params.get("team")
+        if team is not None and not _is_slug(team):  # PostgreSQL takes no NUL, and nobody has such a team.
+            return JSONResponse({"object": "list", "data": [], "has_more": False})
         data = await self._in_thread(lambda keys: [_document(record) for record in keys.list(team)])
         return JSONResponse({"object": "list", "data": data, "has_more": False})
 
     async def get(self, request: Request) -> JSONResponse:
         """One key and its budgets."""
         self._admin(request)
-        key_id = request.path_params["id"]
+        key_id = _id(request)
         return JSONResponse(await self._in_thread(lambda keys: self._with_budgets(keys.get(key_id))))
 
     async def change(self, request: Request) -> JSONResponse:
         """Other terms; the secret stays."""
         admin, patch = self._admin(request), await self._json(request)
-        key_id = request.path_params["id"]
+        key_id = _id(request)
         if patch.get("id", key_id) != key_id:
             raise ApiError(400, "A key's id cannot be changed.", param="id")
 
@@ -119,13 +122,13 @@ class KeyAdmin:
             grace = timedelta(seconds=Rotation.model_validate(await self._json(request)).grace_s)
         except ValidationError as error:
             raise from_validation(error) from None
-        key_id = request.path_params["id"]
+        key_id = _id(request)
         made = await self._in_thread(lambda keys: keys.rotate(key_id, grace))
         return JSONResponse(await self._with_secret(admin, made, "rotated"))
 
     async def revoke(self, request: Request) -> JSONResponse:
         """End a key."""
-        admin, key_id = self._admin(request), request.path_params["id"]
+        admin, key_id = self._admin(request), _id(request)
         record = await self._in_thread(lambda keys: keys.revoke(key_id))
         answer = await self._published(admin, record, "revoked")
         return JSONResponse(answer | {"object": "key.deleted", "deleted": True})
@@ -206,6 +209,22 @@ class KeyAdmin:
             self._ledger = BudgetLedger(load_settings().database_url)
         budgets = [use.document() for use in self._ledger.use(record.id, record.limits)]
         return _document(record) | {"budgets": budgets}
+
+
+def _id(request: Request) -> str:
+    """The key that is meant. Raises ApiError 404 for what can be no key's id."""
+    key_id: str = request.path_params["id"]
+    if not _is_slug(key_id):
+        raise ApiError(404, "There is no such key.", code="key_not_found")
+    return key_id
+
+
+def _is_slug(text: str) -> bool:
+    try:
+        TypeAdapter(Slug).validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def _document(record: KeyRecord) -> dict[str, Any]:

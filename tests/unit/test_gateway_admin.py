@@ -102,6 +102,27 @@ MISTAKES: list[tuple[str, str, Any, int, str | None, str | None, str]] = [
     ("POST", "", TERMS | {"limits": {"budget_day": -1}}, 400, "invalid_value", "limits.budget_day", "limits"),
     ("POST", "", TERMS | {"limits": {"budget_day": "NaN"}}, 400, "invalid_value", "limits.budget_day", ""),
     ("POST", "", TERMS | {"scopes": ["root"]}, 400, "invalid_value", "scopes.0", "admin"),
+    ("POST", "", TERMS | {"owner": "a\0b"}, 400, "invalid_value", "owner", "pattern"),
+    (
+        "POST",
+        "",
+        TERMS | {"expires_at": "9999-12-31T23:59:59-12:00"},
+        400,
+        "invalid_value",
+        "expires_at",
+        "UTC",
+    ),
+    (
+        "POST",
+        "",
+        TERMS | {"expires_at": "2030-01-01T00:00:00"},
+        400,
+        "invalid_value",
+        "expires_at",
+        "timezone",
+    ),
+    ("GET", "/%00", None, 404, "key_not_found", None, "no such key"),
+    ("DELETE", "/No%20Slug", None, 404, "key_not_found", None, "no such key"),
     ("POST", "", [1], 400, None, None, "must be a JSON object"),
     ("GET", "/nobody", None, 404, "key_not_found", None, "no key 'nobody'"),
     ("PATCH", "/nobody", {"owner": "joe"}, 404, "key_not_found", None, "no key 'nobody'"),
@@ -112,13 +133,13 @@ MISTAKES: list[tuple[str, str, Any, int, str | None, str | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_mistakes_and_strangers_are_told_in_openais_form(running: Fixture) -> None:
     for method, path, body, status, code, param, said in MISTAKES:
         answer = await ask(running, method, path, json=body)
         error = error_of(answer)
         assert (answer.status_code, error["code"], error["param"]) == (status, code, param), (method, body)
         assert said in error["message"]
+    assert (await ask(running, "GET", "?team=%00")).json()["data"] == []
     twice = [await ask(running, "POST", json=TERMS) for _ in range(2)]
     assert [answer.status_code for answer in twice] == [201, 400]
     assert error_of(twice[1])["code"] == "refused"
