@@ -31,7 +31,8 @@ from starlette.routing import Route
 from cluster.contracts import ApiKey, KeyRecord, KeyTerms
 from cluster.contracts.base import Slug
 from cluster.errors import MantaError, NotFoundError, RefusedError
-from deployments.gateway.errors import ApiError, from_validation
+from deployments.gateway.body import typed
+from deployments.gateway.errors import ApiError
 
 if TYPE_CHECKING:
     from cluster.budget_ledger import BudgetLedger
@@ -118,10 +119,7 @@ class KeyAdmin:
     async def rotate(self, request: Request) -> JSONResponse:
         """Another secret."""
         admin = self._admin(request)
-        try:
-            grace = timedelta(seconds=Rotation.model_validate(await self._json(request)).grace_s)
-        except ValidationError as error:
-            raise from_validation(error) from None
+        grace = timedelta(seconds=typed(await self._json(request), Rotation).grace_s)
         key_id = _id(request)
         made = await self._in_thread(lambda keys: keys.rotate(key_id, grace))
         return JSONResponse(await self._with_secret(admin, made, "rotated"))
@@ -156,10 +154,7 @@ class KeyAdmin:
 
     def _terms(self, body: dict[str, Any]) -> KeyTerms:
         """Raises ApiError 400 for terms that cannot be, or a policy that is not published."""
-        try:
-            terms = KeyTerms.model_validate(body)
-        except ValidationError as error:
-            raise from_validation(error) from None
+        terms = typed(body, KeyTerms)
         if terms.policy is not None and terms.policy not in self._pipeline.poller.view.engines:
             raise ApiError(400, f"No guard policy '{terms.policy}' is published.", param="policy")
         return terms

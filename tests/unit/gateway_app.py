@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import openai
+from starlette.types import ASGIApp
 
 from cluster.contracts import ApiKey, PolicyDocument, Route, Snapshot, Target, UpstreamRequest
 from deployments.gateway.app import make_app
@@ -94,8 +95,9 @@ class Fixture:
     """A running gateway and what stands around it."""
 
     def __init__(
-        self, script: Script, http: httpx.AsyncClient, snapshots: list[Snapshot], poller: Poller
+        self, app: ASGIApp, script: Script, http: httpx.AsyncClient, snapshots: list[Snapshot], poller: Poller
     ) -> None:
+        self.app = app
         self.script = script
         self.http = http
         self.snapshots = snapshots
@@ -154,7 +156,7 @@ async def gateway(
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
-            yield Fixture(script, http, snapshots, poller)
+            yield Fixture(app, script, http, snapshots, poller)
     finally:
         stop.set()
         await life

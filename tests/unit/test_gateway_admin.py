@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -97,11 +98,12 @@ async def test_the_life_of_a_key(running: Fixture, database_url: str) -> None:
 MISTAKES: list[tuple[str, str, Any, int, str | None, str | None, str]] = [
     ("POST", "", {}, 400, "missing_required_parameter", "id", "id"),
     ("POST", "", TERMS | {"id": "No Slug"}, 400, "invalid_value", "id", "id"),
-    ("POST", "", TERMS | {"colour": 1}, 400, None, "colour", "colour"),
+    ("POST", "", TERMS | {"colour": 1}, 400, "unknown_parameter", "colour", "colour"),
     ("POST", "", TERMS | {"policy": "none"}, 400, None, "policy", "No guard policy 'none'"),
     ("POST", "", TERMS | {"limits": {"budget_day": -1}}, 400, "invalid_value", "limits.budget_day", "limits"),
     ("POST", "", TERMS | {"limits": {"budget_day": "NaN"}}, 400, "invalid_value", "limits.budget_day", ""),
-    ("POST", "", TERMS | {"scopes": ["root"]}, 400, "invalid_value", "scopes.0", "admin"),
+    ("POST", "", TERMS | {"owner": "\ud800"}, 400, "invalid_value", "owner", "owner"),
+    ("POST", "", TERMS | {"scopes": ["root"]}, 400, "invalid_value", "scopes[0]", "admin"),
     ("POST", "", TERMS | {"owner": "a\0b"}, 400, "invalid_value", "owner", "pattern"),
     (
         "POST",
@@ -135,7 +137,7 @@ MISTAKES: list[tuple[str, str, Any, int, str | None, str | None, str]] = [
 
 async def test_mistakes_and_strangers_are_told_in_openais_form(running: Fixture) -> None:
     for method, path, body, status, code, param, said in MISTAKES:
-        answer = await ask(running, method, path, json=body)
+        answer = await ask(running, method, path, content=json.dumps(body))
         error = error_of(answer)
         assert (answer.status_code, error["code"], error["param"]) == (status, code, param), (method, body)
         assert said in error["message"]

@@ -98,3 +98,31 @@ async def test_a_price_and_a_budget_reach_gateways_through_a_snapshot() -> None:
     assert "scopes" not in plain["keys"][0]
     assert "limits" not in plain["keys"][0]
     assert "budget_day" not in priced(requests_per_minute=1).model_dump(mode="json")["keys"][0]["limits"]
+
+
+async def test_every_api_that_asks_a_model_costs_and_is_held_to_the_budget() -> None:
+    keeps = Keeps()
+    requests = {
+        "/v1/completions": {"model": "m", "prompt": "hello", "max_tokens": 3},
+        "/v1/responses": {"model": "m", "input": "hello", "max_output_tokens": 3},
+        "/v1/messages": {"model": "m", "messages": [HELLO], "max_tokens": 3},
+        "/v1/embeddings": {"model": "m", "input": "hello"},
+    }
+    async with gateway(priced(budget_day="0.000001"), budgets=budgets(), observers=[keeps]) as g:
+        g.script.says = [{"choices": [{"index": 0, "text": "ok", "finish_reason": "stop"}]}, usage(7, 3)]
+        assert (
+            await g.http.post("/v1/completions", json=requests["/v1/completions"], headers=AUTH)
+        ).status_code == 200
+        for path, body in requests.items():
+            refused = await g.http.post(path, json=body, headers=AUTH)
+            assert refused.status_code == 429, path
+            assert "budget" in refused.text
+        assert len(g.script.requests) == 1
+    assert [record.cost for record in keeps.records] == [Decimal("0.0000062625"), 0, 0, 0, 0]
+    async with gateway(priced(), observers=[keeps]) as g:
+        vector = {"object": "embedding", "index": 0, "embedding": [0.5]}
+        tokens = {"prompt_tokens": 6, "total_tokens": 6}
+        g.script.says = [{"object": "list", "data": [vector], "model": "engine-m", "usage": tokens}]
+        made = await g.http.post("/v1/embeddings", json=requests["/v1/embeddings"], headers=AUTH)
+        assert made.status_code == 200
+    assert keeps.records[-1].cost == 6 * Decimal("0.0375") / 10**6
