@@ -1,14 +1,16 @@
-"""What keys may spend: each replica holds leases of money and asks nobody while a request waits.
+"""What keys may spend: each replica holds leases of money, and who has some in hand waits for nobody.
 
 Prices are the routes' (money for a million tokens, exact decimals), budgets the keys', for a day and a month
 in UTC. What a request costs counts in the period that it came in. SQL is the truth
 (:mod:`cluster.budget_ledger`); this replica tells it in the background what was spent, and gets a lease for
 what comes next. A request is let in while the replica has something left:
 
-- SQL's last answer gave all that was wanted: the lease, and as much as one lease beyond it. So nobody waits
-  for SQL, neither the first request of a key nor all of them while the database is away;
+- SQL's last answer gave all that was wanted: the lease, and as much as one lease beyond it. So neither the
+  first request of a key waits for SQL nor do the next ones while the database is away;
 - it gave less, for the budget has no more: the lease alone. Then the answer is 429 ``insufficient_quota``,
   which official clients do not try again; the ledger is asked anew as long as somebody asks here;
+- both are used up before SQL could answer: the request waits for that, two seconds at most, instead of being
+  refused;
 - both are used up and SQL does not answer: 503 with ``Retry-After``. Nobody knows whether money is left, so
   nothing goes on unbounded.
 
@@ -39,6 +41,8 @@ logger = logging.getLogger("ray.serve")
 _IDLE = timedelta(seconds=30)
 #: Between two questions to SQL, however many requests are in need.
 _BREATH_S = 0.05
+#: Most seconds that a request waits for SQL where it would be refused otherwise.
+_PATIENCE_S = 2.0
 #: Most seconds that a replica which ends waits for SQL to take its leases back.
 _FAREWELL_S = 5.0
 _NOTHING = Decimal(0)
@@ -68,6 +72,8 @@ class Meter:
     spent: Decimal = _NOTHING
     #: Estimates of requests at work.
     reserved: Decimal = _NOTHING
+    #: Estimates of requests that wait.
+    waiting: Decimal = _NOTHING
     granted: Decimal = _NOTHING
     #: SQL's last answer was less than what was wanted.
     used_up: bool = False
@@ -91,13 +97,18 @@ class Meter:
     @property
     def low(self) -> bool:
         """Whether SQL should be asked before the interval is over."""
-        return not self.used_up and self.granted - self.taken < self.step / 2
+        return not self.used_up and self.granted - self.taken - self.waiting < self.step / 2
+
+    @property
+    def over(self) -> bool:
+        """Whether it is known that no money is left."""
+        return self.used_up or self.taken >= self.budget
 
     def wanted(self, now: datetime) -> Decimal:
         """What it wants to hold in all: nothing beyond what is taken once nobody uses it."""
         if self.ends_at <= now or self.asked_at + _IDLE <= now:
             return self.taken
-        return self.taken + max(self.step, self.spent - (self.told or _NOTHING))
+        return self.taken + self.waiting + max(self.step, self.spent - (self.told or _NOTHING))
 
     def news(self, now: datetime) -> bool:
         """Whether there is anything to say to SQL."""
@@ -105,7 +116,7 @@ class Meter:
 
     def refusal(self) -> ApiError:
         """The answer to a request for which nothing is left."""
-        if self.used_up or self.taken >= self.budget:
+        if self.over:
             return ApiError(
                 429,
                 f"You exceeded your current quota: key {self.key_id} has used its budget of {self.budget:f} "
@@ -159,8 +170,26 @@ class Budgets:
         self._now = now
         self._meters: dict[tuple[str, str], Meter] = {}
         self._need = asyncio.Event()
+        self._answered = asyncio.Event()
         self._failing = self._stopping = False
         self._task: asyncio.Task[None] | None = None
+
+    async def ready(self, key: ApiKey, price: Price | None, input_tokens: int, output_tokens: int) -> None:
+        """Wait for SQL's answer if nothing is left in hand and one is to be had; not for long."""
+        for meter in self._meters_of(key, price):
+            if price is None or meter.left > 0:
+                continue
+            estimate = price.cost(input_tokens, output_tokens)
+            meter.waiting += estimate
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    while meter.left <= 0 and not (meter.over or self._failing):
+                        self._need.set()
+                        await self._answered.wait()
+            except TimeoutError:
+                return  # `hold` says what follows.
+            finally:
+                meter.waiting -= estimate
 
     @contextmanager
     def hold(self, key: ApiKey, price: Price | None, input_tokens: int, output_tokens: int) -> Iterator[Hold]:
@@ -168,10 +197,8 @@ class Budgets:
 
         Raises ApiError 429 if a budget of the key is used up, 503 if nobody knows.
         """
-        hold = Hold()
         estimate = _NOTHING if price is None else price.cost(input_tokens, output_tokens)
-        if price is not None:
-            hold.meters = [self._meter(key, span, budget) for span, budget in budgets_of(key.limits)]
+        hold = Hold(self._meters_of(key, price))
         for meter in hold.meters:
             if meter.left <= 0:
                 self._wake(meter)
@@ -221,11 +248,13 @@ class Budgets:
             self._complain(error)
             for meter in meters:
                 meter.asked = True
+            self._tell_waiting()
             return
         self._failing = False
         for meter, claim, granted in zip(meters, claims, grants, strict=True):
             meter.granted, meter.told = granted, claim.spent
             meter.used_up = granted < claim.wanted
+        self._tell_waiting()
         over = [key for key, meter in self._meters.items() if meter.ends_at <= now and not meter.news(now)]
         for key in over:
             if not self._meters[key].reserved:
@@ -235,6 +264,15 @@ class Budgets:
         if self._ledger is None:
             self._ledger = self._make_ledger()
         return self._ledger.settle(self._holder, claims)
+
+    def _tell_waiting(self) -> None:
+        self._answered.set()
+        self._answered = asyncio.Event()
+
+    def _meters_of(self, key: ApiKey, price: Price | None) -> list[Meter]:
+        if price is None:
+            return []
+        return [self._meter(key, span, budget) for span, budget in budgets_of(key.limits)]
 
     def _meter(self, key: ApiKey, span: Span, budget: Decimal) -> Meter:
         now = self._now()

@@ -293,9 +293,9 @@ class Pipeline:
         check_limits(body, self.args)
         estimate = estimate_tokens(raw, body, self.args)
         admission.reserve_tokens(estimate.total)
-        hold = stack.enter_context(
-            self.budgets.hold(record.key, record.route.price, estimate.prompt, estimate.answer)
-        )
+        money = (record.key, record.route.price, estimate.prompt, estimate.answer)
+        await self.budgets.ready(*money)
+        hold = stack.enter_context(self.budgets.hold(*money))
         record.admitted_s = record.now_s()
         engine = view.engine(record.key, record.route)
         record.policy = engine.policy

@@ -16,6 +16,7 @@ from cluster.budget_ledger import BudgetLedger
 from cluster.budgets import Claim, next_period, period
 from cluster.contracts import ApiKey, KeyLimits, Price
 from cluster.errors import UnavailableError
+from deployments.gateway import budget
 from deployments.gateway.budget import Budgets
 from deployments.gateway.errors import ApiError
 from tests.unit.test_runs import in_processes
@@ -270,9 +271,45 @@ async def test_nobody_waits_for_sql(database_url: str) -> None:
     await replica.budgets.start()
     assert replica.ask(bot) is None
     await asked.wait()
-    assert [replica.ask(bot) for _ in range(10)] == [None] * 9 + ["budget_unknown"]
+    for _ in range(9):
+        async with asyncio.timeout(0):  # Would raise at the first wait.
+            await replica.budgets.ready(bot, CENT, 1, 0)
+            assert replica.ask(bot) is None
+    assert replica.ask(bot) == "budget_unknown"
+
+    # Who would be refused waits for the answer instead; all who do are provided for.
+    async def ask_patiently() -> str | None:
+        await replica.budgets.ready(bot, CENT, 50, 0)
+        return replica.ask(bot, 50)
+
+    waiting = [asyncio.create_task(ask_patiently()) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
     released.set()
+    assert await asyncio.gather(*waiting) == [None] * 5
     await replica.budgets.stop()
+
+
+async def test_nobody_waits_where_waiting_is_in_vain(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, bot = Replica(database_url, "a", interval_s=0.01), key(budget_day=1)
+    replica.away = True
+    await replica.budgets.start()
+    assert replica.ask(bot) is None
+    await replica.budgets.settle()
+    async with asyncio.timeout(0):  # The database is away.
+        await replica.budgets.ready(bot, CENT, 1, 0)
+    assert replica.ask(bot) == "budget_unknown"
+    async with asyncio.timeout(0):  # There is no money.
+        await replica.budgets.ready(key("poor", budget_day=0), CENT, 1, 0)
+        await replica.budgets.ready(key("free"), CENT, 1, 0)
+    await replica.budgets.stop()
+    silent = Replica(database_url, "b")  # Nobody asks SQL at all.
+    monkeypatch.setattr(budget, "_PATIENCE_S", 0.02)
+    assert silent.ask(bot) is None
+    await silent.budgets.ready(bot, CENT, 1, 0)
+    assert silent.ask(bot) == "budget_unknown"
 
 
 def _spend(url: str, name: str) -> int:
