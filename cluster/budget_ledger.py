@@ -17,7 +17,7 @@ decimals. A replica's total is rounded up to the next billionth.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from sqlalchemy import (
@@ -28,6 +28,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    delete,
     func,
     insert,
     select,
@@ -38,6 +39,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from cluster.budgets import BudgetUse, Claim, budgets_of, next_period, period
 from cluster.contracts import KeyLimits
 from cluster.database import Database, UtcDateTime
+
+#: Leases that nobody told of for so long go; what counted in their period stays.
+KEPT = timedelta(days=93)
 
 _METADATA = MetaData()
 
@@ -115,7 +119,10 @@ def _settle(connection: Connection, holder: str, claim: Claim) -> Decimal:
     key = {"key_id": claim.key_id, "period": claim.period}
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     new = dialect.insert(_PERIODS).values(**key, committed=0).on_conflict_do_nothing()
-    connection.execute(new)
+    now = datetime.now(UTC)
+    if connection.execute(new).rowcount:  # A new period of this key: its replicas of long ago are no news.
+        old = (_LEASES.c.key_id == claim.key_id) & (_LEASES.c.told_at < now - KEPT)
+        connection.execute(delete(_LEASES).where(old))
     # PostgreSQL locks the row until the end; on SQLite a transaction that writes is alone anyway.
     committed = connection.execute(
         select(_PERIODS.c.committed).where(_of(claim.key_id, claim.period)).with_for_update()
@@ -128,13 +135,13 @@ def _settle(connection: Connection, holder: str, claim: Claim) -> Decimal:
     spent = max(_units(claim.spent, ROUND_CEILING), 0 if lease is None else lease.spent)
     left = max(0, _units(claim.budget, ROUND_FLOOR) - (committed - counted))
     granted = min(_units(claim.wanted, ROUND_CEILING), left)
-    values = {"granted": granted, "spent": spent, "told_at": datetime.now(UTC)}
+    values = {"granted": granted, "spent": spent, "told_at": now}
     if lease is None:
         connection.execute(insert(_LEASES).values(**key, holder=holder, **values))
     else:
         connection.execute(update(_LEASES).where(mine).values(**values))
-    now = committed - counted + max(granted, spent)
-    connection.execute(update(_PERIODS).where(_of(claim.key_id, claim.period)).values(committed=now))
+    total = committed - counted + max(granted, spent)
+    connection.execute(update(_PERIODS).where(_of(claim.key_id, claim.period)).values(committed=total))
     return _money(granted)
 
 

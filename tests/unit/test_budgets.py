@@ -11,10 +11,12 @@ from itertools import cycle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from cluster.budget_ledger import BudgetLedger
 from cluster.budgets import Claim, next_period, period
 from cluster.contracts import ApiKey, KeyLimits, Price
+from cluster.database import Database
 from cluster.errors import UnavailableError
 from deployments.gateway import budget
 from deployments.gateway.budget import Budgets
@@ -105,6 +107,25 @@ def test_billionths_add_up(database_url: str) -> None:
     assert use.spent == Decimal("0.000000003")
     most = Decimal("999999999.999999")
     assert ledger.settle("d", [claim(0, most, most)])[0] > 0
+
+
+def test_leases_of_long_ago_go_and_their_sum_stays(database_url: str) -> None:
+    ledger = BudgetLedger(database_url)
+    ledger.settle("a", [claim(3, 4, name="2026-01-01"), claim(1, 1)])
+    database = Database(database_url)
+    with database.write() as connection:
+        long_ago = {"then": datetime.now(UTC).replace(tzinfo=None) - timedelta(days=94)}
+        old = text("UPDATE budget_leases SET told_at = :then WHERE period = '2026-01-01'")
+        connection.execute(old, long_ago)
+    ledger.settle("a", [claim(1, 1)])
+    with database.read() as connection:
+        count = text("SELECT count(*) FROM budget_leases")
+        assert connection.scalar(count) == 2
+        ledger.settle("a", [claim(0, 1, name="2026-12-01")])
+    with database.read() as connection:
+        assert connection.scalar(count) == 2
+        committed = text("SELECT committed FROM budget_periods WHERE period = '2026-01-01'")
+        assert connection.scalar(committed) == 4 * 10**9
 
 
 def _settle_often(url: str, holder: str, times: int) -> Decimal:
