@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, NoSuchModuleError, OperationalError
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 from sqlalchemy.types import TypeDecorator
 
 from cluster.errors import AccessError, UnavailableError, UsageError
@@ -37,6 +37,8 @@ BUSY_TIMEOUT_S = 30.0
 LOCK_TIMEOUT_S = 120.0
 
 _READ_ONLY = "manta_read_only"
+#: ``info`` of a column that came after its table's first release: it may be NULL, and is added where absent.
+LATER = {"later": True}
 #: SQLSTATE of insufficient privilege, and of a database that is read-only.
 _NO_RIGHTS = ("42501", "25006")
 
@@ -126,25 +128,29 @@ class Database:
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
 
     def create(self, metadata: MetaData) -> None:
-        """Create the tables that are missing; safe when several processes start at once.
+        """Create the tables that are missing, and columns marked :data:`LATER`; safe among processes.
 
         Raises UsageError if something else has a table of that name, as MLflow has one called runs.
         """
         with self.exclusive("create tables"), self.write() as connection:
             for table in metadata.sorted_tables:
                 connection.execute(CreateTable(table, if_not_exists=True))
-                self._refuse_foreign(connection, table)
+                self._add_columns(connection, table)
                 for index in table.indexes:
                     connection.execute(CreateIndex(index, if_not_exists=True))
 
-    def _refuse_foreign(self, connection: Connection, table: Table) -> None:
+    def _add_columns(self, connection: Connection, table: Table) -> None:
         there = {str(column["name"]) for column in inspect(connection).get_columns(table.name)}
-        missing = sorted(set(table.columns.keys()) - there)
-        if missing:
+        missing = [column for column in table.columns if column.name not in there]
+        foreign = sorted(column.name for column in missing if column.info != LATER)
+        if foreign:
             raise UsageError(
-                f"Database {self} has a table {table.name!r} of something else (it has no {missing[0]}):"
+                f"Database {self} has a table {table.name!r} of something else (it has no {foreign[0]}):"
                 " name a database of Manta's own in MANTA_DATABASE__URL."
             )
+        for column in missing:
+            made = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {made}")
 
     @property
     def path(self) -> Path:

@@ -11,7 +11,7 @@ import builtins
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 
 from cluster import snapshots
 from cluster.contracts import ApiKey, FormerSecret, KeyLimits, KeyRecord, KeyTerms, Snapshot
-from cluster.database import Database, UtcDateTime
+from cluster.database import LATER, Database, UtcDateTime
 from cluster.errors import NotFoundError, RefusedError
 from cluster.storage import ObjectStore
 
@@ -45,7 +45,10 @@ _KEYS = Table(
     Column("former_until", UtcDateTime),
     Column("rotated_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
+    Column("scopes", Text, info=LATER),
 )
+#: Of terms, what is kept as JSON.
+_JSON = {"models", "limits", "scopes"}
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,30 @@ class KeyRepository:
                 row = connection.execute(made).mappings().one()
             return _record(row)
 
+    def update(self, key_id: str, change: Callable[[KeyTerms], KeyTerms]) -> KeyRecord:
+        """Give a key other terms; its id, secret and past stay.
+
+        :param change: from the terms that it has to those that it shall have.
+
+        Raises NotFoundError, or RefusedError if the key is revoked.
+        """
+        mine = select(_KEYS).where(_KEYS.c.id == key_id).with_for_update()
+        with self._database.write() as connection:
+            row = connection.execute(mine).mappings().one_or_none()
+            if row is None:
+                raise _unknown(key_id)
+            if row["revoked_at"] is not None:
+                raise RefusedError(f"Key {key_id!r} is revoked: make a new one by `manta key create`.")
+            wanted = _columns(change(_record(row).terms)) | {"id": key_id}
+            query = update(_KEYS).where(_KEYS.c.id == key_id).values(wanted)
+            return _record(connection.execute(query.returning(_KEYS)).mappings().one())
+
     def rotate(self, key_id: str, grace: timedelta) -> NewSecret:
         """Give a key a new secret; the old one stays good for ``grace``, one before that ends now.
 
-        Raises NotFoundError, or RefusedError if the key is revoked or has expired.
+        Raises NotFoundError, or RefusedError if the key is revoked, has expired or is kept elsewhere.
         """
+        _refuse_local(key_id)
         now, secret = datetime.now(UTC), new_secret()
         alive = _KEYS.c.revoked_at.is_(None) & (_KEYS.c.expires_at.is_(None) | (_KEYS.c.expires_at > now))
         values = {
@@ -136,7 +158,7 @@ class KeyRepository:
             mine = select(_KEYS).where(_KEYS.c.id == key_id)
             row = connection.execute(mine).mappings().one_or_none()
         if row is None:
-            raise NotFoundError(f"There is no key {key_id!r}: `manta key list` shows those that are.")
+            raise _unknown(key_id)
         return _record(row)
 
     def list(self, team: str | None = None) -> builtins.list[KeyRecord]:
@@ -204,6 +226,19 @@ def new_secret() -> str:
     return f"sk-manta-{secrets.token_hex(32)}"
 
 
+def state_of(record: KeyRecord) -> str:
+    """``valid``, ``expired`` or ``revoked``."""
+    if record.revoked_at is not None:
+        return "revoked"
+    expired = record.expires_at is not None and record.expires_at <= datetime.now(UTC)
+    return "expired" if expired else "valid"
+
+
+def document(record: KeyRecord) -> dict[str, Any]:
+    """A key as JSON has it."""
+    return {"id": record.id, "state": state_of(record), **record.model_dump(mode="json", exclude={"id"})}
+
+
 def sha256_of(secret: str) -> str:
     """What is kept of a secret."""
     return hashlib.sha256(secret.encode()).hexdigest()
@@ -211,12 +246,37 @@ def sha256_of(secret: str) -> str:
 
 def _row(terms: KeyTerms, secret: str) -> dict[str, Any]:
     return {
-        **terms.model_dump(exclude={"models", "limits"}),
-        "models": _models(terms),
-        "limits": _limits(terms),
+        **_columns(terms),
         "sha256": sha256_of(secret),
         "created_at": datetime.now(UTC),
     }
+
+
+def _columns(terms: KeyTerms) -> dict[str, Any]:
+    return {
+        **terms.model_dump(exclude=_JSON),
+        "models": _models(terms),
+        "limits": _limits(terms),
+        "scopes": json.dumps(terms.scopes) if terms.scopes else None,
+    }
+
+
+def _refuse_local(key_id: str) -> None:
+    """Its secret stands in a file: another one here would last until the next `manta up`."""
+    from cluster.local.credentials import LOCAL_KEY_ID
+    from cluster.local.home import Home
+    from cluster.settings import load_settings
+
+    settings = load_settings()
+    if key_id == LOCAL_KEY_ID and settings.profile == "local":
+        raise RefusedError(
+            f"Key {key_id!r} is the one in {Home(settings.state_dir).openai_key}, which `manta up` publishes:"
+            " for another secret remove that file and run `manta up`."
+        )
+
+
+def _unknown(key_id: str) -> NotFoundError:
+    return NotFoundError(f"There is no key {key_id!r}: `manta key list` shows those that are.")
 
 
 def _restrictions(key: ApiKey) -> dict[str, Any]:
@@ -240,10 +300,11 @@ def _limits(key: KeyTerms | ApiKey) -> str:
 
 
 def _record(row: RowMapping) -> KeyRecord:
-    plain = set(KeyRecord.model_fields) - {"models", "limits"}
+    plain = set(KeyRecord.model_fields) - _JSON
     return KeyRecord(
         models=None if row["models"] is None else json.loads(row["models"]),
         limits=KeyLimits.model_validate_json(row["limits"]),
+        scopes=json.loads(row["scopes"] or "[]"),
         **{name: row[name] for name in plain},
     )
 

@@ -109,6 +109,11 @@ class Settings(BaseSettings):
     storage: StorageSettings = Field(default_factory=StorageSettings, description="Object storage.")
     database: DatabaseSettings = Field(default_factory=DatabaseSettings, description="SQL database.")
     ray: RaySettings = Field(default_factory=RaySettings, description="The local Ray head.")
+    currency: str = Field(
+        "USD",
+        pattern=r"^[A-Z]{3}$",
+        description="Of all prices and budgets, by ISO 4217; to change it is to change them.",
+    )
     schedule: ScheduleSettings = Field(
         default_factory=ScheduleSettings, description="The process that holds the schedules."
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from cluster.contracts import PolicyDocument, Route, Snapshot, Target, engine_model_id
+from cluster.contracts import PolicyDocument, Price, Route, Snapshot, Target, engine_model_id
 from cluster.errors import RefusedError, UsageError
 from cluster.serve_loops import SERVE_LOOPS
 from cluster.settings import describe_validation_error, load_settings
@@ -60,12 +60,18 @@ class DeployedModelArgs(ModelApplicationArgs):
     policy: str = Field(
         "default", description="Guard policy of these models: a shipped name, or a YAML file."
     )
+    price: Price | None = Field(
+        None, description="What tokens of these models cost, in the settings' currency; nothing if absent."
+    )
 
 
 class DeployedEmbeddingsArgs(EmbeddingsApplicationArgs):
     """``args`` of an embeddings application in a file for ``manta deploy``."""
 
     policy: str = Field("default", description="Guard policy of its inputs: a shipped name, or a YAML file.")
+    price: Price | None = Field(
+        None, description="What tokens of its inputs cost, in the settings' currency; nothing if absent."
+    )
 
 
 @dataclass
@@ -212,7 +218,7 @@ def _resolve_model(application: dict[str, Any], plan: Plan, say: Say, dry_run: b
             adapters.append(registered)
     address, digest = _weights(source, name, say, dry_run)
     base = Target(application=name, deployment=DEPLOYMENT, model=engine_model_id(model_id), digest=digest)
-    plan.routes.append(_route(model_id, base, policy))
+    plan.routes.append(_route(model_id, base, policy, args.price))
     for adapter in adapters:
         _check_adapter(name, adapter, address, args.llm_config)
         tuned = {
@@ -220,8 +226,8 @@ def _resolve_model(application: dict[str, Any], plan: Plan, say: Say, dry_run: b
             "model_version": str(adapter.ref),
             "digest": adapter.digest,
         }
-        plan.routes.append(_route(adapter.ref.name, base.model_copy(update=tuned), policy))
-    # Adapters and policies are the gateway's: left in, a new one would restart the engine.
+        plan.routes.append(_route(adapter.ref.name, base.model_copy(update=tuned), policy, args.price))
+    # Adapters, policies and prices are the gateway's: left in, a new one would restart the engine.
     application["args"] = {"model": address, "llm_config": args.llm_config, "gather_ms": args.gather_ms}
 
 
@@ -231,18 +237,19 @@ def _resolve_embeddings(application: dict[str, Any], plan: Plan, say: Say, dry_r
     policy = _add_policy(name, args.policy, plan)
     address, digest = _weights(args.model, name, say, dry_run)
     target = Target(application=name, deployment=embeddings.DEPLOYMENT, model=args.model_id, digest=digest)
-    plan.routes.append(_route(args.model_id, target, policy))
+    plan.routes.append(_route(args.model_id, target, policy, args.price))
     kept = args.model_copy(update={"model": address})
-    application["args"] = kept.model_dump(exclude={"policy"})
+    application["args"] = kept.model_dump(exclude={"policy", "price"})
 
 
-def _route(public: str, target: Target, policy: GuardPolicy) -> Route:
+def _route(public: str, target: Target, policy: GuardPolicy, price: Price | None) -> Route:
     return Route(
         model=public,
         targets=[target],
         policy=policy.name,
         created_at=datetime.now(UTC),
         owned_by=load_settings().team,
+        price=price,
     )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cluster.cli.duration import Duration
+from cluster.cli.values import NONE, Amount, OrNone
 
 if TYPE_CHECKING:
+    from cluster.budgets import BudgetUse
     from cluster.contracts import KeyRecord, KeyTerms
     from cluster.keys import KeyRepository, NewSecret
 
@@ -38,6 +41,11 @@ def key() -> None:
 @click.option("--requests-per-minute", type=_MANY, help="Most requests a minute.")
 @click.option("--tokens-per-minute", type=_MANY, help="Most tokens of prompts and answers a minute.")
 @click.option("--concurrent-requests", type=_MANY, help="Most requests at work at once.")
+@click.option("--budget-day", type=Amount(), help="Most money a day in UTC, in MANTA_CURRENCY.")
+@click.option("--budget-month", type=Amount(), help="Most money a calendar month in UTC.")
+@click.option(
+    "--scope", "scopes", multiple=True, type=click.Choice(["admin"]), help="Admin API of the gateway."
+)
 @click.option("--expires", type=Duration(zero=False), help="Good for so long: 30d, 12h. For ever if absent.")
 @_json
 def create(
@@ -50,6 +58,9 @@ def create(
     requests_per_minute: int | None,
     tokens_per_minute: int | None,
     concurrent_requests: int | None,
+    budget_day: Decimal | None,
+    budget_month: Decimal | None,
+    scopes: tuple[str, ...],
     expires: timedelta | None,
     as_json: bool,
 ) -> int:
@@ -71,12 +82,61 @@ def create(
             "requests_per_minute": requests_per_minute,
             "tokens_per_minute": tokens_per_minute,
             "concurrent_requests": concurrent_requests,
+            "budget_day": budget_day,
+            "budget_month": budget_month,
         },
+        scopes=list(scopes),
         expires_at=None if expires is None else datetime.now(UTC) + expires,
     )
     repository = _repository()
     _check_published(terms)
     return _hand_over(repository, repository.create(terms), as_json)
+
+
+@key.command()
+@click.argument("key_id", metavar="ID")
+@click.option("--owner", help="Who answers for it.")
+@click.option("--model", "models", multiple=True, help="A model that it may use, again and again; or none.")
+@click.option("--policy", help="Guard policy that overrides the models' own; or none.")
+@click.option("--requests-per-minute", type=OrNone(_MANY), help="Most requests a minute; or none.")
+@click.option("--tokens-per-minute", type=OrNone(_MANY), help="Most tokens a minute; or none.")
+@click.option("--concurrent-requests", type=OrNone(_MANY), help="Most requests at work at once; or none.")
+@click.option("--budget-day", type=OrNone(Amount()), help="Most money a day in UTC; or none.")
+@click.option("--budget-month", type=OrNone(Amount()), help="Most money a calendar month in UTC; or none.")
+@click.option("--expires", type=OrNone(Duration(zero=False)), help="Good for so long from now; or none.")
+@_json
+def update(
+    key_id: str, owner: str | None, models: tuple[str, ...], policy: str | None, as_json: bool, **more: Any
+) -> int:
+    """Change what a key may use.
+
+    What is not named stays; the word none takes a restriction away. Its secret stays good.
+    """
+    changes: dict[str, Any] = {} if owner is None else {"owner": owner}
+    if models:
+        changes["models"] = None if models == (NONE,) else list(models)
+    if policy is not None:
+        changes["policy"] = None if policy == NONE else policy
+    if (expires := more.pop("expires")) is not None:
+        changes["expires_at"] = None if expires == NONE else datetime.now(UTC) + expires
+    limits = {name: None if value == NONE else value for name, value in more.items() if value is not None}
+    if not changes and not limits:
+        raise click.UsageError("name what to change")
+    repository = _repository()
+
+    def change(terms: KeyTerms) -> KeyTerms:
+        # Validated anew: model_copy checks nothing.
+        had = terms.model_dump()
+        return _terms(**had | changes | {"limits": had["limits"] | limits})
+
+    _check_published(change(repository.get(key_id).terms))
+    record = repository.update(key_id, change)
+    published = _publish(repository, "error")
+    if as_json:
+        click.echo(json.dumps(_document(record) | {"published": published}))
+    elif published:
+        click.echo(f"{record.id} is changed: gateways keep to it within 5 seconds")
+    return 0 if published else 1
 
 
 @key.command(name="list")
@@ -97,7 +157,8 @@ def list_keys(team: str | None, as_json: bool) -> None:
             words.append(f"only {', '.join(record.models)}")
         if record.expires_at is not None:
             words.append(f"until {record.expires_at:%Y-%m-%d %H:%M}")
-        line = f"{_state(record):<9}{record.id:<24}{record.team:<16}{record.owner:<24}{'; '.join(words)}"
+        state = _document(record)["state"]
+        line = f"{state:<9}{record.id:<24}{record.team:<16}{record.owner:<24}{'; '.join(words)}"
         click.echo(line.rstrip())
 
 
@@ -109,13 +170,16 @@ def show(key_id: str, as_json: bool) -> None:
     repository = _repository()
     record = repository.get(key_id)
     _publish(repository, "warning")
+    budgets = _budgets(record)
     if as_json:
-        click.echo(json.dumps(_document(record)))
+        click.echo(json.dumps(_document(record) | {"budgets": [use.document() for use in budgets]}))
         return
     for name, value in _document(record).items():
         for label, item in (value if isinstance(value, dict) else {name: value}).items():
-            if item is not None:
+            if item is not None and item != []:
                 click.echo(f"{label:<20} {', '.join(item) if isinstance(item, list) else item}")
+    for use in budgets:
+        click.echo(f"{f'spent this {use.span}':<20} {use.spent:f}, and gateways hold {use.reserved:f}")
 
 
 @key.command()
@@ -152,17 +216,6 @@ def rotate(key_id: str, grace: timedelta, as_json: bool) -> int:
     It is on standard output, this once. With --grace the secret before it, and none older, stays good for a
     while.
     """
-    from cluster.errors import RefusedError
-    from cluster.local.credentials import LOCAL_KEY_ID
-    from cluster.local.home import Home
-    from cluster.settings import load_settings
-
-    settings = load_settings()
-    if key_id == LOCAL_KEY_ID and settings.profile == "local":
-        raise RefusedError(
-            f"Key {key_id!r} is the one in {Home(settings.state_dir).openai_key}, which `manta up` publishes:"
-            " for another secret remove that file and run `manta up`."
-        )
     repository = _repository()
     return _hand_over(repository, repository.rotate(key_id, grace), as_json)
 
@@ -191,6 +244,13 @@ def _repository() -> KeyRepository:
     from cluster.settings import load_settings
 
     return KeyRepository(load_settings().database_url)
+
+
+def _budgets(record: KeyRecord) -> list[BudgetUse]:
+    from cluster.budget_ledger import BudgetLedger
+    from cluster.settings import load_settings
+
+    return BudgetLedger(load_settings().database_url).use(record.id, record.limits)
 
 
 def _terms(**values: Any) -> KeyTerms:
@@ -272,12 +332,7 @@ def _warn_of_strangers(repository: KeyRepository, published: list[str]) -> None:
         )
 
 
-def _state(record: KeyRecord) -> str:
-    if record.revoked_at is not None:
-        return "revoked"
-    expired = record.expires_at is not None and record.expires_at <= datetime.now(UTC)
-    return "expired" if expired else "valid"
-
-
 def _document(record: KeyRecord) -> dict[str, Any]:
-    return {"id": record.id, "state": _state(record), **record.model_dump(mode="json", exclude={"id"})}
+    from cluster.keys import document
+
+    return document(record)

@@ -2,14 +2,16 @@
 
 A gateway refuses fields that it does not know, for it might let through what they forbid. So a field that
 came after the first release of its schema is left out while it says nothing: a gateway that is not upgraded
-yet goes on reading snapshots until one makes use of that field (a key's limits, its expiry, the secret before
-a rotation), and then keeps the last that it understood: revocations do not reach it. Upgrade gateways first.
+yet goes on reading snapshots until one makes use of that field (a key's limits and budgets, its scopes, its
+expiry, the secret before a rotation, a route's price), and then keeps the last that it understood:
+revocations do not reach it. Upgrade gateways first.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -18,6 +20,30 @@ from cluster.contracts.base import Contract, Slug
 
 def _is_absent(value: object) -> bool:
     return value is None
+
+
+#: An amount of money in the settings' currency. Written as text: a float is not what was meant.
+Money = Annotated[Decimal, Field(max_digits=15, decimal_places=6, allow_inf_nan=False)]
+#: What a key may do beyond using models: ``admin`` is the gateway's admin API, over all keys.
+Scope = Literal["admin"]
+
+
+def _is_empty(value: list[Any]) -> bool:
+    return not value
+
+
+class Price(Contract):
+    """What a model's tokens cost, in the settings' currency; as price lists have it, by the million."""
+
+    input_per_million_tokens: Money = Field(ge=0, description="Money for a million tokens of prompts.")
+    output_per_million_tokens: Money = Field(ge=0, description="Money for a million tokens of answers.")
+
+    def cost(self, input_tokens: int, output_tokens: int) -> Decimal:
+        """Money for so many tokens, exactly."""
+        million = (
+            input_tokens * self.input_per_million_tokens + output_tokens * self.output_per_million_tokens
+        )
+        return million.scaleb(-6)
 
 
 class KeyLimits(Contract):
@@ -29,6 +55,12 @@ class KeyLimits(Contract):
     )
     concurrent_requests: int | None = Field(
         None, ge=1, description="Requests at work at once; all if absent."
+    )
+    budget_day: Money | None = Field(
+        None, ge=0, description="Money a day in UTC; any if absent.", exclude_if=_is_absent
+    )
+    budget_month: Money | None = Field(
+        None, ge=0, description="Money a calendar month in UTC; any if absent.", exclude_if=_is_absent
     )
 
 
@@ -52,6 +84,9 @@ class ApiKey(Contract):
         default_factory=KeyLimits,
         description="How much it may use.",
         exclude_if=lambda limits: limits == KeyLimits(),
+    )
+    scopes: list[Scope] = Field(
+        default_factory=list, description="What it may do beyond using models.", exclude_if=_is_empty
     )
     expires_at: AwareDatetime | None = Field(
         None, description="UTC time from which on it is refused.", exclude_if=_is_absent
@@ -82,6 +117,9 @@ class Route(Contract):
     policy: str = Field("default", description="Guard policy by name.")
     created_at: datetime = Field(description="When the route was made; /v1/models shows it.")
     owned_by: str = Field("manta", description="Team that owns it.")
+    price: Price | None = Field(
+        None, description="What its tokens cost; nothing if absent.", exclude_if=_is_absent
+    )
 
 
 class PolicyDocument(Contract):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.contracts import Route as ModelRoute
 from cluster.contracts.request import ChatBody, CompletionBody, EmbeddingBody
+from deployments.gateway.admin import KeyAdmin
 from deployments.gateway.answer import Answer
 from deployments.gateway.dialect import Dialect, Embeddings, OpenAi, Writer
 from deployments.gateway.errors import ApiError
@@ -43,21 +45,31 @@ _UNSOUND = re.compile(r"[^A-Za-z0-9._:-]")
 
 
 def make_app(
-    pipeline: Pipeline, upstreams: Upstreams, replicas: ReplicaCount, *, behind_proxy: bool
+    pipeline: Pipeline,
+    upstreams: Upstreams,
+    replicas: ReplicaCount,
+    *,
+    behind_proxy: bool,
+    at_end: Sequence[Callable[[], None]] = (),
 ) -> ASGIApp:
     """The whole application around one pipeline.
 
     :param behind_proxy: whether Serve's proxy stands before it, which tells clients the request id.
+    :param at_end: called when it ends, in a thread, for they may wait for some seconds.
     """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await pipeline.poller.start()
         await replicas.start()
+        await pipeline.budgets.start()
         yield
+        await pipeline.budgets.stop()
         await replicas.stop()
         await pipeline.poller.stop()
         await upstreams.close()
+        for stop in at_end:
+            await asyncio.to_thread(stop)
 
     doors = Doors(pipeline)
     app = Starlette(
@@ -71,6 +83,7 @@ def make_app(
             Route("/v1/models/{model:path}", doors.model, methods=["GET"]),
             Route("/healthz", doors.health, methods=["GET"]),
             Route("/openapi.json", doors.openapi, methods=["GET"]),
+            *KeyAdmin(pipeline, lambda asked: pipeline.authenticate(caller_of(asked))[0], read_body).routes(),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_exception, Exception: _unforeseen},
         lifespan=lifespan,
@@ -173,10 +186,16 @@ class Doors:
 
 def caller_of(request: Request) -> Caller:
     """Who asks, as far as HTTP tells; not what ``X-Forwarded-For`` claims, which anybody can write."""
-    authorization = request.headers.get("authorization")
-    if authorization is None and (key := request.headers.get("x-api-key")):  # As Anthropic's clients send it.
+    headers = request.headers
+    authorization = headers.get("authorization")
+    if authorization is None and (key := headers.get("x-api-key")):  # As Anthropic's clients send it.
         authorization = f"Bearer {key}"
-    return Caller(authorization, request.client.host if request.client else "")
+    return Caller(
+        authorization,
+        request.client.host if request.client else "",
+        headers.get("traceparent"),
+        headers.get("tracestate"),
+    )
 
 
 def _card(route: ModelRoute) -> dict[str, Any]:

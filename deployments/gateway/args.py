@@ -42,6 +42,16 @@ class GatewayArgs(BaseModel):
         description="Failed authentications a minute from one address that get 401; more get 429, while "
         "good keys stay good.",
     )
+    budget_lease_share: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="Part of a key's budget that a replica may spend before SQL has answered: together "
+        "replicas overspend a budget by at most one such part each.",
+    )
+    budget_interval_s: float = Field(
+        2.0, gt=0, description="Seconds between reports to SQL of what keys with a budget spent."
+    )
     upstream_timeout_s: float = Field(
         300.0, gt=0, description="Longest silence of a model in seconds, a cold start included."
     )

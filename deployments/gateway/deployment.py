@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+import uuid
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from starlette.types import ASGIApp
 
 from deployments.gateway.args import GatewayArgs
 from deployments.own_address import listen_on_own_address
+
+if TYPE_CHECKING:
+    from deployments.gateway.budget import Ledger
+    from deployments.gateway.otlp_metrics import OtlpMetrics
+    from deployments.gateway.record import Observer
+    from deployments.gateway.tracing import Traces
 
 #: Serve tells all that it has whenever it is asked: 0.1 s of CPU in which no request goes on.
 _COUNT_INTERVAL_S = 10.0
@@ -19,9 +26,13 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
     """The gateway as it runs in a replica, with all that it reads from and counts in."""
     from cluster.snapshots import newest
     from deployments.gateway.app import make_app
+    from deployments.gateway.budget import Budgets
     from deployments.gateway.limits import Limiter, ReplicaCount
+    from deployments.gateway.metrics import Metrics
+    from deployments.gateway.otlp_metrics import make_otlp_metrics
     from deployments.gateway.pipeline import Pipeline
     from deployments.gateway.report import Report
+    from deployments.gateway.tracing import make_traces
     from deployments.gateway.upstream import Upstreams
     from deployments.gateway.view import Poller
     from deployments.guards import make_engine
@@ -30,8 +41,21 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
     upstreams = Upstreams(args.upstream_timeout_s, args.upstream_key_variables)
     replicas = ReplicaCount(_running_replicas, lambda: poller.limited, _COUNT_INTERVAL_S)
     limiter = Limiter(lambda: replicas.value)
-    pipeline = Pipeline(args, poller, upstreams, limiter, [Report(counters=True)])
-    return make_app(pipeline, upstreams, replicas, behind_proxy=True)
+    budgets = Budgets(
+        _ledger, uuid.uuid4().hex, share=args.budget_lease_share, interval_s=args.budget_interval_s
+    )
+    telemetry: list[Traces | OtlpMetrics] = [*make_traces(), *make_otlp_metrics()]
+    observers: list[Observer] = [Report(), Metrics(), *telemetry]
+    pipeline = Pipeline(args, poller, upstreams, limiter, budgets, observers)
+    at_end = [part.stop for part in telemetry]
+    return make_app(pipeline, upstreams, replicas, behind_proxy=True, at_end=at_end)
+
+
+def _ledger() -> Ledger:
+    from cluster.budget_ledger import BudgetLedger
+    from cluster.settings import load_settings
+
+    return BudgetLedger(load_settings().database_url)
 
 
 def _running_replicas() -> int:

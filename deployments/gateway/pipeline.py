@@ -1,8 +1,9 @@
 """The life of a request, step by step: each step is one function on typed values.
 
     authenticate -> take a place, the key's and the gateway's -> parse -> find the route and its policy
-    -> limits -> reserve the key's tokens -> prompt template -> input guards -> choose a target -> upstream
-    -> output guards on the stream -> respond; beside it, when it is over: the observers of its record.
+    -> limits -> reserve the key's tokens and money -> prompt template -> input guards -> choose a target
+    -> upstream -> output guards on the stream -> respond; beside it, when it is over: the observers of its
+    record.
 
 No step is optional: there is no way to a model that does not pass the guards. A stream and a whole answer
 are made from the same guarded chunks.
@@ -17,6 +18,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequ
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Generic
 
 from starlette.requests import ClientDisconnect
@@ -32,6 +34,7 @@ from cluster.contracts import (
 from cluster.contracts.request import Body, ChatBody, EmbeddingBody
 from deployments.gateway.answer import Answer, Assembly, embeddings
 from deployments.gateway.args import GatewayArgs
+from deployments.gateway.budget import Budgets, Hold
 from deployments.gateway.dialect import Endpoint, Reader, TypedBody
 from deployments.gateway.errors import ApiError, overloaded, unknown_model
 from deployments.gateway.guarding import POLICY_HEADER, judge_input, released_by
@@ -55,7 +58,7 @@ _READ_FOR_EACH_PLACE = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """Tokens that a request is likely to use at most."""
+    """Of a request: likely to be used at most, or used."""
 
     prompt: int
     answer: int
@@ -78,6 +81,7 @@ class Call(Generic[TypedBody]):
     body: TypedBody
     upstream_body: dict[str, Any]
     admission: Admission
+    hold: Hold
     estimate: Estimate
     #: What the steps tell those that stand beside them.
     record: RequestRecord
@@ -101,6 +105,12 @@ class Call(Generic[TypedBody]):
         """What guards may know of the request."""
         return self.engine.context(self.request_id, self.principal, self.upstream_body)
 
+    def count(self, used: Estimate) -> None:
+        """Take note of what it used in the end: tokens of the key's limit, money of its budget."""
+        self.admission.tokens = used.total
+        if self.route.price is not None:
+            self.record.cost = self.hold.cost = self.route.price.cost(used.prompt, used.answer)
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -110,6 +120,9 @@ class Caller:
     authorization: str | None
     #: The address that the connection came from: a load balancer's, if one stands before.
     address: str
+    #: W3C's headers of a trace that this is a part of.
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 def authenticate(authorization: str | None, view: View) -> ApiKey:
@@ -163,16 +176,18 @@ def estimate_tokens(raw: bytes, body: Body | EmbeddingBody, args: GatewayArgs) -
     return Estimate(prompt=len(raw) // 4, answer=body.choices * each)
 
 
-def tokens_used(estimate: Estimate, answer: Answer, status: int) -> int:
+def tokens_used(estimate: Estimate, answer: Answer, status: int) -> Estimate:
     """Tokens that an answer which ended with ``status`` counts for.
 
     Engines behind a URL tell them at the end only, so nobody knows what was generated for who went away
     before: the estimate, but not less than came. Of an answer that failed only what came counts.
     """
     if known := int(answer.usage.get("total_tokens") or 0):
-        return known
-    came = estimate.prompt + answer.pieces if answer.pieces else 0
-    return max(estimate.total, came) if status in (200, 499) else came
+        prompt = int(answer.usage.get("prompt_tokens") or 0)
+        return Estimate(prompt=prompt, answer=known - prompt)
+    if status in (200, 499):
+        return Estimate(prompt=estimate.prompt, answer=max(estimate.answer, answer.pieces))
+    return Estimate(prompt=estimate.prompt if answer.pieces else 0, answer=answer.pieces)
 
 
 def _for_the_engine(body: Body | EmbeddingBody) -> dict[str, Any]:
@@ -229,10 +244,12 @@ class Pipeline:
         poller: Poller,
         upstreams: Upstreams,
         limiter: Limiter,
+        budgets: Budgets,
         observers: Sequence[Observer],
     ) -> None:
         self.args = args
         self.poller = poller
+        self.budgets = budgets
         self._limiter = limiter
         self._failures = FailedAuthentications(args.max_failed_authentications)
         self._upstreams = upstreams
@@ -263,7 +280,7 @@ class Pipeline:
 
         Raises ApiError. Leaving the context ends the request, whatever became of it.
         """
-        record = RequestRecord(request_id, dialect.name)
+        record = RequestRecord(request_id, dialect.name, caller.traceparent, caller.tracestate)
         with ExitStack() as stack:
             stack.callback(end, record, self._observers)
             with _telling(record):
@@ -289,9 +306,13 @@ class Pipeline:
         body = dialect.read(raw)
         record.stream = isinstance(body, Body) and body.stream
         record.route = find_route(view, record.key, body.model)
+        record.cost = None if record.route.price is None else Decimal(0)
         check_limits(body, self.args)
         estimate = estimate_tokens(raw, body, self.args)
         admission.reserve_tokens(estimate.total)
+        money = (record.key, record.route.price, estimate.prompt, estimate.answer)
+        await self.budgets.ready(*money)
+        hold = stack.enter_context(self.budgets.hold(*money))
         record.admitted_s = record.now_s()
         engine = view.engine(record.key, record.route)
         record.policy = engine.policy
@@ -304,6 +325,7 @@ class Pipeline:
             body=body,
             upstream_body=put_prompt(body, _for_the_engine(body), view, record),
             admission=admission,
+            hold=hold,
             estimate=estimate,
             record=record,
         )
@@ -415,7 +437,8 @@ class Pipeline:
                 return body
         finally:
             used = int(record.usage.get("total_tokens") or 0)
-            call.admission.tokens = used or (call.estimate.total if record.status == 200 else 0)
+            used = used or (call.estimate.total if record.status == 200 else 0)
+            call.count(Estimate(prompt=used, answer=0))
 
     async def respond(self, call: Call[Body], answer: Answer) -> AsyncGenerator[list[dict[str, Any]], None]:
         """The chunks that a client gets, or the one whole answer: lists of JSON bodies."""
@@ -437,7 +460,7 @@ class Pipeline:
                         yield [answer.chunk([]) | {"usage": answer.usage}]
         finally:
             record.usage = answer.usage
-            call.admission.tokens = tokens_used(call.estimate, answer, record.status)
+            call.count(tokens_used(call.estimate, answer, record.status))
 
     def _chunk(self, call: Call[Body], answer: Answer, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = answer.chunk(choices)

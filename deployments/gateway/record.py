@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Protocol
 
 from cluster.contracts import ApiKey, Direction, Finding, Route, Target
@@ -24,6 +25,9 @@ class RequestRecord:
 
     request_id: str
     endpoint: str
+    #: W3C's headers, as the client sent them.
+    traceparent: str | None = None
+    tracestate: str | None = None
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     key: ApiKey | None = None
     route: Route | None = None
@@ -38,6 +42,8 @@ class RequestRecord:
     error_code: str | None = None
     #: OpenAI's, exact also when the answer was cut short; empty if no engine was asked.
     usage: dict[str, Any] = field(default_factory=dict)
+    #: In the settings' currency; None for a model without a price.
+    cost: Decimal | None = None
     findings: list[tuple[Direction, Finding]] = field(default_factory=list)
     #: It has a place: the limits let it in.
     admitted_s: float | None = None

@@ -24,6 +24,8 @@ from tests.tiny_model import make_tiny_adapter, make_tiny_llama
 
 BASE = "tiny"
 TUNED = "tiny-tuned"
+#: A cent for each token.
+PRICE = {"input_per_million_tokens": 10_000, "output_per_million_tokens": 10_000}
 DEMO = Path(__file__).parents[2] / "deployments" / "configs" / "demo.yaml"
 
 
@@ -99,7 +101,7 @@ def tiny_configuration(model: Path, adapters: list[str]) -> dict[str, Any]:
     content: dict[str, Any] = copy.deepcopy(yaml.safe_load(DEMO.read_text()))
     application = content["applications"][1]
     application["name"] = BASE
-    application["args"] |= {"model": str(model), "adapters": adapters}
+    application["args"] |= {"model": str(model), "adapters": adapters, "price": PRICE}
     config = application["args"]["llm_config"]
     config["model_loading_config"]["model_id"] = BASE
     config["engine_kwargs"] |= {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from cluster.contracts import KeyLimits, KeyTerms
 from cluster.keys import KeyRepository
 from cluster.local.ray_head import ray_internal
 from cluster.settings import load_settings
+from deployments.gateway.metrics import HISTOGRAMS
 from tests.integration.serving import BASE, TUNED, Served
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -179,6 +181,52 @@ def test_a_key_with_limits_from_its_making_to_its_end(served: Served) -> None:
     wait_until(client, admitted=False)
 
 
+def test_a_budget_from_the_admin_api_is_spent_to_its_end_and_told_to_the_cent(served: Served) -> None:
+    repository = KeyRepository(load_settings().database_url)
+    root = repository.create(KeyTerms(id="root", owner="test", team="default", scopes=["admin"]))
+    keys.publish(repository, by="test")
+    wait_until(served.client(api_key=root.secret), admitted=True)
+    base, admin = served.base_url.removesuffix("/v1"), {"authorization": f"Bearer {root.secret}"}
+    terms = {"id": "budgeted", "owner": "test", "team": "default", "limits": {"budget_day": 1}}
+    made = httpx.post(f"{base}/admin/keys", json=terms, headers=admin, timeout=30)
+    assert made.status_code == 201, made.text
+    client = served.client(api_key=made.json()["secret"])
+    wait_until(client, admitted=True)
+    cents, refused = 0, None
+    until = time.monotonic() + 60
+    while refused is None:
+        assert time.monotonic() < until
+        try:
+            usage = client.chat.completions.create(**greedy(max_tokens=8)).usage
+            assert usage is not None
+            cents += usage.total_tokens
+        except openai.RateLimitError as error:
+            refused = error
+    assert refused.code == "insufficient_quota"
+    assert cents > 60
+
+    def spent() -> str:
+        shown = httpx.get(f"{base}/admin/keys/budgeted", headers=admin, timeout=30).json()
+        return str(shown["budgets"][0]["spent"])
+
+    while spent() != f"{cents / 100:g}":
+        assert time.monotonic() < until, (spent(), cents)
+        time.sleep(0.5)
+    wait_for_metric(
+        "ray_manta_cost_total", lambda values: round(100 * sum(values)) == cents, model=BASE, key="budgeted"
+    )
+    raised = httpx.patch(
+        f"{base}/admin/keys/budgeted", json={"limits": {"budget_day": 100}}, headers=admin, timeout=30
+    )
+    assert raised.json()["published"] is True
+    while True:
+        with contextlib.suppress(openai.RateLimitError):
+            assert client.chat.completions.create(**greedy(max_tokens=2)).choices
+            break
+        assert time.monotonic() < until
+        time.sleep(0.5)
+
+
 def wait_until(client: openai.OpenAI, *, admitted: bool) -> None:
     """Until the key is good, or no more; at most as long as a revocation may take."""
     until = time.monotonic() + 5.0
@@ -260,6 +308,9 @@ def test_requests_tokens_and_findings_are_counted(served: Served) -> None:
     client = served.client()
     client.completions.create(model=TUNED, prompt="Write to jane.doe@example.com", max_tokens=2)
     wait_for_metric("ray_manta_requests_total", lambda values: sum(values) >= 1, model=TUNED, status="200")
+    times = {name for name in HISTOGRAMS if "per_output_token" not in name}  # Both tokens may come at once.
+    for name in times:
+        wait_for_metric(f"ray_{name}_count", lambda values: sum(values) >= 1, model=TUNED)
     wait_for_metric("ray_manta_tokens_total", lambda values: sum(values) >= 2, model=TUNED, kind="completion")
     wait_for_metric(
         "ray_manta_guard_findings_total",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from cluster import keys, snapshots
+from cluster.budget_ledger import BudgetLedger
+from cluster.budgets import Claim, period
 from cluster.cli import main
 from cluster.contracts import ApiKey, KeyTerms, PolicyDocument, Route, Snapshot, Target
 from cluster.errors import UnavailableError
@@ -98,12 +101,43 @@ MISTAKES = {
     ("create", "bot", "--expires", "0s"): (2, "'0s' is over at once: write a longer one"),
     ("create", "bot", "--requests-per-minute", "0"): (2, "0 is not in the range x>=1"),
     ("create", "bot", "--policy", "strict"): (1, "No guard policy 'strict' is published, only default"),
+    ("create", "bot", "--budget-day", "much"): (2, "'much' is no amount: write a number"),
+    ("create", "bot", "--budget-day", "-1"): (2, "'-1' is no amount of money: write 0 or more"),
+    ("create", "bot", "--budget-day", "0.0000001"): (2, "error: key: limits.budget_day: "),
+    ("create", "bot", "--scope", "root"): (2, "'root' is not 'admin'"),
+    ("update", "bot"): (2, "name what to change"),
+    ("update", "bot", "--budget-day", "5"): (1, "There is no key 'bot'"),
     ("rotate", "bot"): (1, "There is no key 'bot'"),
     ("rotate", "local"): (1, "for another secret remove that file and run `manta up`"),
     ("revoke", "bot"): (1, "There is no key 'bot'"),
     ("show", "bot"): (1, "There is no key 'bot'"),
     ("fly",): (2, "No such command 'fly': see `manta key --help`."),
 }
+
+
+@on_sqlite
+def test_a_budget_is_agreed_changed_and_shown(manta: Manta, database_url: str) -> None:
+    assert manta("create", "bot", "--budget-day", "5", "--budget-month", "0.25", "--scope", "admin")[0] == 0
+    key = published()["bot"]
+    assert (key.limits.budget_day, key.limits.budget_month, key.scopes) == (5, Decimal("0.25"), ["admin"])
+    assert "budget day 5; budget month 0.25" in manta("list")[1]
+
+    claim = Claim("bot", period("day", datetime.now(UTC)), Decimal(5), Decimal("1.5"), Decimal(2))
+    BudgetLedger(database_url).settle("replica", [claim])
+    _, shown, _ = manta("show", "bot")
+    assert "spent this day       1.5" in shown
+    (day, month) = json.loads(manta("show", "bot", "--json")[1])["budgets"]
+    assert [day[name] for name in ("budget", "spent", "reserved", "left")] == ["5", "1.5", "0.5", "3"]
+    assert (month["span"], month["spent"], month["left"]) == ("month", "0", "0.25")
+
+    words = ("--budget-day", "none", "--budget-month", "100", "--model", "m", "--requests-per-minute", "7")
+    status, said, _ = manta("update", "bot", *words, "--expires", "30d")
+    assert (status, said) == (0, "bot is changed: gateways keep to it within 5 seconds\n")
+    changed = published()["bot"]
+    assert changed.limits.model_dump(exclude_none=True) == {"budget_month": 100, "requests_per_minute": 7}
+    assert (changed.models, changed.sha256, changed.scopes) == (["m"], key.sha256, ["admin"])
+    assert manta("update", "bot", "--model", "none", "--expires", "none", "--json")[0] == 0
+    assert (published()["bot"].models, published()["bot"].expires_at) == (None, None)
 
 
 @on_sqlite

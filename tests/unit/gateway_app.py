@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from cluster.contracts import ApiKey, PolicyDocument, Route, Snapshot, Target, UpstreamRequest
 from deployments.gateway.app import make_app
 from deployments.gateway.args import GatewayArgs
+from deployments.gateway.budget import Budgets, Ledger
 from deployments.gateway.limits import Limiter, ReplicaCount
 from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.record import Observer
@@ -112,12 +113,17 @@ class Fixture:
         await self.poller.look()
 
 
+def no_ledger() -> Ledger:
+    raise AssertionError("no key has a budget")
+
+
 @asynccontextmanager
 async def gateway(
     first: Snapshot | None = None,
     limiter: Limiter | None = None,
     observers: Sequence[Observer] = (),
     engines: EngineFactory = GuardEngine,
+    budgets: Budgets | None = None,
     **args: Any,
 ) -> AsyncIterator[Fixture]:
     """The application, started as a server starts it, and an HTTP client that calls it in this process."""
@@ -127,7 +133,8 @@ async def gateway(
     poller = Poller(lambda after: snapshots[-1] if snapshots[-1].number > after else None, engines, 3600.0)
     replicas = ReplicaCount(lambda: 1, lambda: False, 3600.0)
     limiter = limiter or Limiter(lambda: replicas.value)
-    pipeline = Pipeline(settings, poller, script, limiter, [Report(counters=False), *observers])
+    budgets = budgets or Budgets(no_ledger, "test", share=1.0, interval_s=3600.0)
+    pipeline = Pipeline(settings, poller, script, limiter, budgets, [Report(), *observers])
     app = make_app(pipeline, script, replicas, behind_proxy=False)
     started = asyncio.Event()
     stop = asyncio.Event()

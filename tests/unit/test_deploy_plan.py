@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from cluster import models, snapshots
-from cluster.contracts import ApiKey, ArtifactRef, Route, Snapshot, Target
+from cluster.contracts import ApiKey, ArtifactRef, Price, Route, Snapshot, Target
 from cluster.errors import NotFoundError, RefusedError, UsageError
 from cluster.serve_loops import SERVE_LOOPS
 from cluster.settings import load_settings
@@ -66,6 +66,10 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str | None, said: st
         ({"model": "demo", "llm_config": {"model_loading_config": {"model_id": "a:b"}}}, "model_id"),
         ({"model": "demo", "llm_config": {}, "modle": 1}, "modle is no known key"),
         (
+            {"model": "demo", "llm_config": {}, "price": {"input_per_million_tokens": 1}},
+            "price.output_per_million_tokens: field required",
+        ),
+        (
             {"model": "demo", "llm_config": {"model_loading_config": "x"}},
             "model_loading_config must be a map",
         ),
@@ -110,11 +114,15 @@ def test_a_dry_run_imports_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     ref = ArtifactRef(team="default", kind="model", name="a", fingerprint="0" * 16)
     monkeypatch.setattr(models, "find_model", lambda source: (ref, None))
     monkeypatch.setattr(models, "ensure_model", lambda *_, **__: pytest.fail("imported"))
-    args = {"model": "demo", "llm_config": {"model_loading_config": {"model_id": "a"}}}
+    price = {"input_per_million_tokens": 0.15, "output_per_million_tokens": "0.6"}
+    args = {"model": "demo", "llm_config": {"model_loading_config": {"model_id": "a"}}, "price": price}
     application = {"name": "a", "import_path": "deployments.model:build", "args": args}
     told: list[str] = []
     plan = make_plan({"applications": [application]}, None, {}, told.append, dry_run=True)
     assert plan.applications[0]["args"]["model"] == str(ref)
+    # A price is the gateway's: a new one restarts no engine.
+    assert plan.routes[0].price == Price.model_validate(price)
+    assert "price" not in plan.applications[0]["args"]
     assert f"a: demo would be imported as {ref}" in told
 
 

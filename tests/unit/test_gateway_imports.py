@@ -15,6 +15,10 @@ HEAVY = (
     "transformers",
     "guardrails",
     "great_expectations",
+    # Only for keys with a budget.
+    "sqlalchemy",
+    # Only when traces are asked for; Ray itself brings the rest of it.
+    "opentelemetry.exporter.otlp",
 )
 _SCRIPT = """
 import json, sys

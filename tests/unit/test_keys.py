@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 from pydantic import ValidationError
@@ -150,3 +151,39 @@ def test_a_snapshot_from_before_keys_had_limits_is_understood() -> None:
     )
     key = Snapshot.model_validate_json(old).keys[0]
     assert (key.limits, key.expires_at, key.former) == (KeyLimits(), None, None)
+
+
+def test_terms_change_and_the_secret_stays(repository: KeyRepository) -> None:
+    made = repository.create(terms(scopes=["admin"], limits={"budget_day": 5, "requests_per_minute": 3}))
+    assert for_gateway(repository).scopes == ["admin"]
+
+    def change(had: KeyTerms) -> KeyTerms:
+        return had.model_copy(update={"limits": KeyLimits(budget_month=Decimal("99.5")), "models": ["m"]})
+
+    changed = repository.update("bot", change)
+    assert changed == repository.get("bot")
+    assert (changed.limits, changed.models) == (KeyLimits(budget_month=Decimal("99.5")), ["m"])
+    key = for_gateway(repository)
+    assert (key.sha256, key.scopes, key.limits) == (sha256_of(made.secret), ["admin"], changed.limits)
+    assert changed.created_at == made.record.created_at
+    repository.revoke("bot")
+    with pytest.raises(RefusedError, match="is revoked"):
+        repository.update("bot", change)
+    with pytest.raises(NotFoundError):
+        repository.update("nobody", change)
+
+
+def test_a_table_from_before_scopes_gets_their_column(database_url: str) -> None:
+    secret = KeyRepository(database_url).create(terms()).secret
+    database = Database(database_url)
+    with database.write() as connection:
+        connection.execute(text("ALTER TABLE api_keys DROP COLUMN scopes"))
+    assert in_processes(_scopes, [(database_url,)] * 2) == [[], []]
+    repository = KeyRepository(database_url)
+    assert for_gateway(repository).sha256 == sha256_of(secret)
+    repository.create(terms("root", scopes=["admin"]))
+    assert for_gateway(repository, "root").scopes == ["admin"]
+
+
+def _scopes(url: str) -> list[str]:
+    return for_gateway(KeyRepository(url)).scopes  # type: ignore[return-value]

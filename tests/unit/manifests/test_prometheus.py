@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -141,6 +143,14 @@ def test_a_planted_mistake_is_named(rules: Json, change: Callable[[Json], None],
     change(changed["groups"][0]["rules"][0])
     found = list(rule_problems(changed))
     assert any(said in problem for problem in found), found
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (package prometheus)")
+def test_prometheus_itself_finds_no_fault_and_fires_as_meant() -> None:
+    tests = Path(__file__).with_name("rules_test.yaml")
+    for words in (("check", "rules", FOLDER / "rules.yaml"), ("test", "rules", tests)):
+        done = subprocess.run(["promtool", *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_scraping_reads_labels_that_kuberay_sets() -> None:

@@ -1,0 +1,306 @@
+"""What keys may spend: each replica holds leases of money, and who has some in hand waits for nobody.
+
+Prices are the routes' (money for a million tokens, exact decimals), budgets the keys', for a day and a month
+in UTC. What a request costs counts in the period that it came in. SQL is the truth
+(:mod:`cluster.budget_ledger`); this replica tells it in the background what was spent, and gets a lease for
+what comes next. A request is let in while the replica has something left:
+
+- SQL's last answer gave all that was wanted: the lease, and as much as one lease beyond it. So neither the
+  first request of a key waits for SQL nor do the next ones while the database is away;
+- it gave less, for the budget has no more: the lease alone. Then the answer is 429 ``insufficient_quota``,
+  which official clients do not try again; the ledger is asked anew as long as somebody asks here;
+- both are used up before SQL could answer: the request waits for that, two seconds at most, instead of being
+  refused;
+- both are used up and SQL does not answer: 503 with ``Retry-After``. Nobody knows whether money is left, so
+  nothing goes on unbounded.
+
+A lease is ``budget_lease_share`` of the budget, or what the key spent here since the last answer if that is
+more. Together replicas overspend a budget by at most one such share each, plus what each one's last requests
+cost beyond their estimates. An idle key's lease goes back; a replica that is killed keeps its one from others
+until the period ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Protocol
+
+from cluster.budgets import Claim, Span, budgets_of, next_period, period
+from cluster.contracts import ApiKey, Price
+from deployments.gateway.errors import ApiError
+
+logger = logging.getLogger("ray.serve")
+#: A lease that nobody used for so long goes back.
+_IDLE = timedelta(seconds=30)
+#: Between two questions to SQL, however many requests are in need.
+_BREATH_S = 0.05
+#: Most seconds that a request waits for SQL where it would be refused otherwise.
+_PATIENCE_S = 2.0
+#: Most seconds that a replica which ends waits for SQL to take its leases back.
+_FAREWELL_S = 5.0
+_NOTHING = Decimal(0)
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_SMALLEST = Decimal("1e-9")
+
+
+class Ledger(Protocol):
+    """Where budgets are kept."""
+
+    def settle(self, holder: str, claims: Sequence[Claim]) -> list[Decimal]:
+        """What ``holder`` now holds of each; it may wait for long, or raise."""
+        ...
+
+
+@dataclass
+class Meter:
+    """One budget of one key in one period, as this replica has it. Totals since the period began."""
+
+    key_id: str
+    span: Span
+    period: str
+    ends_at: datetime
+    budget: Decimal
+    #: What the lease grows by.
+    step: Decimal
+    spent: Decimal = _NOTHING
+    #: Estimates of requests at work.
+    reserved: Decimal = _NOTHING
+    #: Estimates of requests that wait.
+    waiting: Decimal = _NOTHING
+    granted: Decimal = _NOTHING
+    #: SQL's last answer was less than what was wanted.
+    used_up: bool = False
+    #: Somebody asked since SQL was.
+    asked: bool = False
+    asked_at: datetime = _NEVER
+    #: What SQL knows.
+    told: Decimal | None = None
+
+    @property
+    def taken(self) -> Decimal:
+        """Spent, or likely to be soon."""
+        return self.spent + self.reserved
+
+    @property
+    def left(self) -> Decimal:
+        """What may be spent without asking."""
+        beyond = _NOTHING if self.used_up else self.step
+        return min(self.granted + beyond, self.budget) - self.taken
+
+    @property
+    def low(self) -> bool:
+        """Whether SQL should be asked before the interval is over."""
+        return not self.used_up and self.granted - self.taken - self.waiting < self.step / 2
+
+    @property
+    def over(self) -> bool:
+        """Whether it is known that no money is left."""
+        return self.used_up or self.taken >= self.budget
+
+    def wanted(self, now: datetime) -> Decimal:
+        """What it wants to hold in all: nothing beyond what is taken once nobody uses it."""
+        if self.ends_at <= now or self.asked_at + _IDLE <= now:
+            return self.taken
+        return self.taken + self.waiting + max(self.step, self.spent - (self.told or _NOTHING))
+
+    def news(self, now: datetime) -> bool:
+        """Whether there is anything to say to SQL."""
+        return self.asked or self.spent != self.told or self.wanted(now) < self.granted
+
+    def refusal(self) -> ApiError:
+        """The answer to a request for which nothing is left."""
+        if self.over:
+            return ApiError(
+                429,
+                f"You exceeded your current quota: key {self.key_id} has used its budget of {self.budget:f} "
+                f"a {self.span}. The next one begins at {self.ends_at:%Y-%m-%dT%H:%M:%SZ}.",
+                kind="insufficient_quota",
+                code="insufficient_quota",
+                headers={"x-should-retry": "false"},  # OpenAI's clients try again after any other 429.
+            )
+        return ApiError(
+            503,
+            f"What is left of the budget of key {self.key_id} is not known now; please try again.",
+            kind="server_error",
+            code="budget_unknown",
+            retry_after_s=1,
+        )
+
+
+@dataclass
+class Hold:
+    """One request's part of its key's budgets."""
+
+    meters: list[Meter] = field(default_factory=list)
+    #: Money that it cost in the end.
+    cost: Decimal = _NOTHING
+
+
+class Budgets:
+    """One replica's part of all keys' budgets.
+
+    :param ledger: makes the ledger, off the event loop, when a key with a budget is first used.
+    :param holder: this replica's own name, which none before it had and none after it will.
+    :param share: part of a budget that a lease is.
+    :param interval_s: seconds between reports of what was spent.
+    :param now: the time, with a zone.
+    """
+
+    def __init__(
+        self,
+        ledger: Callable[[], Ledger],
+        holder: str,
+        *,
+        share: float,
+        interval_s: float,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._make_ledger = ledger
+        self._ledger: Ledger | None = None
+        self._holder = holder
+        self._share = Decimal(str(share))
+        self._interval_s = interval_s
+        self._now = now
+        self._meters: dict[tuple[str, str], Meter] = {}
+        self._need = asyncio.Event()
+        self._answered = asyncio.Event()
+        self._failing = self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def ready(self, key: ApiKey, price: Price | None, input_tokens: int, output_tokens: int) -> None:
+        """Wait for SQL's answer if nothing is left in hand and one is to be had; not for long."""
+        for meter in self._meters_of(key, price):
+            if price is None or meter.left > 0:
+                continue
+            estimate = price.cost(input_tokens, output_tokens)
+            meter.waiting += estimate
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    while meter.left <= 0 and not (meter.over or self._failing):
+                        self._need.set()
+                        await self._answered.wait()
+            except TimeoutError:
+                return  # `hold` says what follows.
+            finally:
+                meter.waiting -= estimate
+
+    @contextmanager
+    def hold(self, key: ApiKey, price: Price | None, input_tokens: int, output_tokens: int) -> Iterator[Hold]:
+        """Count the estimate until the context is left, and then what :attr:`Hold.cost` says.
+
+        Raises ApiError 429 if a budget of the key is used up, 503 if nobody knows.
+        """
+        estimate = _NOTHING if price is None else price.cost(input_tokens, output_tokens)
+        hold = Hold(self._meters_of(key, price))
+        for meter in hold.meters:
+            if meter.left <= 0:
+                self._wake(meter)
+                raise meter.refusal()
+        for meter in hold.meters:
+            meter.reserved += estimate
+            self._wake(meter)
+        try:
+            yield hold
+        finally:
+            for meter in hold.meters:
+                meter.reserved -= estimate
+                meter.spent += hold.cost
+
+    async def start(self) -> None:
+        """Tell SQL from now on, as long as there is something to tell."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Tell SQL what was spent and give leases back, if it answers soon."""
+        if self._task is None:
+            return
+        self._stopping = True
+        self._need.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):  # Cancels the task if SQL does not answer.
+                await self._task
+                for meter in self._meters.values():
+                    meter.asked, meter.asked_at = False, self._now() - _IDLE
+                await self.settle()
+
+    async def settle(self) -> None:
+        """Say to SQL what is new, and take what it grants."""
+        now = self._now()
+        meters = [meter for meter in self._meters.values() if meter.news(now)]
+        if not meters:
+            return
+        claims = []
+        for meter in meters:
+            wanted = meter.wanted(now)
+            meter.granted = min(meter.granted, wanted)  # What goes back is not spent meanwhile.
+            meter.asked = False
+            claims.append(Claim(meter.key_id, meter.period, meter.budget, meter.spent, wanted))
+        try:
+            grants = await asyncio.to_thread(self._ask, claims)
+        except Exception as error:  # Whatever it is, requests go on with what is in hand.
+            self._complain(error)
+            for meter in meters:
+                meter.asked = True
+            self._tell_waiting()
+            return
+        self._failing = False
+        for meter, claim, granted in zip(meters, claims, grants, strict=True):
+            meter.granted, meter.told = granted, claim.spent
+            meter.used_up = granted < claim.wanted
+        self._tell_waiting()
+        over = [key for key, meter in self._meters.items() if meter.ends_at <= now and not meter.news(now)]
+        for key in over:
+            if not self._meters[key].reserved:
+                del self._meters[key]
+
+    def _ask(self, claims: Sequence[Claim]) -> list[Decimal]:
+        if self._ledger is None:
+            self._ledger = self._make_ledger()
+        return self._ledger.settle(self._holder, claims)
+
+    def _tell_waiting(self) -> None:
+        self._answered.set()
+        self._answered = asyncio.Event()
+
+    def _meters_of(self, key: ApiKey, price: Price | None) -> list[Meter]:
+        if price is None:
+            return []
+        return [self._meter(key, span, budget) for span, budget in budgets_of(key.limits)]
+
+    def _meter(self, key: ApiKey, span: Span, budget: Decimal) -> Meter:
+        now = self._now()
+        name = period(span, now)
+        meter = self._meters.get((key.id, name))
+        step = max(budget * self._share, _SMALLEST)
+        if meter is None:
+            meter = Meter(key.id, span, name, next_period(span, now), budget, step)
+            self._meters[key.id, name] = meter
+        meter.budget, meter.step = budget, step  # They may have changed.
+        meter.asked, meter.asked_at = True, now
+        return meter
+
+    def _wake(self, meter: Meter) -> None:
+        if meter.low and not self._failing:
+            self._need.set()
+
+    def _complain(self, error: Exception) -> None:
+        if not self._failing:
+            logger.warning("Budgets are kept from leases alone: %s: %s", type(error).__name__, error)
+        self._failing = True
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s):
+                    await self._need.wait()
+            self._need.clear()
+            if not self._stopping:
+                await self.settle()
+                await asyncio.sleep(_BREATH_S)
