@@ -32,6 +32,7 @@ _OWN = {
     "gc": "cluster.cli.runs:gc",
     "schedule": "cluster.cli.schedule:schedule",
     "key": "cluster.cli.keys:key",
+    "prompt": "cluster.cli.prompts:prompt",
 }
 #: What works with the extra `client` alone.
 _CLIENT = frozenset({"submit", "logs", "status"})

@@ -92,6 +92,27 @@ class PolicyDocument(Contract):
     body: dict[str, Any] = Field(description="The policy file's content.")
 
 
+class PromptMessage(Contract):
+    """One message of a prompt template."""
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="Who says it.")
+    content: str = Field(description="Text with {{variables}}.")
+
+
+class PromptTemplate(Contract):
+    """One version of a prompt as MLflow's prompt registry keeps it; versions never change."""
+
+    name: str = Field(min_length=1, max_length=256, description="Name in the registry.")
+    version: int = Field(ge=1, description="Version in the registry.")
+    messages: list[PromptMessage] = Field(min_length=1, description="What stands before a chat's messages.")
+    aliases: list[str] = Field(default_factory=list, description="The registry's aliases of this version.")
+
+    @property
+    def ref(self) -> str:
+        """name@version."""
+        return f"{self.name}@{self.version}"
+
+
 class Snapshot(Contract):
     """All that a gateway needs. The newest number wins; a gateway keeps its last good one."""
 
@@ -102,4 +123,6 @@ class Snapshot(Contract):
     keys: list[ApiKey] = Field(default_factory=list, description="Known API keys.")
     routes: list[Route] = Field(default_factory=list, description="Public models.")
     policies: list[PolicyDocument] = Field(default_factory=list, description="Guard policies.")
-    prompts: dict[str, str] = Field(default_factory=dict, description="Prompt templates by name.")
+    prompts: dict[str, PromptTemplate] = Field(
+        default_factory=dict, description="Prompt templates by name@version."
+    )

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from deployments.gateway.errors import ApiError, from_validation
+from deployments.gateway.templates import PromptReference
 
 
 class _Part(BaseModel):
@@ -121,7 +122,9 @@ class Message(_Part):
 class ChatBody(Body):
     """``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    #: A published template, filled and put before the messages.
+    prompt: PromptReference | None = None
+    messages: list[Message]
     max_completion_tokens: int | None = Field(None, ge=0)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -133,6 +136,13 @@ class ChatBody(Body):
     continue_final_message: bool | None = None
     # Numbers and switches only: a string could bring text past the guards into the template.
     chat_template_kwargs: dict[str, bool | int | float] | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _says_something(cls, value: list[Message], info: ValidationInfo) -> list[Message]:
+        if not value and info.data.get("prompt") is None:
+            raise ValueError("an empty list holds no message")
+        return value
 
 
 class CompletionBody(Body):

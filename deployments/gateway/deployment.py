@@ -26,7 +26,8 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
     poller = Poller(newest, make_engine, args.snapshot_interval_s)
     upstreams = Upstreams(args.upstream_timeout_s, args.upstream_key_variables)
     replicas = ReplicaCount(_running_replicas, lambda: poller.limited, args.snapshot_interval_s)
-    pipeline = Pipeline(args, poller, upstreams, Report(counters=True), Limiter(lambda: replicas.value))
+    limiter = Limiter(lambda: replicas.value)
+    pipeline = Pipeline(args, poller, upstreams, limiter, [Report(counters=True)])
     return make_app(pipeline, upstreams, replicas, behind_proxy=True)
 
 

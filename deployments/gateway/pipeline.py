@@ -1,8 +1,8 @@
 """The life of a request, step by step: each step is one function on typed values.
 
     authenticate -> take a place, the gateway's and the key's -> parse -> find the route and its policy
-    -> limits -> reserve the key's tokens -> input guards -> choose a target -> upstream
-    -> output guards on the stream -> respond; beside it: the report.
+    -> limits -> reserve the key's tokens -> prompt template -> input guards -> choose a target -> upstream
+    -> output guards on the stream -> respond; beside it, when it is over: the observers of its record.
 
 No step is optional: there is no way to a model that does not pass the guards. A stream and a whole answer
 are made from the same guarded chunks.
@@ -11,7 +11,6 @@ are made from the same guarded chunks.
 from __future__ import annotations
 
 import random
-import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
@@ -37,7 +36,8 @@ from deployments.gateway.body import Body, ChatBody, CompletionBody, parse
 from deployments.gateway.errors import ApiError, overloaded, unknown_model
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
-from deployments.gateway.report import Report
+from deployments.gateway.record import Observer, RequestRecord, end
+from deployments.gateway.templates import fill, find_template
 from deployments.gateway.throttle import FailedAuthentications
 from deployments.gateway.upstream import Upstreams
 from deployments.gateway.view import Poller, View
@@ -75,6 +75,8 @@ class Call:
     upstream_body: dict[str, Any]
     admission: Admission
     estimate: Estimate
+    #: What the steps tell those that stand beside them.
+    record: RequestRecord
 
     @property
     def principal(self) -> Principal:
@@ -85,11 +87,6 @@ class Call:
     def context(self) -> GuardContext:
         """What guards may know of the request."""
         return GuardContext(request_id=self.request_id, principal=self.principal)
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """What every line of the report carries."""
-        return {"request_id": self.request_id, "key": self.key.id, "model": self.route.model}
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,20 @@ def tokens_used(estimate: Estimate, answer: Answer, status: int) -> int:
     return max(estimate.total, came) if status in (200, 499) else came
 
 
-async def guard_input(call: Call, report: Report) -> Call:
+def put_prompt(body: Body, upstream: dict[str, Any], view: View, record: RequestRecord) -> dict[str, Any]:
+    """The request with the template that it names before its messages.
+
+    Raises ApiError 404 for one that is not published, 400 for variables that are not the template's.
+    """
+    if not isinstance(body, ChatBody) or body.prompt is None:
+        return upstream
+    template = find_template(view.prompts, body.prompt)
+    record.prompt = template.ref
+    messages = [*fill(template, body.prompt), *upstream["messages"]]
+    return {name: value for name, value in upstream.items() if name != "prompt"} | {"messages": messages}
+
+
+async def guard_input(call: Call) -> Call:
     """Judge every text of the request; redact what the policy redacts.
 
     Raises ApiError 400 with code ``content_filter`` for what the policy blocks.
@@ -170,10 +180,11 @@ async def guard_input(call: Call, report: Report) -> Call:
         verdict = await judge_request(call.engine, call.upstream_body, call.context)
     except UsageError as error:
         raise ApiError(400, str(error)) from None
-    report.findings(verdict.findings, Direction.INPUT, **call.labels)
+    call.record.note(verdict.findings, Direction.INPUT)
     if verdict.blocked:
         where = next((f.path for f in verdict.findings if f.action is Action.BLOCK and not f.shadow), None)
         raise ApiError(400, f"Your request was blocked: {verdict.reason}", code="content_filter", param=where)
+    call.record.guarded_s = call.record.now_s()
     return replace(call, upstream_body=verdict.body)
 
 
@@ -191,14 +202,19 @@ class Pipeline:
     """One replica's pipeline; shared by all of its requests."""
 
     def __init__(
-        self, args: GatewayArgs, poller: Poller, upstreams: Upstreams, report: Report, limiter: Limiter
+        self,
+        args: GatewayArgs,
+        poller: Poller,
+        upstreams: Upstreams,
+        limiter: Limiter,
+        observers: Sequence[Observer],
     ) -> None:
         self.args = args
         self.poller = poller
         self._limiter = limiter
         self._failures = FailedAuthentications(args.max_failed_authentications)
         self._upstreams = upstreams
-        self._report = report
+        self._observers = observers
         self._at_work = 0
 
     def authenticate(self, caller: Caller) -> tuple[ApiKey, View]:
@@ -223,59 +239,62 @@ class Pipeline:
     ) -> AsyncGenerator[Call, None]:
         """From what came over HTTP to a call that may go to a model; it has a place among those at work.
 
-        Raises ApiError; every failure until the call is there is reported here.
+        Raises ApiError. Leaving the context ends the request, whatever became of it.
         """
-        started, key_id, model = time.monotonic(), "", ""
-        status = 499  # Whoever goes away sees none of these.
+        record = RequestRecord(request_id, endpoint)
         with ExitStack() as stack:
-            try:
-                # Before a body of megabytes is read and judged.
-                key, _ = self.authenticate(caller)
-                key_id = key.id
-                stack.enter_context(self._place())
-                admission = stack.enter_context(self._limiter.admit(key))
-                raw = await read_body()
-                key, view = self.authenticate(caller)  # Reading may take long; it may be revoked since.
-                body = parse(raw, BODIES[endpoint])
-                route = find_route(view, key, body.model)
-                model = route.model
-                check_limits(body, self.args)
-                estimate = estimate_tokens(raw, body, self.args)
-                admission.reserve_tokens(estimate.total)
-                call = Call(
-                    request_id=request_id,
-                    endpoint=endpoint,
-                    key=key,
-                    route=route,
-                    engine=view.engine(key, route),
-                    body=body,
-                    upstream_body=body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES),
-                    admission=admission,
-                    estimate=estimate,
-                )
-                call = await guard_input(call, self._report)
-                status = 200
-            except ApiError as error:
-                status = error.status
-                raise
-            except ClientDisconnect:
-                raise
-            except Exception:
-                status = 500
-                raise
-            finally:
-                if status != 200:  # The others are reported when they end.
-                    self._report.request(
-                        request_id=request_id, key=key_id, model=model, status=status, started=started
-                    )
+            stack.callback(end, record, self._observers)
+            with _telling(record):
+                call = await self._call(record, endpoint, caller, read_body, stack)
+                call = await guard_input(call)
             yield call
+
+    async def _call(
+        self,
+        record: RequestRecord,
+        endpoint: Endpoint,
+        caller: Caller,
+        read_body: Callable[[], Awaitable[bytes]],
+        stack: ExitStack,
+    ) -> Call:
+        """The typed request, its key's limits taken until ``stack`` is left. Raises ApiError."""
+        # Before a body of megabytes is read and judged.
+        record.key, _ = self.authenticate(caller)
+        stack.enter_context(self._place())
+        admission = stack.enter_context(self._limiter.admit(record.key))
+        raw = await read_body()
+        record.key, view = self.authenticate(caller)  # Reading may take long; it may be revoked since.
+        body = parse(raw, BODIES[endpoint])
+        record.stream = body.stream
+        record.route = find_route(view, record.key, body.model)
+        check_limits(body, self.args)
+        estimate = estimate_tokens(raw, body, self.args)
+        admission.reserve_tokens(estimate.total)
+        record.admitted_s = record.now_s()
+        engine = view.engine(record.key, record.route)
+        record.policy = engine.policy
+        return Call(
+            request_id=record.request_id,
+            endpoint=endpoint,
+            key=record.key,
+            route=record.route,
+            engine=engine,
+            body=body,
+            upstream_body=put_prompt(
+                body, body.model_dump(exclude_unset=True, exclude=_NOT_THE_ENGINES), view, record
+            ),
+            admission=admission,
+            estimate=estimate,
+            record=record,
+        )
 
     async def chunks(self, call: Call, answer: Answer) -> AsyncGenerator[list[list[dict[str, Any]]], None]:
         """Lists of guarded choices, one for each chunk; what came together stays together.
 
         Closing this generator aborts the generation. Raises ApiError.
         """
-        target = choose_target(call.route.targets)
+        record = call.record
+        record.target = target = choose_target(call.route.targets)
         request = UpstreamRequest(
             # Engines refuse an id that is at work already, and clients may repeat theirs.
             request_id=f"{call.request_id}-{uuid.uuid4().hex[:8]}",
@@ -284,9 +303,11 @@ class Pipeline:
             principal=call.principal,
         )
         guarded = GuardedAnswer(call.engine, call.context, call.body.choices)
+        record.sent_s = record.now_s()
         try:
             async with aclosing(self._upstreams.chunks(target, request)) as source:
                 async for chunks in source:
+                    record.answered_s = record.answered_s or record.now_s()
                     released = []
                     for chunk in chunks:
                         answer.note_usage(chunk)
@@ -303,37 +324,31 @@ class Pipeline:
             error.message = error.message.replace(f"`{target.model}`", f"`{call.route.model}`")
             raise
         finally:
-            self._report.findings(guarded.findings, Direction.OUTPUT, **call.labels)
+            record.note(guarded.findings, Direction.OUTPUT)
 
     async def respond(self, call: Call, answer: Answer) -> AsyncGenerator[list[dict[str, Any]], None]:
         """The chunks that a client gets, or the one whole answer: lists of JSON bodies."""
-        started, first_s, status = time.monotonic(), None, 499  # Whoever goes away sees none of these.
+        record = call.record
         try:
-            async with aclosing(self.chunks(call, answer)) as source:
-                assembly = Assembly(call.endpoint)
-                async for released in source:
-                    first_s = first_s or time.monotonic() - started
-                    if call.body.stream:
-                        yield [self._chunk(call, answer, choices) for choices in released]
-                    else:
-                        for choices in released:
-                            assembly.add(choices)
-                status = 200
-                if not call.body.stream:
-                    yield [answer.whole(assembly.choices())]
-                elif call.body.include_usage:
-                    yield [answer.chunk([]) | {"usage": answer.usage}]
-        except ApiError as error:
-            status = error.status
-            raise
-        except Exception:
-            status = 500
-            raise
+            with _telling(record):
+                async with aclosing(self.chunks(call, answer)) as source:
+                    assembly = Assembly(call.endpoint)
+                    async for released in source:
+                        record.last_s = record.now_s()
+                        record.first_s = record.first_s or record.last_s
+                        if call.body.stream:
+                            yield [self._chunk(call, answer, choices) for choices in released]
+                        else:
+                            for choices in released:
+                                assembly.add(choices)
+                    record.status = 200
+                    if not call.body.stream:
+                        yield [answer.whole(assembly.choices())]
+                    elif call.body.include_usage:
+                        yield [answer.chunk([]) | {"usage": answer.usage}]
         finally:
-            call.admission.tokens = tokens_used(call.estimate, answer, status)
-            self._report.request(
-                status=status, started=started, first_s=first_s, usage=answer.usage, **call.labels
-            )
+            record.usage = answer.usage
+            call.admission.tokens = tokens_used(call.estimate, answer, record.status)
 
     def _chunk(self, call: Call, answer: Answer, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = answer.chunk(choices)
@@ -348,3 +363,18 @@ class Pipeline:
             yield
         finally:
             self._at_work -= 1
+
+
+@contextmanager
+def _telling(record: RequestRecord) -> Generator[None]:
+    """Note how the steps inside fail. Whoever goes away sees no status, so none is noted."""
+    try:
+        yield
+    except ApiError as error:
+        record.status, record.error_code = error.status, error.code
+        raise
+    except ClientDisconnect:
+        raise
+    except Exception:
+        record.status = 500
+        raise

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Iterable
 from typing import Any
 
 from cluster.contracts import Direction, Finding
+from deployments.gateway.record import RequestRecord
 
 logger = logging.getLogger("ray.serve")
 
@@ -34,67 +33,52 @@ class Report:
                 "manta_tokens_total", "Tokens of prompts and answers.", ("model", "key", "kind")
             )
 
-    def findings(
-        self, findings: Iterable[Finding], direction: Direction, *, request_id: str, key: str, model: str
-    ) -> None:
-        """One line and one count for each."""
-        for finding in findings:
-            action = "shadow" if finding.shadow else finding.action.value
-            _line(
-                "guard_finding",
-                request_id=request_id,
-                key=key,
-                model=model,
-                direction=direction.value,
-                guard=finding.guard,
-                label=finding.label,
-                action=action,
-                score=round(finding.score, 3),
-                path=finding.path,
-            )
-            if self._findings is not None:
-                self._findings.inc(
-                    tags={
-                        "model": model,
-                        "key": key,
-                        "guard": finding.guard,
-                        "label": finding.label,
-                        "action": action,
-                        "direction": direction.value,
-                    }
-                )
-
-    def request(
-        self,
-        *,
-        request_id: str,
-        key: str,
-        model: str,
-        status: int,
-        started: float,
-        first_s: float | None = None,
-        usage: dict[str, Any] | None = None,
-        **more: Any,
-    ) -> None:
-        """One line and one count for a request that has ended. ``started`` is of ``time.monotonic()``."""
-        tokens = {kind: (usage or {}).get(f"{kind}_tokens", 0) for kind in ("prompt", "completion")}
+    def ended(self, record: RequestRecord) -> None:
+        """A line and a count for each finding, then for the request."""
+        key = record.key.id if record.key else ""
+        model = record.route.model if record.route else ""
+        for direction, finding in record.findings:
+            self._finding(record.request_id, key, model, direction, finding)
+        tokens = {kind: record.usage.get(f"{kind}_tokens", 0) for kind in ("prompt", "completion")}
         _line(
             "request",
-            request_id=request_id,
+            request_id=record.request_id,
             key=key,
             model=model,
-            status=status,
-            duration_s=round(time.monotonic() - started, 4),
-            time_to_first_token_s=None if first_s is None else round(first_s, 4),
+            status=record.status,
+            duration_s=_rounded(record.ended_s),
+            time_to_first_token_s=_rounded(record.first_s),
             prompt_tokens=tokens["prompt"],
             completion_tokens=tokens["completion"],
-            **more,
         )
         if self._requests is not None and self._tokens is not None:
-            self._requests.inc(tags={"model": model, "key": key, "status": str(status)})
+            self._requests.inc(tags={"model": model, "key": key, "status": str(record.status)})
             for kind, count in tokens.items():
                 if count:
                     self._tokens.inc(count, tags={"model": model, "key": key, "kind": kind})
+
+    def _finding(self, request_id: str, key: str, model: str, direction: Direction, finding: Finding) -> None:
+        tags = {
+            "model": model,
+            "key": key,
+            "guard": finding.guard,
+            "label": finding.label,
+            "action": "shadow" if finding.shadow else finding.action.value,
+            "direction": direction.value,
+        }
+        _line(
+            "guard_finding",
+            request_id=request_id,
+            **tags,
+            score=round(finding.score, 3),
+            path=finding.path,
+        )
+        if self._findings is not None:
+            self._findings.inc(tags=tags)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)
 
 
 def _line(event: str, **fields: Any) -> None:

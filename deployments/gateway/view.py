@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from cluster.contracts import ApiKey, KeyLimits, Route, Snapshot
+from cluster.contracts import ApiKey, KeyLimits, PromptTemplate, Route, Snapshot
 from cluster.errors import MantaError
 from deployments.gateway.errors import ApiError
 from validation.guards import GuardEngine, default_policy, parse_policy
@@ -42,6 +42,8 @@ class View:
     secrets: Mapping[str, tuple[Secret, ...]]
     routes: Mapping[str, Route]
     engines: Mapping[str, GuardEngine]
+    #: Templates by name@version.
+    prompts: Mapping[str, PromptTemplate]
     #: Whether any key has limits.
     limited: bool
 
@@ -61,6 +63,7 @@ class View:
             number=snapshot.number,
             secrets=_by_prefix(snapshot.keys),
             limited=any(key.limits != KeyLimits() for key in snapshot.keys),
+            prompts=snapshot.prompts,
             routes={route.model: route for route in snapshot.routes},
             engines={
                 name: known.get(policy.digest) or make_engine(policy) for name, policy in policies.items()

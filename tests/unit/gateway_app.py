@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,7 @@ from deployments.gateway.app import make_app
 from deployments.gateway.args import GatewayArgs
 from deployments.gateway.limits import Limiter, ReplicaCount
 from deployments.gateway.pipeline import Pipeline
+from deployments.gateway.record import Observer
 from deployments.gateway.report import Report
 from deployments.gateway.upstream import Upstreams
 from deployments.gateway.view import Poller
@@ -109,7 +110,10 @@ class Fixture:
 
 @asynccontextmanager
 async def gateway(
-    first: Snapshot | None = None, limiter: Limiter | None = None, **args: Any
+    first: Snapshot | None = None,
+    limiter: Limiter | None = None,
+    observers: Sequence[Observer] = (),
+    **args: Any,
 ) -> AsyncIterator[Fixture]:
     """The application, started as a server starts it, and an HTTP client that calls it in this process."""
     snapshots = [first or snapshot()]
@@ -120,7 +124,7 @@ async def gateway(
     )
     replicas = ReplicaCount(lambda: 1, lambda: False, 3600.0)
     limiter = limiter or Limiter(lambda: replicas.value)
-    pipeline = Pipeline(settings, poller, script, Report(counters=False), limiter)
+    pipeline = Pipeline(settings, poller, script, limiter, [Report(counters=False), *observers])
     app = make_app(pipeline, script, replicas, behind_proxy=False)
     started = asyncio.Event()
     stop = asyncio.Event()

@@ -1,0 +1,81 @@
+"""What one request leaves behind: filled by the steps, read once by those that stand beside them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from cluster.contracts import ApiKey, Direction, Finding, Route, Target
+from validation.guards.policy import GuardPolicy
+
+logger = logging.getLogger("ray.serve")
+
+#: Status of a request whose client went away before its answer had ended.
+CLIENT_LEFT = 499
+
+
+@dataclass
+class RequestRecord:
+    """One request, from its first byte to its last. All ``…_s`` are seconds after it came, None if never."""
+
+    request_id: str
+    endpoint: str
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    key: ApiKey | None = None
+    route: Route | None = None
+    #: Where it went.
+    target: Target | None = None
+    policy: GuardPolicy | None = None
+    #: The prompt template that it named, as name@version.
+    prompt: str | None = None
+    stream: bool = False
+    #: Of the answer; for a stream that fails after it began, what it would have been before.
+    status: int = CLIENT_LEFT
+    error_code: str | None = None
+    #: OpenAI's, exact also when the answer was cut short; empty if no engine was asked.
+    usage: dict[str, Any] = field(default_factory=dict)
+    findings: list[tuple[Direction, Finding]] = field(default_factory=list)
+    #: It has a place: the limits let it in.
+    admitted_s: float | None = None
+    #: Its input is judged.
+    guarded_s: float | None = None
+    #: The engine is asked.
+    sent_s: float | None = None
+    #: The engine's first chunk is here.
+    answered_s: float | None = None
+    #: The first judged chunk leaves.
+    first_s: float | None = None
+    #: The last judged chunk leaves.
+    last_s: float | None = None
+    ended_s: float | None = None
+    _started: float = field(default_factory=time.monotonic)
+
+    def now_s(self) -> float:
+        """Seconds since it came."""
+        return time.monotonic() - self._started
+
+    def note(self, findings: Iterable[Finding], direction: Direction) -> None:
+        """Keep what guards saw."""
+        self.findings.extend((direction, finding) for finding in findings)
+
+
+class Observer(Protocol):
+    """Stands beside the requests: usage, audit, metrics, traces."""
+
+    def ended(self, record: RequestRecord) -> None:
+        """Called once a request, on the event loop: it must not wait. What it raises is logged only."""
+        ...
+
+
+def end(record: RequestRecord, observers: Sequence[Observer]) -> None:
+    """The request is over: tell all observers, whatever one of them does."""
+    record.ended_s = record.now_s()
+    for observer in observers:
+        try:
+            observer.ended(record)
+        except Exception:  # Never felt by a client.
+            logger.exception("%s failed on request %s", type(observer).__name__, record.request_id)
