@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from cluster.records.schema import TableName
 from cluster.storage import ObjectStore
@@ -49,10 +49,11 @@ def record_files(
 
     Raises UnavailableError or AccessError if storage does not answer.
     """
+    since, until = (None if moment is None else moment.astimezone(UTC) for moment in (since, until))
     for name in [team] if team else list(store.folders("")):
         prefix = folder(name, table)
-        # A day's own files come behind its bare name.
-        after = f"{prefix}date={since:%Y-%m-%d}" if since else ""
+        # From the day before on: servers differ in whether a folder comes after its own bare name.
+        after = f"{prefix}date={since - timedelta(days=1):%Y-%m-%d}" if since else ""
         for item in store.list(prefix, after=after):
             found = _FILE.fullmatch(item.key, len(prefix))
             if found is None:
@@ -60,4 +61,5 @@ def record_files(
             day = date.fromisoformat(found[1])
             if until is not None and day > until.date():
                 break
-            yield RecordFile(item.key, name, day, item.bytes)
+            if since is None or day >= since.date():
+                yield RecordFile(item.key, name, day, item.bytes)

@@ -94,7 +94,7 @@ class Spool:
         self._sequence += 1
         _rename(self.folder, table, f"{self._sequence:06d}")
 
-    def bytes(self, table: TableName) -> int:
+    def waiting_bytes(self, table: TableName) -> int:
         """Bytes of the table that wait in the whole spool, other writers' included."""
         return sum(_size(path) for path in self.root.glob(f"*/*{table}*"))
 
@@ -107,6 +107,7 @@ class Spool:
         for table in list(self._open):
             self.close(table)
         self._owner.close()
+        sweep(self.root)
 
 
 def segments(root: Path) -> Iterator[Segment]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -20,8 +21,10 @@ from cluster.contracts import Route as ModelRoute
 from deployments import sse
 from deployments.gateway.answer import Answer
 from deployments.gateway.errors import ApiError
+from deployments.gateway.feedback import MAX_BYTES, Feedback
 from deployments.gateway.limits import ReplicaCount
 from deployments.gateway.pipeline import Caller, Endpoint, Pipeline, find_route
+from deployments.gateway.sink import RecordSink
 from deployments.gateway.upstream import Upstreams
 
 logger = logging.getLogger("ray.serve")
@@ -29,29 +32,39 @@ _UNSOUND = re.compile(r"[^A-Za-z0-9._:-]")
 
 
 def make_app(
-    pipeline: Pipeline, upstreams: Upstreams, replicas: ReplicaCount, *, behind_proxy: bool
+    pipeline: Pipeline,
+    upstreams: Upstreams,
+    replicas: ReplicaCount,
+    sink: RecordSink,
+    feedback: Feedback,
+    *,
+    behind_proxy: bool,
 ) -> ASGIApp:
     """The whole application around one pipeline.
 
+    :param sink: where records go; it is started and stopped with the application.
     :param behind_proxy: whether Serve's proxy stands before it, which tells clients the request id.
     """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        sink.start()
         await pipeline.poller.start()
         await replicas.start()
         yield
         await replicas.stop()
         await pipeline.poller.stop()
         await upstreams.close()
+        await asyncio.to_thread(sink.stop)  # Last: it takes what the others still told.
 
-    doors = Doors(pipeline)
+    doors = Doors(pipeline, feedback)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", Generation(pipeline, "chat"), methods=["POST"]),
             Route("/v1/completions", Generation(pipeline, "completions"), methods=["POST"]),
             Route("/v1/models", doors.models, methods=["GET"]),
             Route("/v1/models/{model:path}", doors.model, methods=["GET"]),
+            Route("/v1/feedback", doors.feedback, methods=["POST"]),
             Route("/healthz", doors.health, methods=["GET"]),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_exception, Exception: _unforeseen},
@@ -115,8 +128,9 @@ async def _send_part(data: bytes, send: Send) -> None:
 class Doors:
     """The endpoints that generate nothing."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, feedback: Feedback) -> None:
         self._pipeline = pipeline
+        self._feedback = feedback
 
     async def models(self, request: Request) -> JSONResponse:
         """``GET /v1/models``: the models that this key may use."""
@@ -128,6 +142,13 @@ class Doors:
         """``GET /v1/models/{id}``."""
         key, view = self._pipeline.authenticate(caller_of(request))
         return JSONResponse(_card(find_route(view, key, request.path_params["model"])))
+
+    async def feedback(self, request: Request) -> JSONResponse:
+        """``POST /v1/feedback``: a rating of an earlier answer."""
+        self._pipeline.authenticate(caller_of(request))
+        raw = await read_body(request, MAX_BYTES)
+        key, view = self._pipeline.authenticate(caller_of(request))  # It may be revoked since.
+        return await self._feedback.take(raw, request.state.request_id, key, view)
 
     async def health(self, _: Request) -> JSONResponse:
         """``GET /healthz``: 200 once the gateway has a snapshot; needs no key."""

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from starlette.types import ASGIApp
 
-from deployments.gateway.args import GatewayArgs
+from deployments.gateway.args import GatewayArgs, RecordArgs
 from deployments.own_address import listen_on_own_address
+
+if TYPE_CHECKING:
+    from deployments.gateway.record import Observer
+    from deployments.gateway.sink import RecordSink
+    from deployments.gateway.traffic import Traffic
 
 
 def asgi_app(args: GatewayArgs) -> ASGIApp:
     """The gateway as it runs in a replica, with all that it reads from and counts in."""
+    from cluster.settings import load_settings
     from cluster.snapshots import newest
     from deployments.gateway.app import make_app
+    from deployments.gateway.feedback import Feedback
     from deployments.gateway.limits import Limiter, ReplicaCount
     from deployments.gateway.pipeline import Pipeline
     from deployments.gateway.report import Report
+    from deployments.gateway.sink import RecordSink
     from deployments.gateway.upstream import Upstreams
     from deployments.gateway.view import Poller
     from deployments.guards import make_engine
@@ -27,8 +35,22 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
     upstreams = Upstreams(args.upstream_timeout_s, args.upstream_key_variables)
     replicas = ReplicaCount(_running_replicas, lambda: poller.limited, args.snapshot_interval_s)
     limiter = Limiter(lambda: replicas.value)
-    pipeline = Pipeline(args, poller, upstreams, limiter, [Report(counters=True)])
-    return make_app(pipeline, upstreams, replicas, behind_proxy=True)
+    sink = RecordSink(args.records, args.records.spool or load_settings().state_dir / "gateway" / "records")
+    traffic, recorders = record_observers(args.records, sink)
+    pipeline = Pipeline(
+        args, poller, upstreams, limiter, [Report(counters=True), *recorders], traffic.keeps_answer
+    )
+    return make_app(pipeline, upstreams, replicas, sink, Feedback(sink, limiter), behind_proxy=True)
+
+
+def record_observers(args: RecordArgs, sink: RecordSink) -> tuple[Traffic, list[Observer]]:
+    """The traffic record, and those of audit and traffic that are on."""
+    from deployments.gateway.audit import Audit
+    from deployments.gateway.traffic import Traffic
+
+    traffic = Traffic(sink, args.traffic_share, args.max_text_characters)
+    audit = [Audit(sink, args.max_text_characters)] if args.audit else []
+    return traffic, [*audit, *([traffic] if args.traffic_share else [])]
 
 
 def _running_replicas() -> int:

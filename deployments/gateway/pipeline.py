@@ -185,6 +185,7 @@ async def guard_input(call: Call) -> Call:
         where = next((f.path for f in verdict.findings if f.action is Action.BLOCK and not f.shadow), None)
         raise ApiError(400, f"Your request was blocked: {verdict.reason}", code="content_filter", param=where)
     call.record.guarded_s = call.record.now_s()
+    call.record.judged = verdict.body
     return replace(call, upstream_body=verdict.body)
 
 
@@ -208,6 +209,7 @@ class Pipeline:
         upstreams: Upstreams,
         limiter: Limiter,
         observers: Sequence[Observer],
+        keeps_answer: Callable[[RequestRecord], bool] = lambda record: False,
     ) -> None:
         self.args = args
         self.poller = poller
@@ -215,6 +217,7 @@ class Pipeline:
         self._failures = FailedAuthentications(args.max_failed_authentications)
         self._upstreams = upstreams
         self._observers = observers
+        self._keeps_answer = keeps_answer
         self._at_work = 0
 
     def authenticate(self, caller: Caller) -> tuple[ApiKey, View]:
@@ -265,7 +268,8 @@ class Pipeline:
         raw = await read_body()
         record.key, view = self.authenticate(caller)  # Reading may take long; it may be revoked since.
         body = parse(raw, BODIES[endpoint])
-        record.stream = body.stream
+        record.stream, record.model = body.stream, body.model
+        record.users = tuple(filter(None, (body.safety_identifier, body.user)))
         record.route = find_route(view, record.key, body.model)
         check_limits(body, self.args)
         estimate = estimate_tokens(raw, body, self.args)
@@ -333,14 +337,16 @@ class Pipeline:
             with _telling(record):
                 async with aclosing(self.chunks(call, answer)) as source:
                     assembly = Assembly(call.endpoint)
+                    if kept := not call.body.stream or self._keeps_answer(record):
+                        record.released = assembly
                     async for released in source:
                         record.last_s = record.now_s()
                         record.first_s = record.first_s or record.last_s
-                        if call.body.stream:
-                            yield [self._chunk(call, answer, choices) for choices in released]
-                        else:
+                        if kept:
                             for choices in released:
                                 assembly.add(choices)
+                        if call.body.stream:
+                            yield [self._chunk(call, answer, choices) for choices in released]
                     record.status = 200
                     if not call.body.stream:
                         yield [answer.whole(assembly.choices())]

@@ -185,6 +185,11 @@ class GuardPolicy(BaseModel):
     name: Slug = Field(description="Name by which routes and keys call it.")
     version: int = Field(ge=1, description="The policy's own version, raised with each change.")
     description: str = Field("", description="What it is for.")
+    record_text: Literal["none", "redacted"] = Field(
+        "none",
+        description="Whether audit and traffic records may hold what the guards let through, redacted.",
+        exclude_if=lambda value: value == "none",  # Policies from before this field keep their digests.
+    )
     guards: tuple[GuardSpec, ...] = Field(min_length=1, description="The guards; all of them judge.")
 
     @model_validator(mode="after")
