@@ -158,11 +158,10 @@ class _Pass:
         rows: Counter[str] = Counter()
         files = 0
         if self._erasures:
-            # The audit last: as long as it knows the subject's requests, their feedback can be found.
-            for name in ("audit", "traffic"):
+            for name in _WITH_REQUESTS:
                 for file in record_files(self._store, name):
                     self._note_requests(name, file)
-            for name in ("feedback", "traffic", "audit"):
+            for name in _ORDER:
                 for file in record_files(self._store, name):
                     if count := self._rewrite(name, file):
                         rows[name] += count
@@ -251,6 +250,9 @@ class _Pass:
         self._erasures[address] = known.model_copy(update={"rows": rows, "done_at": None})
 
 
+_WITH_REQUESTS: tuple[TableName, ...] = ("audit", "traffic")
+#: The audit last: as long as it knows the subject's requests, feedback on them can be found.
+_ORDER: tuple[TableName, ...] = ("feedback", "traffic", "audit")
 _WHO = ("time", "key_id", "users", "erased_at")
 
 

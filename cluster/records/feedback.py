@@ -13,6 +13,7 @@ from cluster.storage import ObjectStore
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_TRAFFIC = tuple(column.name for column in TRAFFIC.columns)
 _RATINGS = ("request_id", "time", "score", "comment", "labels")
 
 
@@ -46,7 +47,7 @@ def rated_traffic(
     team: str,
     since: datetime | None = None,
     until: datetime | None = None,
-    columns: Sequence[str] = tuple(column.name for column in TRAFFIC.columns),
+    columns: Sequence[str] = _TRAFFIC,
 ) -> Iterator[pa.Table]:
     """A team's traffic in batches, each row with its rating: null where it got none.
 

@@ -117,7 +117,7 @@ def segments(root: Path) -> Iterator[Segment]:
     for path in sorted(root.glob(f"*/*{_CLOSED}"), key=lambda path: (_modified(path), path.name)):
         table = path.name.split(".")[1]
         if table in TABLES:
-            yield Segment(path, table)  # type: ignore[arg-type]
+            yield Segment(path, table)
 
 
 def sweep(root: Path) -> None:

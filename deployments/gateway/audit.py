@@ -34,6 +34,9 @@ class Audit:
         row["policy_digest"] = policy.digest if policy else None
         row["error_code"] = record.error_code
         row["findings"] = findings(record.findings)
+        row["prompt_template"] = record.prompt
+        row["admitted_s"], row["guarded_s"] = record.admitted_s, record.guarded_s
+        row["sent_s"] = record.sent_s
         row["cost"] = _cost(record)
         self._sink.put("audit", line("audit", row))
 

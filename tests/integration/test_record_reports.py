@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,11 +21,12 @@ from cluster.records.erasure import Eraser
 from cluster.records.feedback import rated_traffic, ratings
 from cluster.records.ship import ship, to_parquet
 from cluster.records.spool import Spool
-from cluster.settings import StorageSettings
-from cluster.storage import ObjectStore
+from cluster.settings import StorageSettings, load_settings
+from cluster.storage import ObjectStore, object_store
 from deployments.gateway.args import RecordArgs
 from tests.conftest import S3
 from tests.fault_proxy import FaultProxy
+from tests.integration.serving import BASE, Served
 from tests.integration.test_records import SAYS, ask, published, rows
 from tests.ports import free_ports
 from tests.unit.gateway_app import KEY, gateway
@@ -267,3 +269,29 @@ def test_erase_wants_one_subject(s3: S3, capsys) -> None:
     name = uuid.uuid4().hex
     assert "not both" in manta(capsys, "erase", "--key", name, "--user", name, status=2)
     assert "--team belongs" in manta(capsys, "erase", "--key", name, "--team", name, status=2)
+
+
+@pytest.mark.slow
+def test_a_replica_on_serve_ships_what_it_records(served: Served) -> None:
+    """The shipping process finds code, settings and keys where Ray runs the gateway."""
+    client = served.client()
+    answer = client.chat.completions.create(
+        model=BASE, messages=[{"role": "user", "content": "hello"}], max_tokens=3, user="ann"
+    )
+    rating = {"request_id": answer.id, "rating": "down"}
+    assert client.post("/feedback", body=rating, cast_to=object)["object"] == "feedback"
+    name, since = answer.id.removeprefix("chatcmpl-"), datetime.now(UTC) - timedelta(hours=1)
+    for _ in range(60):
+        found = [
+            row
+            for batch in rated_traffic(object_store(), load_settings().team, since)
+            for row in batch.to_pylist()
+            if row["request_id"] == name and row["score"] is not None
+        ]
+        if found:
+            break
+        time.sleep(1)
+    assert [row["score"] for row in found] == [0.0]
+    assert found[0]["completion_tokens"] == 3
+    report = json.loads(served.cluster.must("usage", "--by", "model", "--since", "1h", "--json"))
+    assert {row["model"]: row["requests"] for row in report}[BASE] >= 1
