@@ -59,7 +59,7 @@ def usage(
 ) -> None:
     """Report requests, tokens and cost from the audit.
 
-    Times are UTC; a request counts when it came. What happened in the last minute may not be in it yet.
+    Times are UTC; a request counts when it came. What happened in the last minutes may not be in it yet.
     """
     from cluster.records.usage import usage as report
     from cluster.storage import object_store

@@ -32,10 +32,10 @@ from cluster.contracts import Principal
 from cluster.contracts.base import Contract
 from cluster.errors import RefusedError, UnavailableError
 from cluster.records.layout import RecordFile, record_files
+from cluster.records.reading import read_file, read_files
 from cluster.records.schema import TABLES, TableName, subject_hash
 from cluster.records.ship import to_parquet
 from cluster.storage import ObjectStore
-from cluster.storage.faults import explain_arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,14 +104,13 @@ class Eraser:
 
     def again(self, *, dry_run: bool = False) -> Erased:
         """Apply all erasures on record to what came in since. Raises as :meth:`erase`."""
-        erasures = list(self.on_record())
         if dry_run:
-            return _Pass(self._store, erasures, dry_run=True).run()
+            return _Pass(self._store, list(self.on_record()), dry_run=True).run()
         rows: Counter[str] = Counter()
         files = 0
         for _ in range(_PASSES):
-            one = _Pass(self._store, erasures)
-            found, erasures = one.run(), one.erasures
+            erasures = list(self.on_record())  # Each time: others may have begun meanwhile.
+            found = _Pass(self._store, erasures).run()
             rows.update(found.rows)
             files += found.files
             if not found.files:
@@ -143,62 +142,56 @@ class _Pass:
 
     def __init__(self, store: ObjectStore, erasures: Sequence[Erasure], *, dry_run: bool = False) -> None:
         self._store, self._dry_run = store, dry_run
-        self._files = store.filesystem()
         self._erasures = {one.address: one for one in erasures}
         #: Ids of each subject's requests, by team.
         self._requests: dict[tuple[str, str], set[str]] = {}
 
-    @property
-    def erasures(self) -> list[Erasure]:
-        """The erasures as they are on record now."""
-        return list(self._erasures.values())
-
     def run(self) -> Erased:
         """Erase what is there."""
+        import pyarrow.compute as pc
+
         rows: Counter[str] = Counter()
         files = 0
         if self._erasures:
             for name in _WITH_REQUESTS:
-                for file in record_files(self._store, name):
-                    self._note_requests(name, file)
+                for file, who in self._read(name):
+                    self._note_requests(file, who)
             for name in _ORDER:
-                for file in record_files(self._store, name):
-                    if count := self._rewrite(name, file):
-                        rows[name] += count
+                for file, who in self._read(name):
+                    if any(pc.any(self._rows(name, file, who, one)).as_py() for one in self._of(file)):
+                        rows[name] += self._rewrite(name, file)
                         files += 1
         return Erased(dict(rows), files, len(self._erasures))
 
-    def _note_requests(self, name: TableName, file: RecordFile) -> None:
-        import pyarrow.compute as pc
+    def _read(self, name: TableName) -> Iterator[tuple[RecordFile, pa.Table]]:
+        """Every file with what tells whose its rows are."""
+        return read_files(self._store, name, record_files(self._store, name), _WHO)
 
-        who = self._read(name, file, ["request_id", *_WHO])
+    def _note_requests(self, file: RecordFile, who: pa.Table) -> None:
         for one in self._of(file):
-            if pc.any(found := _subject(who, one)).as_py():
-                ids = who["request_id"].filter(found).drop_null().to_pylist()
-                self._requests.setdefault((one.address, file.team), set()).update(ids)
+            ids = who["request_id"].filter(_subject(who, one)).drop_null().to_pylist()
+            self._requests.setdefault((one.address, file.team), set()).update(ids)
 
     def _rewrite(self, name: TableName, file: RecordFile) -> int:
-        """Erase from one file; how many rows. Subjects are looked for in few columns alone."""
+        """Erase from one file; how many rows."""
         import pyarrow.compute as pc
 
-        who = self._read(name, file, ["request_id", *_WHO])
-        mine = [one for one in self._of(file) if pc.any(self._rows(name, file, who, one)).as_py()]
-        if not mine:
-            return 0
-        table = self._read(name, file, None)
-        counts = {}
-        for one in mine:
+        table = read_file(self._store, name, file, None)
+        counts: Counter[str] = Counter()
+        for one in self._of(file):
             own, rows = _subject(table, one), self._rows(name, file, table, one)
-            counts[one.address] = pc.sum(rows).as_py() or 0
+            if not (count := pc.sum(rows).as_py()):
+                continue
+            counts[one.address] = count
             table = _erased(table, rows, TABLES[name].texts)
+            table = _put(table, "users", own, None)
             if one.kind == "key":
                 table = _put(table, "key_id", own, self._pseudonym(one))
-            table = _put(table, "users", own, None)
         if not self._dry_run:
             self._store.put(file.key, to_parquet(table))
             for address, count in counts.items():
                 self._count(address, name, count)
-        return sum(counts.values())
+        return counts.total()
 
     def _rows(self, name: TableName, file: RecordFile, table: pa.Table, erasure: Erasure) -> pa.ChunkedArray:
         """The subject's rows and, of feedback, those on its requests."""
@@ -214,22 +207,6 @@ class _Pass:
 
     def _of(self, file: RecordFile) -> list[Erasure]:
         return [one for one in self._erasures.values() if one.team in (None, file.team)]
-
-    def _read(self, name: TableName, file: RecordFile, columns: list[str] | None) -> pa.Table:
-        import pyarrow.parquet as pq
-
-        try:
-            return pq.read_table(
-                f"{self._store.bucket}/{file.key}",
-                columns=columns,
-                filesystem=self._files,
-                schema=TABLES[name].arrow(),  # Columns that the file is too old for are null.
-                partitioning=None,
-            )
-        except OSError as error:
-            if told := explain_arrow(error, self._store.endpoint):
-                raise told from None
-            raise
 
     def _pseudonym(self, erasure: Erasure) -> str:
         """What stands for a key. On record until all is done: who is killed midway goes on with the same."""
@@ -248,12 +225,13 @@ class _Pass:
         rows = known.rows | {name: known.rows.get(name, 0) + count}
         # With a change, the record is open again until a pass finds nothing.
         self._erasures[address] = known.model_copy(update={"rows": rows, "done_at": None})
+        _write(self._store, self._erasures[address])
 
 
 _WITH_REQUESTS: tuple[TableName, ...] = ("audit", "traffic")
 #: The audit last: as long as it knows the subject's requests, feedback on them can be found.
 _ORDER: tuple[TableName, ...] = ("feedback", "traffic", "audit")
-_WHO = ("time", "key_id", "users", "erased_at")
+_WHO = ("request_id", "time", "key_id", "users", "erased_at")
 
 
 def _subject(table: pa.Table, erasure: Erasure) -> pa.ChunkedArray:
@@ -268,7 +246,8 @@ def _subject(table: pa.Table, erasure: Erasure) -> pa.ChunkedArray:
     else:
         named = [erasure.subject in (users or ()) for users in table["users"].to_pylist()]
         found = pa.chunked_array([pa.array(named, pa.bool_())])
-    return pc.and_(found, pc.less_equal(table["time"], pa.scalar(erasure.before, table["time"].type)))
+    old = pc.less_equal(table["time"], pa.scalar(erasure.before, table["time"].type))
+    return pc.and_(found, pc.fill_null(old, False))
 
 
 def _erased(table: pa.Table, rows: pa.ChunkedArray, texts: Sequence[str]) -> pa.Table:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cluster.records.reading import batches
-from cluster.records.schema import TRAFFIC
+from cluster.records.reading import read
+from cluster.records.schema import FEEDBACK, TRAFFIC
 from cluster.storage import ObjectStore
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ def ratings(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found = list(batches(store, "feedback", _RATINGS, team=team, since=since, until=until))
-    table = pa.Table.from_batches(found, _schema(found))
+    whole = FEEDBACK.arrow()
+    none = pa.schema([whole.field(name) for name in _RATINGS]).empty_table()
+    table = pa.concat_tables([none, *read(store, "feedback", _RATINGS, team=team, since=since, until=until)])
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
     table = table.take(pc.sort_indices(table, [("time", "ascending"), ("row", "ascending")]))
     table = table.set_column(table.column_names.index("row"), "row", pa.array(range(len(table)), pa.int64()))
@@ -55,12 +56,9 @@ def rated_traffic(
     requests' times; ratings count whenever they came. A request id that a client used twice gets its rating
     twice. Raises UnavailableError or AccessError if storage does not answer.
     """
-    import pyarrow as pa
-
     rated = ratings(store, team, since)
     wanted = list(dict.fromkeys(["request_id", *columns]))
-    for batch in batches(store, "traffic", wanted, team=team, since=since, until=until):
-        rows = pa.Table.from_batches([batch])
+    for rows in read(store, "traffic", wanted, team=team, since=since, until=until):
         places = _places(rows["request_id"], rated["request_id"])
         for name in rated.column_names[1:]:
             rows = rows.append_column(name, rated[name].take(places))
@@ -71,12 +69,3 @@ def _places(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.Array:
     import pyarrow.compute as pc
 
     return pc.index_in(ids, value_set=known.combine_chunks()).combine_chunks()
-
-
-def _schema(found: list[pa.RecordBatch]) -> pa.Schema:
-    import pyarrow as pa
-
-    from cluster.records.schema import FEEDBACK
-
-    whole = FEEDBACK.arrow()
-    return found[0].schema if found else pa.schema([whole.field(name) for name in _RATINGS])

@@ -1,23 +1,42 @@
-"""Read records from storage, as streams of batches: never a whole table in memory."""
+"""Read records from storage, as a stream of tables: never all in memory.
+
+Each file is read by one request: an erasure may put another in its place at any time, and parts of both
+would make none.
+"""
 
 from __future__ import annotations
 
+import io
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from cluster.records.layout import record_files
+from cluster.records.layout import RecordFile, record_files
 from cluster.records.schema import TABLES, TableName
 from cluster.storage import ObjectStore
-from cluster.storage.faults import explain_arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_ROWS = 16_384
+_READERS = 8
 
 
-def batches(
+def read_file(
+    store: ObjectStore, table: TableName, file: RecordFile, columns: Sequence[str] | None
+) -> pa.Table:
+    """A file's rows with those columns, or all; a column that the file is too old for is null.
+
+    Raises UnavailableError or AccessError if storage does not answer.
+    """
+    import pyarrow.parquet as pq
+
+    content = io.BytesIO(store.get(file.key))
+    return pq.read_table(content, columns=columns and list(columns), schema=TABLES[table].arrow())
+
+
+def read(
     store: ObjectStore,
     table: TableName,
     columns: Sequence[str],
@@ -26,31 +45,36 @@ def batches(
     since: datetime | None = None,
     until: datetime | None = None,
     where: Any = None,
-) -> Iterator[pa.RecordBatch]:
-    """Batches of a table's rows, with those columns; a column that a file is too old for is null.
+) -> Iterator[pa.Table]:
+    """A table's rows, file by file, with those columns.
 
     :param since: time of the first row.
     :param until: time behind the last row.
-    :param where: a pyarrow expression over the table's columns.
+    :param where: a pyarrow expression over those columns and ``time``.
 
     Raises UnavailableError or AccessError if storage does not answer.
     """
-    import pyarrow.dataset as ds
-
-    files = [f"{store.bucket}/{file.key}" for file in record_files(store, table, team, since, until)]
-    if not files:
-        return
     for limit in _within(since, until):
         where = limit if where is None else where & limit
-    found = ds.dataset(
-        files, schema=TABLES[table].arrow(), format="parquet", filesystem=store.filesystem()
-    ).scanner(columns=list(columns), filter=where, batch_size=_ROWS, batch_readahead=2, fragment_readahead=4)
-    try:
-        yield from found.to_batches()
-    except OSError as error:
-        if told := explain_arrow(error, store.endpoint):
-            raise told from None
-        raise
+    wanted = list(dict.fromkeys([*columns, "time"]))
+    for _, found in read_files(store, table, record_files(store, table, team, since, until), wanted):
+        rows = found if where is None else found.filter(where)
+        yield rows.select(list(columns))
+
+
+def read_files(
+    store: ObjectStore, table: TableName, files: Iterator[RecordFile], columns: Sequence[str]
+) -> Iterator[tuple[RecordFile, pa.Table]]:
+    """Files and their rows, in order; a few are read ahead, several at once. Raises as :func:`read_file`."""
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="records") as pool:
+        ahead: deque[tuple[RecordFile, Future[pa.Table]]] = deque()
+        for file in files:
+            ahead.append((file, pool.submit(read_file, store, table, file, columns)))
+            if len(ahead) > _READERS:
+                first, rows = ahead.popleft()
+                yield first, rows.result()
+        for first, rows in ahead:
+            yield first, rows.result()
 
 
 def _within(since: datetime | None, until: datetime | None) -> Iterator[Any]:

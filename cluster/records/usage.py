@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.records.reading import batches
+from cluster.records.reading import read
 from cluster.storage import ObjectStore
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def usage(
     columns = ["time", "team", "key_id", "model", "outcome", *_SUMMED]
     sums: dict[tuple[str, ...], Counter[str]] = {}
     priced: set[tuple[str, ...]] = set()
-    for batch in batches(store, "audit", columns, team=team, since=since, until=until, where=where):
-        for row in _grouped(batch, _COLUMNS[by]):
+    for rows in read(store, "audit", columns, team=team, since=since, until=until, where=where):
+        for row in _grouped(rows, _COLUMNS[by]):
             group = tuple("-" if row[name] is None else row[name] for name in _COLUMNS[by])
             found = sums.setdefault(group, Counter())
             found["requests"] += row["time_count"]
@@ -75,11 +75,9 @@ def usage(
     return [_usage(group, found, group in priced) for group, found in sorted(sums.items())]
 
 
-def _grouped(batch: pa.RecordBatch, names: Sequence[str]) -> list[dict[str, Any]]:
-    import pyarrow as pa
+def _grouped(table: pa.Table, names: Sequence[str]) -> list[dict[str, Any]]:
     import pyarrow.compute as pc
 
-    table = pa.Table.from_batches([batch])
     table = table.append_column("day", pc.strftime(table["time"], "%Y-%m-%d"))
     sums = [("time", "count"), *((name, "sum") for name in _SUMMED)]
     rows: list[dict[str, Any]] = table.group_by([*names, "outcome"]).aggregate(sums).to_pylist()

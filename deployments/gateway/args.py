@@ -26,7 +26,7 @@ class RecordArgs(BaseModel):
     )
     file_rows: int = Field(10_000, ge=1, description="Rows after which a file goes to storage.")
     file_s: float = Field(
-        60.0, gt=0, description="Seconds after which a file goes to storage, however few rows it has."
+        300.0, gt=0, description="Seconds after which a file goes to storage, however few rows it has."
     )
     queue_max_bytes: int = Field(
         32 * 1024 * 1024, ge=1, description="Most bytes in memory that are not on disk yet; more is dropped."

@@ -48,6 +48,8 @@ class RecordSink:
         # Each counts in one thread alone, so that neither needs a lock.
         self._put_bytes = self._taken_bytes = 0
         self._dropped: Counter[TableName] = Counter()
+        self._told: Counter[TableName] = Counter()
+        self._look_at = self._tell_at = 0.0
         self._full: frozenset[TableName] = frozenset()
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -94,29 +96,35 @@ class RecordSink:
     def _run(self, spool: Spool) -> None:
         writer = _Writer(self._args, spool)
         shipper = Shipper(self._root, self._args.retry_s)
-        look = tell = 0.0
-        told: Counter[TableName] = Counter()
         while not self._stopping.is_set():
             self._wake.wait(_TICK_S)
             self._wake.clear()
-            self._drain(writer)
-            now = time.monotonic()
-            if writer.close_due() or now >= look:
-                look = now + _LOOK_S
-                limit = self._args.spool_max_bytes
-                self._full = frozenset(name for name in TABLES if spool.waiting_bytes(name) >= limit)
-                shipper.due = shipper.due or spool.closed()
-            shipper.turn()
-            if now >= tell and self._dropped != told:
-                tell, told = now + _TELL_S, self._tell(told)
+            try:
+                self._turn(spool, writer, shipper)
+            except Exception:  # A thread that ends would drop whatever comes.
+                logger.exception("Records wait")
+                writer.failing = True
             if writer.failing:
                 self._stopping.wait(_TICK_S)
         self._drain(writer)
         with writer.told():
             spool.end()
-        if spool.closed():
-            shipper.finish(self._args.stop_timeout_s)
-        self._tell(told)
+            if spool.closed():
+                shipper.finish(self._args.stop_timeout_s)
+        self._tell()
+
+    def _turn(self, spool: Spool, writer: _Writer, shipper: Shipper) -> None:
+        self._drain(writer)
+        now = time.monotonic()
+        if writer.close_due() or now >= self._look_at:
+            self._look_at = now + _LOOK_S
+            limit = self._args.spool_max_bytes
+            self._full = frozenset(name for name in TABLES if spool.waiting_bytes(name) >= limit)
+            shipper.due = shipper.due or spool.closed()
+        shipper.turn()
+        if now >= self._tell_at and self._dropped != self._told:
+            self._tell_at = now + _TELL_S
+            self._tell()
 
     def _drain(self, writer: _Writer) -> None:
         """Append what was put; what the disk does not take stays, as long as memory's bound allows."""
@@ -130,11 +138,11 @@ class RecordSink:
             else:
                 self._queue.extend((table, line) for line in lines)
 
-    def _tell(self, told: Counter[TableName]) -> Counter[TableName]:
+    def _tell(self) -> None:
         dropped = self._dropped.copy()
-        for table, count in (dropped - told).items():
+        for table, count in (dropped - self._told).items():
             logger.error("%d records of %s were dropped: the spool at %s is full.", count, table, self._root)
-        return dropped
+        self._told = dropped
 
 
 class _Writer:

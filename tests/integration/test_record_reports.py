@@ -6,6 +6,7 @@ import io
 import json
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,20 @@ def test_an_erasure_that_breaks_off_goes_on_where_it_was(
     recorded.again()
     names = {row["key_id"] for table in ("audit", "traffic", "feedback") for row in rows(store, table, team)}
     assert names == {half}, "it went on with the same pseudonym"
+    assert sums(store, team) == before
+
+
+def test_two_erasures_at_once_do_not_undo_each_other(recorded: Eraser, store: ObjectStore, team: str) -> None:
+    before = sums(store, team)
+    other = Eraser(store, Principal(key_id="second", team="default"))
+    with ThreadPoolExecutor(2) as pool:
+        for done in [
+            pool.submit(recorded.erase, "user", "ann", team),
+            pool.submit(other.erase, "user", "bob", team),
+        ]:
+            done.result()
+    for table in ("audit", "traffic"):
+        assert all(not row["users"] and row["prompt"] is None for row in rows(store, table, team))
     assert sums(store, team) == before
 
 

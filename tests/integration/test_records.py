@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.records import TABLES, UNKNOWN_TEAM, line, record_files, subject_hash
-from cluster.records.reading import batches
+from cluster.records.reading import read
 from cluster.records.ship import ship
 from cluster.storage import ObjectStore
 from deployments.gateway.args import RecordArgs
@@ -54,7 +54,7 @@ def published(team: str, **policy_fields: Any):
 
 def rows(store: ObjectStore, table: str, team: str) -> list[dict[str, Any]]:
     names = [column.name for column in TABLES[table].columns]
-    found = [row for batch in batches(store, table, names, team=team) for row in batch.to_pylist()]
+    found = [row for part in read(store, table, names, team=team) for row in part.to_pylist()]
     return sorted(found, key=lambda row: row["time"])
 
 
@@ -172,19 +172,19 @@ def proxy(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
 
 
 async def test_storage_away_is_not_felt_and_the_audit_catches_up(
-    proxy: FaultProxy, store: ObjectStore, team: str, tmp_path: Path
+    proxy: FaultProxy, store: ObjectStore, team: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    proxy.deny(lambda request: request.method == "PUT")
+    proxy.be_busy(3600)
     settings = RecordArgs(file_s=0.2, retry_s=0.5)
     async with gateway(published(team), spool=tmp_path, records=settings) as running:
         running.script.says = SAYS
         for _ in range(20):
             await ask(running)
-        await until(lambda: any(request.method == "PUT" for request in proxy.requests))
+        await until(lambda: "Records wait on disk" in caplog.text)
         for _ in range(20):
             await ask(running)
         assert rows(store, "audit", team) == []
-        proxy.deny(lambda request: False)
+        proxy.be_busy(0)
         await until(lambda: len(rows(store, "audit", team)) == 40)
         assert running.sink.dropped == {}
     assert len({row["request_id"] for row in rows(store, "audit", team)}) == 40
