@@ -59,7 +59,7 @@ _COMMON = (
     Column("erased_at", "timestamp", "UTC time of the erasure that this row went through; null for most."),
 )
 _WHAT = (
-    Column("endpoint", "string", "chat, completions, ..."),
+    Column("endpoint", "string", "chat, completions, responses, messages, embeddings."),
     Column("model", "string", "Public model name that was asked for; null if the body was not understood."),
     Column("target_model", "string", "The engine's name of the model (immutable); null if none was reached."),
     Column("model_version", "string", "Registry's name@version; null if the model is not registered."),

@@ -26,7 +26,7 @@ from validation.guards import GuardContext, GuardEngine
 
 MAX_BYTES = 64 * 1024
 #: What answers' ids begin with; the rest is the request's id.
-_ANSWER_IDS = ("chatcmpl-", "cmpl-")
+_ANSWER_IDS = ("chatcmpl-", "cmpl-", "resp_", "msg_")
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=512)]
 
