@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from tests.conftest import S3
 from tests.fault_proxy import FaultProxy
 from tests.integration.conftest import ROOT
 from tests.ports import free_ports
-from tests.unit.gateway_app import Fixture, chat, gateway, key, policy, route, snapshot, usage
+from tests.unit.gateway_app import KEY, Fixture, chat, gateway, key, policy, route, snapshot, usage
 
 pytestmark = pytest.mark.integration
 
@@ -163,6 +164,35 @@ async def test_traffic_is_a_sample_and_has_features_without_texts(
     assert rows(store, "audit", team) == []
 
 
+async def test_every_dialect_is_on_record_and_can_be_rated(
+    store: ObjectStore, team: str, tmp_path: Path
+) -> None:
+    responses = {"model": "m", "input": "hello", "safety_identifier": "ann", "stream": True}
+    messages = {"model": "m", "max_tokens": 9, "messages": HELLO, "metadata": {"user_id": "ann"}}
+    completions = {"model": "m", "prompt": "hello", "user": "ann"}
+    headers = {"authorization": f"Bearer {KEY}"}
+    async with gateway(published(team, record_text="redacted"), spool=tmp_path) as running:
+        for path, body in (("responses", responses), ("messages", messages), ("completions", completions)):
+            if path == "completions":
+                running.script.says = [
+                    {"choices": [{"index": 0, "text": "Good day", "finish_reason": "stop"}]}
+                ]
+            else:
+                running.script.says = SAYS
+            answer = await running.http.post(f"/v1/{path}", json=body, headers=headers)
+            assert answer.status_code == 200, answer.text
+            name = re.search(r'"id": ?"((resp_|msg_|cmpl-)[^"]+)"', answer.text)
+            assert name is not None, answer.text
+            rating = {"request_id": name[1], "rating": "up"}
+            assert (await running.http.post("/v1/feedback", json=rating, headers=headers)).status_code == 202
+    found = rows(store, "audit", team)
+    assert [row["endpoint"] for row in found] == ["responses", "messages", "completions"]
+    assert all(row["users"] == [subject_hash("user", team, "ann")] for row in found)
+    assert all("hello" in row["prompt"] and "Good day" in row["answer"] for row in found)
+    rated = [row["request_id"] for row in rows(store, "feedback", team)]
+    assert rated == [row["request_id"] for row in found]
+
+
 @pytest.fixture
 def proxy(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """What the shipping process takes for storage."""
@@ -205,7 +235,7 @@ from pathlib import Path
 from cluster.records import line
 from deployments.gateway.args import RecordArgs
 from deployments.gateway.sink import RecordSink
-sink = RecordSink(RecordArgs(file_rows=100, retry_s=60), Path(sys.argv[1]))
+sink = RecordSink(RecordArgs(file_rows=40, retry_s=60), Path(sys.argv[1]))
 sink.start()
 for number in range(10**9):
     while sink.waiting_bytes:  # What is on disk must outlive this process; the rest may be lost.
@@ -229,7 +259,7 @@ def test_a_killed_replica_loses_nothing_that_it_had_spooled(
     )
     assert killed.stdout is not None
     for said in killed.stdout:
-        if int(said) >= 250:
+        if int(said) >= 100:
             killed.send_signal(signal.SIGKILL)
             break
     on_disk = int((killed.stdout.read().split() or [said])[-1])
