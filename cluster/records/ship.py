@@ -2,7 +2,7 @@
 
     python -m cluster.records.ship SPOOL
 
-Gateways start this as a short-lived process, so that neither pyarrow's memory nor its work is theirs; by hand
+Gateways start this as a short-lived process, so that neither its memory nor its work is theirs; by hand
 it brings home what a stopped machine left behind. A segment's files have names that follow from its own, and
 are written whole and once (``If-None-Match: *``): who is killed before the segment is deleted ships it again
 without doubling a row, and without bringing back what an erasure has taken out meanwhile.

@@ -2,8 +2,8 @@
 
 A request puts a line and goes on: nothing it does waits for a disk or for storage. The thread appends what
 was put to the spool on disk at once, closes a table's segment at so many rows or seconds, and starts the
-shipper (:mod:`cluster.records.ship`, a process of its own, so that pyarrow and boto3 cost this one nothing)
-for what is closed. What follows:
+shipper (:mod:`cluster.records.ship`, a process of its own, so that making and sending files costs this one
+neither memory nor time) for what is closed. What follows:
 
 - the process is killed: lost is what was put and not yet appended, 20 ms and one write to disk; the next
   replica on this machine ships the rest (of a machine that stops, what the kernel had not written);
