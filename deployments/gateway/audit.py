@@ -134,8 +134,10 @@ def _restored(record: RequestRecord) -> bool:
 
 
 def _cost(record: RequestRecord) -> float | None:
-    cost = getattr(record, "cost", None)
-    return None if cost is None else float(cost)
+    """What the request cost, where its model has a price."""
+    if getattr(record.route, "price", None) is None:
+        return None
+    return float(getattr(record, "cost", 0))
 
 
 def _json(content: Any) -> str:
