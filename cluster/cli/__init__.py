@@ -32,6 +32,8 @@ _OWN = {
     "gc": "cluster.cli.runs:gc",
     "schedule": "cluster.cli.schedule:schedule",
     "key": "cluster.cli.keys:key",
+    "usage": "cluster.cli.records:usage",
+    "erase": "cluster.cli.records:erase",
     "prompt": "cluster.cli.prompts:prompt",
 }
 #: What works with the extra `client` alone.

@@ -25,11 +25,13 @@ from deployments.gateway.admin import KeyAdmin
 from deployments.gateway.answer import Answer
 from deployments.gateway.dialect import Dialect, Embeddings, OpenAi, Writer
 from deployments.gateway.errors import ApiError
+from deployments.gateway.feedback import MAX_BYTES, Feedback
 from deployments.gateway.limits import ReplicaCount
 from deployments.gateway.messages import Messages, MessagesBody
 from deployments.gateway.openapi import document
 from deployments.gateway.pipeline import Caller, Pipeline, find_route
 from deployments.gateway.responses import Responses, ResponsesBody
+from deployments.gateway.sink import RecordSink
 from deployments.gateway.upstream import Upstreams
 
 logger = logging.getLogger("ray.serve")
@@ -48,18 +50,22 @@ def make_app(
     pipeline: Pipeline,
     upstreams: Upstreams,
     replicas: ReplicaCount,
+    sink: RecordSink,
+    feedback: Feedback,
     *,
     behind_proxy: bool,
     at_end: Sequence[Callable[[], None]] = (),
 ) -> ASGIApp:
     """The whole application around one pipeline.
 
+    :param sink: where records go; it is started and stopped with the application.
     :param behind_proxy: whether Serve's proxy stands before it, which tells clients the request id.
     :param at_end: called when it ends, in a thread, for they may wait for some seconds.
     """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        sink.start()
         await pipeline.poller.start()
         await replicas.start()
         await pipeline.budgets.start()
@@ -70,8 +76,9 @@ def make_app(
         await upstreams.close()
         for stop in at_end:
             await asyncio.to_thread(stop)
+        await asyncio.to_thread(sink.stop)  # Last: it takes what the others still told.
 
-    doors = Doors(pipeline)
+    doors = Doors(pipeline, feedback)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", Generation(pipeline, partial(OpenAi, "chat")), methods=["POST"]),
@@ -81,6 +88,7 @@ def make_app(
             Route("/v1/embeddings", doors.embeddings, methods=["POST"]),
             Route("/v1/models", doors.models, methods=["GET"]),
             Route("/v1/models/{model:path}", doors.model, methods=["GET"]),
+            Route("/v1/feedback", doors.feedback, methods=["POST"]),
             Route("/healthz", doors.health, methods=["GET"]),
             Route("/openapi.json", doors.openapi, methods=["GET"]),
             *KeyAdmin(pipeline, lambda asked: pipeline.authenticate(caller_of(asked))[0], read_body).routes(),
@@ -150,8 +158,9 @@ async def _send_part(data: bytes, send: Send) -> None:
 class Doors:
     """The endpoints that generate no text."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, feedback: Feedback) -> None:
         self._pipeline = pipeline
+        self._feedback = feedback
 
     async def models(self, request: Request) -> JSONResponse:
         """``GET /v1/models``: the models that this key may use."""
@@ -163,6 +172,13 @@ class Doors:
         """``GET /v1/models/{id}``."""
         key, view = self._pipeline.authenticate(caller_of(request))
         return JSONResponse(_card(find_route(view, key, request.path_params["model"])))
+
+    async def feedback(self, request: Request) -> JSONResponse:
+        """``POST /v1/feedback``: a rating of an earlier answer."""
+        self._pipeline.authenticate(caller_of(request))
+        raw = await read_body(request, MAX_BYTES)
+        key, view = self._pipeline.authenticate(caller_of(request))  # It may be revoked since.
+        return await self._feedback.take(raw, request.state.request_id, key, view)
 
     async def embeddings(self, request: Request) -> JSONResponse:
         """``POST /v1/embeddings``."""

@@ -2,7 +2,47 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
+
+
+class RecordArgs(BaseModel):
+    """What a gateway replica records of requests, and how it gets to storage (see deployments/gateway/sink).
+
+    The bounds hold for each table (audit, traffic, feedback) of one replica; the spool's for one machine.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    audit: bool = Field(True, description="Record every request: who, when, what; no text, see record_text.")
+    traffic_share: float = Field(
+        0.0, ge=0, le=1, description="Share of requests whose traffic is recorded for monitoring, 0 to 1."
+    )
+    max_text_characters: int = Field(
+        20_000,
+        ge=1,
+        description="Longest recorded text in code points, if a policy allows texts.",
+    )
+    file_rows: int = Field(10_000, ge=1, description="Rows after which a file goes to storage.")
+    file_s: float = Field(
+        300.0, gt=0, description="Seconds after which a file goes to storage, however few rows it has."
+    )
+    queue_max_bytes: int = Field(
+        32 * 1024 * 1024, ge=1, description="Most bytes in memory that are not on disk yet; more is dropped."
+    )
+    spool: Path | None = Field(
+        None, description="Folder of this machine's spool; records under MANTA_HOME if absent."
+    )
+    spool_max_bytes: int = Field(
+        2 * 1024**3, ge=1, description="Most bytes of a table on disk that wait for storage; more is dropped."
+    )
+    retry_s: float = Field(
+        5.0, gt=0, description="Seconds until storage that was away is tried again; doubled up to 60."
+    )
+    stop_timeout_s: float = Field(
+        10.0, ge=0, description="Seconds that a replica that stops takes to ship; what remains waits on disk."
+    )
 
 
 class GatewayArgs(BaseModel):
@@ -59,3 +99,4 @@ class GatewayArgs(BaseModel):
         default_factory=dict,
         description="For targets with a base_url: that URL, and the environment variable with its API key.",
     )
+    records: RecordArgs = Field(default_factory=RecordArgs, description="Audit, traffic record, feedback.")

@@ -222,7 +222,14 @@ async def guard_input(call: Call[TypedBody]) -> Call[TypedBody]:
         said = said | {_VARIABLES: call.body.prompt.variables}
     body = await judge_input(call.engine.before, said, call.context, call.record, call.placeholders)
     body.pop(_VARIABLES, None)
+    call.record.judged = body
     return replace(call, upstream_body=body, unjudged=said if call.engine.beside is not None else None)
+
+
+def users_of(body: Body | EmbeddingBody) -> tuple[str, ...]:
+    """Ids of end users that the client named."""
+    named = (body.safety_identifier if isinstance(body, Body) else None, body.user)
+    return tuple(dict.fromkeys(filter(None, named)))
 
 
 def choose_target(targets: Sequence[Target]) -> Target:
@@ -246,6 +253,7 @@ class Pipeline:
         limiter: Limiter,
         budgets: Budgets,
         observers: Sequence[Observer],
+        keeps_answer: Callable[[RequestRecord], bool] = lambda record: False,
     ) -> None:
         self.args = args
         self.poller = poller
@@ -254,6 +262,7 @@ class Pipeline:
         self._failures = FailedAuthentications(args.max_failed_authentications)
         self._upstreams = upstreams
         self._observers = observers
+        self._keeps_answer = keeps_answer
         self._at_work = self._being_read = 0
 
     def authenticate(self, caller: Caller) -> tuple[ApiKey, View]:
@@ -305,6 +314,7 @@ class Pipeline:
         record.key, view = self.authenticate(caller)  # Reading may take long; it may be revoked since.
         body = dialect.read(raw)
         record.stream = isinstance(body, Body) and body.stream
+        record.model, record.users = body.model, users_of(body)
         record.route = find_route(view, record.key, body.model)
         record.cost = None if record.route.price is None else Decimal(0)
         check_limits(body, self.args)
@@ -447,12 +457,14 @@ class Pipeline:
             with _telling(record):
                 async with aclosing(self.chunks(call, answer)) as source:
                     assembly = Assembly(call.endpoint)
+                    if kept := not call.body.stream or self._keeps_answer(record):
+                        record.released = assembly
                     async for released in source:
-                        if call.body.stream:
-                            yield [self._chunk(call, answer, choices) for choices in released]
-                        else:
+                        if kept:
                             for choices in released:
                                 assembly.add(choices)
+                        if call.body.stream:
+                            yield [self._chunk(call, answer, choices) for choices in released]
                     record.status = 200
                     if not call.body.stream:
                         yield [answer.whole(assembly.choices())]

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from cluster.contracts import ApiKey, Direction, Finding, Route, Target
+from deployments.gateway.answer import Assembly
 from validation.guards.policy import GuardPolicy
 
 logger = logging.getLogger("ray.serve")
@@ -34,6 +35,14 @@ class RequestRecord:
     #: Where it went.
     target: Target | None = None
     policy: GuardPolicy | None = None
+    #: The public name that was asked for, known or not.
+    model: str | None = None
+    #: Ids of end users that the client named.
+    users: tuple[str, ...] = ()
+    #: The request as it goes to the engine: judged, and redacted where the policy says so.
+    judged: dict[str, Any] | None = None
+    #: What was let out, put together: always of whole answers, of streams if the pipeline keeps them.
+    released: Assembly | None = None
     #: The prompt template that it named, as name@version.
     prompt: str | None = None
     stream: bool = False

@@ -174,6 +174,7 @@ def _chat(body: ResponsesBody) -> dict[str, Any]:
         "response_format": _response_format(body),
         "prompt": body.prompt.model_dump(exclude_unset=True) if body.prompt else None,
         "user": body.user,
+        "safety_identifier": body.safety_identifier,
     }
     if body.tools:
         chat["tools"] = [

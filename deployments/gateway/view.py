@@ -15,6 +15,7 @@ from cluster.contracts import ApiKey, KeyLimits, PromptTemplate, Route, Snapshot
 from cluster.errors import MantaError
 from deployments.gateway.errors import ApiError
 from validation.guards import GuardEngine, default_policy, parse_policy
+from validation.guards.policy import DEFAULT
 
 logger = logging.getLogger("ray.serve")
 
@@ -58,7 +59,7 @@ class View:
             document.name: parse_policy(document.body, f"guard policy {document.name}")
             for document in snapshot.policies
         }
-        policies.setdefault("default", default_policy())
+        policies.setdefault(DEFAULT, default_policy())
         return cls(
             number=snapshot.number,
             secrets=_by_prefix(snapshot.keys),
@@ -87,7 +88,11 @@ class View:
 
     def engine(self, key: ApiKey, route: Route) -> GuardEngine:
         """The guards for this key on this route. Raises ApiError 503: without its policy nothing passes."""
-        name = key.policy or route.policy
+        return self.guards(key, route.policy)
+
+    def guards(self, key: ApiKey, otherwise: str = DEFAULT) -> GuardEngine:
+        """The guards for this key, or those of the policy ``otherwise``. Raises ApiError 503, as above."""
+        name = key.policy or otherwise
         engine = self.engines.get(name)
         if engine is None:
             raise ApiError(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import shutil
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,10 +20,13 @@ from cluster.contracts import ApiKey, PolicyDocument, Route, Snapshot, Target, U
 from deployments.gateway.app import make_app
 from deployments.gateway.args import GatewayArgs
 from deployments.gateway.budget import Budgets, Ledger
+from deployments.gateway.deployment import record_observers
+from deployments.gateway.feedback import Feedback
 from deployments.gateway.limits import Limiter, ReplicaCount
 from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.record import Observer
 from deployments.gateway.report import Report
+from deployments.gateway.sink import RecordSink
 from deployments.gateway.upstream import Upstreams
 from deployments.gateway.view import EngineFactory, Poller
 from validation.guards import GuardEngine, parse_policy
@@ -97,13 +103,20 @@ class Fixture:
     """A running gateway and what stands around it."""
 
     def __init__(
-        self, app: ASGIApp, script: Script, http: httpx.AsyncClient, snapshots: list[Snapshot], poller: Poller
+        self,
+        app: ASGIApp,
+        script: Script,
+        http: httpx.AsyncClient,
+        snapshots: list[Snapshot],
+        poller: Poller,
+        sink: RecordSink,
     ) -> None:
         self.app = app
         self.script = script
         self.http = http
         self.snapshots = snapshots
         self.poller = poller
+        self.sink = sink
         self.client = openai.AsyncOpenAI(
             api_key=KEY, base_url="http://gateway/v1", http_client=http, max_retries=0
         )
@@ -124,9 +137,13 @@ async def gateway(
     observers: Sequence[Observer] = (),
     engines: EngineFactory = GuardEngine,
     budgets: Budgets | None = None,
+    spool: Path | None = None,
     **args: Any,
 ) -> AsyncIterator[Fixture]:
-    """The application, started as a server starts it, and an HTTP client that calls it in this process."""
+    """The application, started as a server starts it, and an HTTP client that calls it in this process.
+
+    :param spool: records go there, and to storage; without it none are made.
+    """
     snapshots = [first or snapshot()]
     script = Script()
     settings = GatewayArgs(**args)
@@ -134,8 +151,12 @@ async def gateway(
     replicas = ReplicaCount(lambda: 1, lambda: False, 3600.0)
     limiter = limiter or Limiter(lambda: replicas.value)
     budgets = budgets or Budgets(no_ledger, "test", share=1.0, interval_s=3600.0)
-    pipeline = Pipeline(settings, poller, script, limiter, budgets, [Report(), *observers])
-    app = make_app(pipeline, script, replicas, behind_proxy=False)
+    folder = spool or Path(tempfile.mkdtemp(prefix="spool"))
+    sink = RecordSink(settings.records, folder)
+    traffic, recorders = record_observers(settings.records, sink)
+    beside = [Report(), *observers, *(recorders if spool else [])]
+    pipeline = Pipeline(settings, poller, script, limiter, budgets, beside, traffic.keeps_answer)
+    app = make_app(pipeline, script, replicas, sink, Feedback(sink, limiter), behind_proxy=False)
     started = asyncio.Event()
     stop = asyncio.Event()
 
@@ -157,7 +178,9 @@ async def gateway(
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
-            yield Fixture(app, script, http, snapshots, poller)
+            yield Fixture(app, script, http, snapshots, poller, sink)
     finally:
         stop.set()
         await life
+        if spool is None:
+            shutil.rmtree(folder)

@@ -59,6 +59,11 @@ class GuardPolicy(BaseModel):
         description="When a request is judged. parallel: while the model begins, whose first token waits for "
         "the verdict; guards that redact always judge before.",
     )
+    record_text: Literal["none", "redacted"] = Field(
+        "none",
+        description="Whether audit and traffic records may hold what the guards let through, redacted.",
+        exclude_if=lambda value: value == "none",  # Policies from before this field keep their digests.
+    )
     guards: tuple[GuardSpec, ...] = Field(min_length=1, description="The guards; all of them judge.")
 
     @model_validator(mode="after")

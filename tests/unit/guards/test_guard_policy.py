@@ -24,6 +24,9 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
+NONE = {"record_text": "none"}
+
+
 def test_naming_no_policy_means_the_shipped_default() -> None:
     assert load_policy() == load_policy("") == load_policy("default") == default_policy()
     kinds = {(guard.kind, guard.on, guard.action) for guard in default_policy().guards}
@@ -105,3 +108,11 @@ def test_the_coverage_matrix_names_every_guard() -> None:
     assert rows["secrets-input"]["output"] == "-"
     assert rows["pii"]["stream_holds"] == 420
     assert default_policy().digest[:12] in explain(engine)
+
+
+def test_what_may_be_recorded_is_said_only_when_it_is_not_the_default() -> None:
+    body = {"name": "p", "version": 1, "guards": [{"name": "pii", "kind": "pii", "on": "both"}]}
+    plain, same, more = (parse_policy(body | extra) for extra in ({}, NONE, {"record_text": "redacted"}))
+    assert "record_text" not in plain.document().body, "gateways from before the field go on reading it"
+    assert plain.digest == same.digest != more.digest
+    assert parse_policy(more.document().body).record_text == "redacted"
