@@ -20,6 +20,7 @@ from cluster.contracts import Route as ModelRoute
 from deployments import sse
 from deployments.gateway.answer import Answer
 from deployments.gateway.errors import ApiError
+from deployments.gateway.files import Files
 from deployments.gateway.limits import ReplicaCount
 from deployments.gateway.pipeline import Caller, Endpoint, Pipeline, find_route
 from deployments.gateway.upstream import Upstreams
@@ -46,12 +47,14 @@ def make_app(
         await upstreams.close()
 
     doors = Doors(pipeline)
+    files = Files(pipeline.args, lambda request: pipeline.authenticate(caller_of(request))[0])
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", Generation(pipeline, "chat"), methods=["POST"]),
             Route("/v1/completions", Generation(pipeline, "completions"), methods=["POST"]),
             Route("/v1/models", doors.models, methods=["GET"]),
             Route("/v1/models/{model:path}", doors.model, methods=["GET"]),
+            *files.routes,
             Route("/healthz", doors.health, methods=["GET"]),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_exception, Exception: _unforeseen},

@@ -46,3 +46,14 @@ class GatewayArgs(BaseModel):
         default_factory=dict,
         description="For targets with a base_url: that URL, and the environment variable with its API key.",
     )
+    max_file_bytes: int = Field(200 * 1000 * 1000, ge=1, description="Largest upload in bytes.")
+    max_file_lines: int = Field(50_000, ge=1, description="Most lines of an upload.")
+    max_stored_bytes: int | None = Field(
+        20 * 1000 * 1000 * 1000,
+        ge=1,
+        description="Most bytes of files that a team may have; any if absent.",
+    )
+    max_uploads: int = Field(8, ge=1, description="Uploads at once in one replica; more get 503.")
+    file_expiry_s: int | None = Field(
+        30 * 24 * 3600, ge=3600, description="Seconds after which files go that say nothing; never if absent."
+    )
