@@ -46,6 +46,8 @@ _FILES = Table(
     Column("filename", String(255), nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("lines", BigInteger, nullable=False),
+    Column("endpoint", String(63)),
+    Column("model", String(256)),
     Column("sha256", String(64), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),

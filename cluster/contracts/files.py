@@ -26,6 +26,8 @@ class FileRecord(Contract):
     filename: str = Field(max_length=255, description="Its name, as the client said.")
     bytes: int = Field(ge=0, description="Size.")
     lines: int = Field(ge=0, description="Lines of JSON.")
+    endpoint: str | None = Field(None, description="For a batch: the endpoint of all lines.")
+    model: str | None = Field(None, description="For a batch: the model of all lines.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of its bytes.")
     created_at: datetime = Field(description="UTC time at which it was there whole.")
     expires_at: datetime | None = Field(None, description="UTC time from which on it is gone.")

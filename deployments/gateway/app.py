@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cluster.contracts import Route as ModelRoute
 from deployments import sse
 from deployments.gateway.answer import Answer
+from deployments.gateway.batches import Batches
 from deployments.gateway.errors import ApiError
 from deployments.gateway.files import Files
 from deployments.gateway.limits import ReplicaCount
@@ -30,10 +31,16 @@ _UNSOUND = re.compile(r"[^A-Za-z0-9._:-]")
 
 
 def make_app(
-    pipeline: Pipeline, upstreams: Upstreams, replicas: ReplicaCount, *, behind_proxy: bool
+    pipeline: Pipeline,
+    upstreams: Upstreams,
+    replicas: ReplicaCount,
+    *,
+    behind_proxy: bool,
+    wake: Callable[[], None],
 ) -> ASGIApp:
     """The whole application around one pipeline.
 
+    :param wake: tells the batch worker that there is work.
     :param behind_proxy: whether Serve's proxy stands before it, which tells clients the request id.
     """
 
@@ -47,6 +54,11 @@ def make_app(
         await upstreams.close()
 
     doors = Doors(pipeline)
+    batches = Batches(
+        lambda request: pipeline.authenticate(caller_of(request)),
+        lambda request: read_body(request, pipeline.args.max_body_bytes),
+        wake,
+    )
     files = Files(pipeline.args, lambda request: pipeline.authenticate(caller_of(request))[0])
     app = Starlette(
         routes=[
@@ -55,6 +67,7 @@ def make_app(
             Route("/v1/models", doors.models, methods=["GET"]),
             Route("/v1/models/{model:path}", doors.model, methods=["GET"]),
             *files.routes,
+            *batches.routes,
             Route("/healthz", doors.health, methods=["GET"]),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_exception, Exception: _unforeseen},

@@ -5,6 +5,22 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class BatchArgs(BaseModel):
+    """Limits of one batch worker."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    concurrency: int = Field(32, ge=1, description="Rows asked at once, of all batches.")
+    batches_at_once: int = Field(4, ge=1, description="Batches at work at once.")
+    rows_at_once: int = Field(
+        1000, ge=1, description="Rows of one batch that are asked, or wait to be stored."
+    )
+    attempts: int = Field(3, ge=1, description="Tries of a row that fails in the model.")
+    flush_s: float = Field(1.0, gt=0, description="Seconds between two parts of answered rows.")
+    poll_s: float = Field(2.0, gt=0, description="Seconds between looks for new batches.")
+    lease_s: float = Field(30.0, gt=0, description="Seconds until a silent worker's batch is another's.")
+
+
 class GatewayArgs(BaseModel):
     """Limits of one gateway replica. Replicas and CPUs are Serve's: ``deployments: [{name: gateway}]``."""
 
@@ -57,3 +73,4 @@ class GatewayArgs(BaseModel):
     file_expiry_s: int | None = Field(
         30 * 24 * 3600, ge=3600, description="Seconds after which files go that say nothing; never if absent."
     )
+    batches: BatchArgs = Field(default_factory=BatchArgs, description="Of the worker of ``/v1/batches``.")

@@ -169,15 +169,20 @@ class CompletionBody(Body):
         return value
 
 
-def parse(raw: bytes, kind: type[Body]) -> Body:
-    """The typed body. Raises ApiError 400 naming the first thing that is wrong."""
+def read_json(raw: bytes) -> dict[str, Any]:
+    """The JSON object in a body. Raises ApiError 400."""
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError):
         raise ApiError(400, "We could not parse the JSON body of your request.") from None
     if not isinstance(content, dict):
         raise ApiError(400, "The JSON body of your request must be an object.")
+    return content
+
+
+def parse(raw: bytes, kind: type[Body]) -> Body:
+    """The typed body. Raises ApiError 400 naming the first thing that is wrong."""
     try:
-        return kind.model_validate(content)
+        return kind.model_validate(read_json(raw))
     except ValidationError as error:
         raise from_validation(error) from None

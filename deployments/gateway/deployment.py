@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.gateway.args import GatewayArgs
 from deployments.own_address import listen_on_own_address
 
 
-def asgi_app(args: GatewayArgs) -> ASGIApp:
-    """The gateway as it runs in a replica, with all that it reads from and counts in."""
+def asgi_app(args: GatewayArgs, wake: Callable[[], None]) -> ASGIApp:
+    """The gateway as it runs in a replica, with all that it reads from and counts in.
+
+    :param wake: tells the batch worker that there is work.
+    """
     from cluster.snapshots import newest
     from deployments.gateway.app import make_app
     from deployments.gateway.limits import Limiter, ReplicaCount
@@ -28,7 +33,11 @@ def asgi_app(args: GatewayArgs) -> ASGIApp:
     replicas = ReplicaCount(_running_replicas, lambda: poller.limited, args.snapshot_interval_s)
     limiter = Limiter(lambda: replicas.value)
     pipeline = Pipeline(args, poller, upstreams, limiter, [Report(counters=True)])
-    return make_app(pipeline, upstreams, replicas, behind_proxy=True)
+    return make_app(pipeline, upstreams, replicas, behind_proxy=True, wake=wake)
+
+
+def _forget(_: object) -> None:
+    """Whether the worker heard it does not matter: it also looks by itself."""
 
 
 def _running_replicas() -> int:
@@ -48,13 +57,13 @@ def _running_replicas() -> int:
 class Gateway:
     """One replica of the gateway."""
 
-    def __init__(self, args: GatewayArgs) -> None:
-        self._args = args
+    def __init__(self, args: GatewayArgs, batches: DeploymentHandle) -> None:
+        self._args, self._batches = args, batches
         listen_on_own_address()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this in the replica, after the constructor."""
-        return asgi_app(self._args)
+        return asgi_app(self._args, lambda: _forget(self._batches.wake.remote()))
 
     def loaded_modules(self) -> list[str]:
         """Names of all modules in this process; a test holds that no engine is among them."""

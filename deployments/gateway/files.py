@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
@@ -22,16 +22,16 @@ from starlette.routing import Route
 
 from cluster.contracts import ApiKey
 from cluster.contracts.files import UPLOAD_PURPOSES, FilePurpose, FileRecord, UploadPurpose
-from cluster.errors import MantaError, NotFoundError, RefusedError
+from cluster.errors import MantaError
 from deployments.gateway.args import GatewayArgs
 from deployments.gateway.errors import ApiError, from_validation
 from deployments.gateway.lines import LineLimits, check_lines
+from deployments.gateway.threads import in_thread
 
 if TYPE_CHECKING:
     from cluster.files import FileRepository
     from cluster.storage import ObjectStore
 
-_T = TypeVar("_T")
 _MIB = 1024 * 1024
 #: What a form needs beside the file.
 _FORM_BYTES = 64 * 1024
@@ -88,7 +88,9 @@ class Files:
             try:
                 upload, fields = _upload_of(form)
                 key = self._authenticate(request)  # Sending may take long; it may be revoked since.
-                record = await _in_thread(lambda: self._keep(key, upload, fields))
+                record = await in_thread(
+                    lambda: self._keep(key, upload, fields), refused=(403, "quota_exceeded")
+                )
             finally:
                 await form.close()
         return JSONResponse(_card(record))
@@ -100,7 +102,7 @@ class Files:
             query = ListQuery.model_validate(dict(request.query_params))
         except ValidationError as error:
             raise from_validation(error) from None
-        found = await _in_thread(
+        found = await in_thread(
             lambda: self._repository.list(
                 key.team,
                 query.purpose,
@@ -121,14 +123,14 @@ class Files:
     async def delete(self, request: Request) -> Response:
         """``DELETE /v1/files/{id}``."""
         record = await self._find(request)
-        await _in_thread(lambda: self._repository.delete(record.id, record.team, self._store))
+        await in_thread(lambda: self._repository.delete(record.id, record.team, self._store))
         return JSONResponse({"id": record.id, "object": "file", "deleted": True})
 
     async def content(self, request: Request) -> Response:
         """``GET /v1/files/{id}/content``."""
         record = await self._find(request)
-        chunks = await _in_thread(lambda: self._store.chunks(record.key))
-        first = await _in_thread(lambda: next(chunks, b""))  # What fails until here is an error answer.
+        chunks = await in_thread(lambda: self._store.chunks(record.key))
+        first = await in_thread(lambda: next(chunks, b""))  # What fails until here is an error answer.
         return StreamingResponse(
             _rest(first, chunks),
             media_type="application/octet-stream",
@@ -137,14 +139,14 @@ class Files:
 
     async def _find(self, request: Request) -> FileRecord:
         key, file_id = self._authenticate(request), request.path_params["file_id"]
-        return await _in_thread(lambda: self._repository.get(file_id, key.team))
+        return await in_thread(lambda: self._repository.get(file_id, key.team))
 
     def _keep(self, key: ApiKey, upload: UploadFile, fields: UploadForm) -> FileRecord:
         """Check the file, store it, put it on record. Raises ApiError, MantaError."""
         from cluster.files import new_file_id
 
         limits = LineLimits(self._args.max_file_lines, self._args.max_body_bytes)
-        lines = check_lines(upload.file, fields.purpose, limits)
+        found = check_lines(upload.file, fields.purpose, limits)
         size, digest = _measure(upload.file)
         now = datetime.now(UTC)
         lifetime = fields.expires_s or self._args.file_expiry_s
@@ -156,7 +158,9 @@ class Files:
             purpose=fields.purpose,
             filename=(upload.filename or "file")[:255],
             bytes=size,
-            lines=lines,
+            lines=found.lines,
+            endpoint=found.endpoint,
+            model=found.model,
             sha256=digest,
             created_at=now,
             expires_at=now + timedelta(seconds=lifetime) if lifetime else None,
@@ -256,20 +260,6 @@ def _measure(file: BinaryIO) -> tuple[int, str]:
     size = file.tell()
     file.seek(0)
     return size, digest.hexdigest()
-
-
-async def _in_thread(work: Callable[[], _T]) -> _T:
-    """Run in a thread what waits for SQL or storage. Raises ApiError."""
-    try:
-        return await asyncio.to_thread(work)
-    except NotFoundError as error:
-        raise ApiError(404, str(error), code="not_found") from None
-    except RefusedError as error:
-        raise ApiError(403, str(error), code="quota_exceeded") from None
-    except MantaError:
-        raise ApiError(
-            503, "Files are not available now; please try again.", kind="server_error", retry_after_s=5
-        ) from None
 
 
 async def _rest(first: bytes, chunks: Iterator[bytes]) -> AsyncGenerator[bytes, None]:

@@ -87,16 +87,27 @@ class LineLimits:
     line_bytes: int
 
 
-def check_lines(file: BinaryIO, purpose: UploadPurpose, limits: LineLimits) -> int:
-    """Check every line from where ``file`` stands; returns how many there are. Raises LineError, ApiError."""
-    check = _batch_check() if purpose == "batch" else _training_check()
+@dataclass(frozen=True)
+class Checked:
+    """What a good file holds."""
+
+    lines: int
+    #: Of a batch: the endpoint and the model of all lines.
+    endpoint: str | None
+    model: str | None
+
+
+def check_lines(file: BinaryIO, purpose: UploadPurpose, limits: LineLimits) -> Checked:
+    """Check every line from where ``file`` stands. Raises LineError, ApiError."""
+    same = dict[str, str]()
+    check = _batch_check(same) if purpose == "batch" else _training_check()
     count = 0
     for number, content in _objects(file, limits):
         check(number, content)
         count = number
     if not count:
         raise ApiError(400, "The file is empty.", param="file", code="empty_file")
-    return count
+    return Checked(count, same.get("url"), same.get("model"))
 
 
 def _objects(file: BinaryIO, limits: LineLimits) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -125,10 +136,9 @@ def _objects(file: BinaryIO, limits: LineLimits) -> Iterator[tuple[int, dict[str
         yield number, content
 
 
-def _batch_check() -> _Check:
-    """For lines of one batch: custom ids differ, model and endpoint do not."""
+def _batch_check(same: dict[str, str]) -> _Check:
+    """For lines of one batch: custom ids differ, url and model do not; these are put into ``same``."""
     ids = dict[str, int]()
-    first = dict[str, str]()
 
     def check(number: int, content: dict[str, Any]) -> None:
         line = _parsed(number, BatchLine, content)
@@ -144,10 +154,10 @@ def _batch_check() -> _Check:
         if body.stream:
             raise LineError(number, "a batch does not stream.", "invalid_value", "body.stream")
         for name, value in (("url", line.url), ("model", body.model)):
-            if first.setdefault(name, value) != value:
+            if same.setdefault(name, value) != value:
                 raise LineError(
                     number,
-                    f"its {name} is '{value}' and that of the lines before '{first[name]}': a batch has one.",
+                    f"its {name} is '{value}' and that of the lines before '{same[name]}': a batch has one.",
                     f"mismatched_{name}",
                     "url" if name == "url" else "body.model",
                 )

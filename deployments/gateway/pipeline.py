@@ -91,12 +91,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, as far as HTTP tells."""
+    """Who asks: as far as HTTP tells, or a batch."""
 
     #: The header.
-    authorization: str | None
+    authorization: str | None = None
     #: The address that the connection came from: a load balancer's, if one stands before.
-    address: str
+    address: str = ""
+    #: A batch's key, which was authenticated when it was made.
+    key_id: str | None = None
+    #: A batch's guards: of the policy as it was then.
+    engine: GuardEngine | None = None
 
 
 def authenticate(authorization: str | None, view: View) -> ApiKey:
@@ -223,6 +227,8 @@ class Pipeline:
         Raises ApiError 401, or 429 for a client that has failed too often; a good key is never refused.
         """
         view = self.poller.view
+        if caller.key_id is not None:
+            return view.key_of(caller.key_id), view
         try:
             return authenticate(caller.authorization, view), view
         except ApiError:
@@ -271,7 +277,7 @@ class Pipeline:
         estimate = estimate_tokens(raw, body, self.args)
         admission.reserve_tokens(estimate.total)
         record.admitted_s = record.now_s()
-        engine = view.engine(record.key, record.route)
+        engine = caller.engine or view.engine(record.key, record.route)
         record.policy = engine.policy
         return Call(
             request_id=record.request_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -93,12 +93,18 @@ class Fixture:
     """A running gateway and what stands around it."""
 
     def __init__(
-        self, script: Script, http: httpx.AsyncClient, snapshots: list[Snapshot], poller: Poller
+        self,
+        script: Script,
+        http: httpx.AsyncClient,
+        snapshots: list[Snapshot],
+        poller: Poller,
+        pipeline: Pipeline,
     ) -> None:
         self.script = script
         self.http = http
         self.snapshots = snapshots
         self.poller = poller
+        self.pipeline = pipeline
         self.client = openai.AsyncOpenAI(
             api_key=KEY, base_url="http://gateway/v1", http_client=http, max_retries=0
         )
@@ -113,6 +119,7 @@ async def gateway(
     first: Snapshot | None = None,
     limiter: Limiter | None = None,
     observers: Sequence[Observer] = (),
+    wake: Callable[[], None] = lambda: None,
     **args: Any,
 ) -> AsyncIterator[Fixture]:
     """The application, started as a server starts it, and an HTTP client that calls it in this process."""
@@ -125,7 +132,7 @@ async def gateway(
     replicas = ReplicaCount(lambda: 1, lambda: False, 3600.0)
     limiter = limiter or Limiter(lambda: replicas.value)
     pipeline = Pipeline(settings, poller, script, limiter, [Report(counters=False), *observers])
-    app = make_app(pipeline, script, replicas, behind_proxy=False)
+    app = make_app(pipeline, script, replicas, behind_proxy=False, wake=wake)
     started = asyncio.Event()
     stop = asyncio.Event()
 
@@ -147,7 +154,7 @@ async def gateway(
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
-            yield Fixture(script, http, snapshots, poller)
+            yield Fixture(script, http, snapshots, poller, pipeline)
     finally:
         stop.set()
         await life
