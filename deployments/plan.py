@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MODEL = "deployments.model:build"
 GATEWAY = "deployments.gateway:build"
 GUARDS = "deployments.guards:build"
+#: Logical CPUs of the replicas of our light deployments, unless the file says otherwise.
+_CPUS = {GATEWAY: {"gateway": 0.2, "batches": 0.1}, GUARDS: {"guards": 0.2}}
 #: Mappings in llm_config that are read here, each after the one that it is in.
 _MAPPINGS = (
     "model_loading_config",
@@ -324,9 +326,10 @@ def bundles(applications: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]
         if application["import_path"] == MODEL:
             config = application["args"]["llm_config"]
             found += _replica(config) * _replicas(config.get("deployment_config") or {})
-        elif application["import_path"] in (GATEWAY, GUARDS):
-            options: dict[str, Any] = next(iter(application.get("deployments") or []), {})
-            cpus = (options.get("ray_actor_options") or {}).get("num_cpus", 0.2)
+        named = {options.get("name"): options for options in application.get("deployments") or []}
+        for name, usual in _CPUS.get(application["import_path"], {}).items():
+            options: dict[str, Any] = named.get(name, {})
+            cpus = (options.get("ray_actor_options") or {}).get("num_cpus", usual)
             found += [{"CPU": cpus}] * _replicas(options)
     return found
 
