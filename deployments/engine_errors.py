@@ -27,6 +27,16 @@ def from_engine(error: Mapping[str, Any]) -> UpstreamError:
         logger.error("The engine answered with an error of its own: %s", error)
         return UpstreamError(status=500, message=_FAILED)
     message = _DETAIL.sub("", " ".join(str(error.get("message", "")).split()))
+    if "--enable-auto-tool-choice" in message:
+        return UpstreamError(
+            status=400,
+            message="This model is deployed without a parser of tool calls, so it cannot choose by itself: "
+            "name the function in 'tool_choice', or say 'required' or 'none'; whoever deploys it can set "
+            "enable_auto_tool_choice and tool_call_parser in its engine_kwargs.",
+            type="invalid_request_error",
+            param="tool_choice",
+            code="unsupported_parameter",
+        )
     code = None
     if "maximum context length" in message or "longer than the maximum model length" in message:
         code = "context_length_exceeded"

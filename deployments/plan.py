@@ -15,6 +15,8 @@ from pydantic import BaseModel, Field, ValidationError
 from cluster.contracts import PolicyDocument, Route, Snapshot, Target, engine_model_id
 from cluster.errors import RefusedError, UsageError
 from cluster.settings import describe_validation_error, load_settings
+from deployments import embeddings
+from deployments.embeddings import EmbeddingsApplicationArgs
 from deployments.gateway.args import GatewayArgs
 from deployments.model import DEPLOYMENT, ModelApplicationArgs
 
@@ -25,8 +27,13 @@ if TYPE_CHECKING:
 MODEL = "deployments.model:build"
 GATEWAY = "deployments.gateway:build"
 GUARDS = "deployments.guards:build"
-#: Logical CPUs of the replicas of our light deployments, unless the file says otherwise.
-_CPUS = {GATEWAY: {"gateway": 0.2, "batches": 0.1}, GUARDS: {"guards": 0.2}}
+EMBEDDINGS = "deployments.embeddings:build"
+#: Logical CPUs of a replica of each of our light deployments, where the file says nothing else.
+_USUAL_CPUS = {
+    GATEWAY: {"gateway": 0.2, "batches": 0.1},
+    GUARDS: {"guards": 0.2},
+    EMBEDDINGS: {"embeddings": 1.0},
+}
 #: Mappings in llm_config that are read here, each after the one that it is in.
 _MAPPINGS = (
     "model_loading_config",
@@ -56,6 +63,12 @@ class DeployedModelArgs(ModelApplicationArgs):
     policy: str = Field(
         "default", description="Guard policy of these models: a shipped name, or a YAML file."
     )
+
+
+class DeployedEmbeddingsArgs(EmbeddingsApplicationArgs):
+    """``args`` of an embeddings application in a file for ``manta deploy``."""
+
+    policy: str = Field("default", description="Guard policy of its inputs: a shipped name, or a YAML file.")
 
 
 @dataclass
@@ -129,6 +142,8 @@ def make_plan(
         environment["env_vars"] = {**env_vars, **(environment.get("env_vars") or {})}
         if application["import_path"] == MODEL:
             _resolve_model(application, plan, say, dry_run)
+        elif application["import_path"] == EMBEDDINGS:
+            _resolve_embeddings(application, plan, say, dry_run)
         elif application["import_path"] == GATEWAY:
             application["args"] = _args(GatewayArgs, application).model_dump(exclude_unset=True)
     twice = {route.model for route in plan.routes if sum(r.model == route.model for r in plan.routes) > 1}
@@ -188,7 +203,7 @@ def _resolve_model(application: dict[str, Any], plan: Plan, say: Say, dry_run: b
         raise UsageError(
             f"application {name}: llm_config.model_loading_config.model_id must name the model, without ':'."
         )
-    policy = _policy(name, args.policy)
+    policy = _add_policy(name, args.policy, plan)
     registry = Registry(load_settings()) if args.adapters or args.model.startswith("models:/") else None
     adapters = [registry.resolve(uri) for uri in args.adapters] if registry else []
     source = args.model
@@ -198,50 +213,58 @@ def _resolve_model(application: dict[str, Any], plan: Plan, say: Say, dry_run: b
         if registered.adapter is not None:
             source = registered.base
             adapters.append(registered)
-    say(f"{name}: looking up model {args.model!r}")
-    address, digest = _weights(source, lambda text: say(f"{name}: {text}"), dry_run)
-    same = [document for document in plan.policies if document.name == policy.name]
-    if any(document.digest != policy.digest for document in same):
-        raise UsageError(
-            f"application {name}: two different guard policies are named {policy.name}: rename one."
-        )
-    plan.policies += [] if same else [policy.document()]
-
-    def route(public: str, engine: str, version: str | None, digest: str | None) -> Route:
-        target = Target(
-            application=name, deployment=DEPLOYMENT, model=engine, model_version=version, digest=digest
-        )
-        return Route(
-            model=public,
-            targets=[target],
-            policy=policy.name,
-            created_at=datetime.now(UTC),
-            owned_by=load_settings().team,
-        )
-
-    plan.routes.append(route(model_id, engine_model_id(model_id), None, digest))
+    address, digest = _weights(source, name, say, dry_run)
+    base = Target(application=name, deployment=DEPLOYMENT, model=engine_model_id(model_id), digest=digest)
+    plan.routes.append(_route(model_id, base, policy))
     for adapter in adapters:
         _check_adapter(name, adapter, address, args.llm_config)
-        engine = engine_model_id(model_id, adapter.ref)
-        plan.routes.append(route(adapter.ref.name, engine, str(adapter.ref), adapter.digest))
+        tuned = {
+            "model": engine_model_id(model_id, adapter.ref),
+            "model_version": str(adapter.ref),
+            "digest": adapter.digest,
+        }
+        plan.routes.append(_route(adapter.ref.name, base.model_copy(update=tuned), policy))
     # Adapters and policies are the gateway's: left in, a new one would restart the engine.
     application["args"] = {"model": address, "llm_config": args.llm_config, "gather_ms": args.gather_ms}
 
 
-def _weights(source: str, say: Say, dry_run: bool) -> tuple[str, str | None]:
+def _resolve_embeddings(application: dict[str, Any], plan: Plan, say: Say, dry_run: bool) -> None:
+    args: DeployedEmbeddingsArgs = _args(DeployedEmbeddingsArgs, application)
+    name = application["name"]
+    policy = _add_policy(name, args.policy, plan)
+    address, digest = _weights(args.model, name, say, dry_run)
+    target = Target(application=name, deployment=embeddings.DEPLOYMENT, model=args.model_id, digest=digest)
+    plan.routes.append(_route(args.model_id, target, policy))
+    kept = args.model_copy(update={"model": address})
+    application["args"] = kept.model_dump(exclude={"policy"})
+
+
+def _route(public: str, target: Target, policy: GuardPolicy) -> Route:
+    return Route(
+        model=public,
+        targets=[target],
+        policy=policy.name,
+        created_at=datetime.now(UTC),
+        owned_by=load_settings().team,
+    )
+
+
+def _weights(source: str, application: str, say: Say, dry_run: bool) -> tuple[str, str | None]:
     """Address and data digest of a model artifact, made if need be and this is no dry run."""
     from cluster.models import ensure_model, find_model
 
+    say(f"{application}: looking up model {source!r}")
     if not dry_run:
-        made = ensure_model(source, progress=say)
+        made = ensure_model(source, progress=lambda text: say(f"{application}: {text}"))
         return str(made.ref), made.data_digest
     ref, found = find_model(source)
     if found is None:
-        say(f"{source} would be imported as {ref}")
+        say(f"{application}: {source} would be imported as {ref}")
     return str(ref), found.data_digest if found else None
 
 
-def _policy(application: str, name_or_path: str) -> GuardPolicy:
+def _add_policy(application: str, name_or_path: str, plan: Plan) -> GuardPolicy:
+    """The policy of that name, in the plan too. Raises UsageError if it cannot be."""
     from validation.guards import default_policy, load_policy
 
     policy, shipped = load_policy(name_or_path), default_policy()
@@ -250,6 +273,12 @@ def _policy(application: str, name_or_path: str) -> GuardPolicy:
             f"application {application}: guard policy {name_or_path} is named {policy.name}, "
             "which is the shipped one's name: rename it."
         )
+    same = [document for document in plan.policies if document.name == policy.name]
+    if any(document.digest != policy.digest for document in same):
+        raise UsageError(
+            f"application {application}: two different guard policies are named {policy.name}: rename one."
+        )
+    plan.policies += [] if same else [policy.document()]
     return policy
 
 
@@ -327,10 +356,12 @@ def bundles(applications: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]
             config = application["args"]["llm_config"]
             found += _replica(config) * _replicas(config.get("deployment_config") or {})
         named = {options.get("name"): options for options in application.get("deployments") or []}
-        for name, usual in _CPUS.get(application["import_path"], {}).items():
+        for name, usual in _USUAL_CPUS.get(application["import_path"], {}).items():
             options: dict[str, Any] = named.get(name, {})
-            cpus = (options.get("ray_actor_options") or {}).get("num_cpus", usual)
-            found += [{"CPU": cpus}] * _replicas(options)
+            actor = options.get("ray_actor_options") or {}
+            bundle = {"CPU": actor.get("num_cpus", usual)}
+            bundle |= {"GPU": actor["num_gpus"]} if actor.get("num_gpus") else {}
+            found += [bundle] * _replicas(options)
     return found
 
 

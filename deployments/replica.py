@@ -20,13 +20,13 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster import sse
 from cluster.contracts import UpstreamRequest
 from cluster.errors import NotFoundError, UsageError
 from cluster.lora_on_cpu import WORKER_EXTENSION
 from cluster.models import local_copy
 from cluster.settings import load_settings
 from cluster.storage import ArtifactStore, object_store
-from deployments import sse
 from deployments.engine_errors import from_engine, from_exception
 from deployments.gather import gather
 from deployments.own_address import listen_on_own_address

@@ -11,7 +11,7 @@ from pydantic import Field
 from cluster.contracts.base import Contract, Slug
 from cluster.contracts.snapshot import PolicyDocument
 
-BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions"]
+BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 
 
 class BatchStatus(StrEnum):

@@ -6,17 +6,23 @@ import asyncio
 import logging
 import random
 import secrets
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from typing import Any, Literal
 
 from cluster.contracts.batches import BatchRecord
 from deployments.batches.parts import Done, Row, response_line
 from deployments.gateway.answer import Answer
+from deployments.gateway.dialect import Embeddings, OpenAi
 from deployments.gateway.errors import ApiError
-from deployments.gateway.pipeline import Caller, Endpoint, Pipeline
+from deployments.gateway.pipeline import Caller, Pipeline
 from validation.guards import GuardEngine
 
 logger = logging.getLogger("ray.serve")
-ENDPOINTS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+_GENERATES: dict[str, Literal["chat", "completions"]] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+}
 #: Failures that may be the row's own fault: tried again, but not for ever.
 _TRIED_AGAIN = (500, 502, 504)
 _LONGEST_PAUSE_S = 30.0
@@ -37,7 +43,7 @@ class Asker:
 
     def __init__(self, pipeline: Pipeline, record: BatchRecord, engine: GuardEngine, attempts: int) -> None:
         self._pipeline, self._attempts = pipeline, attempts
-        self._endpoint = ENDPOINTS[record.endpoint]
+        self._endpoint = _GENERATES.get(record.endpoint)
         self._caller = Caller(key_id=record.key_id, engine=engine)
 
     async def ask(self, row: Row) -> Done:
@@ -71,10 +77,11 @@ class Asker:
         async def body() -> bytes:
             return row.body
 
-        async with self._pipeline.open(self._endpoint, request_id, self._caller, body) as call:
-            answer = Answer(self._endpoint, request_id, call.route.model)
-            async with aclosing(self._pipeline.respond(call, answer)) as source:
-                (whole,) = await anext(source)
+        whole = (
+            await self._embedded(request_id, body)
+            if self._endpoint is None
+            else (await self._generated(OpenAi(self._endpoint), request_id, body))
+        )
         usage = whole.get("usage") or {}
         return Done(
             row.custom_id,
@@ -83,3 +90,16 @@ class Asker:
             int(usage.get("completion_tokens") or 0),
             response_line(row, request_id, 200, whole),
         )
+
+    async def _generated(
+        self, dialect: OpenAi, request_id: str, body: Callable[[], Awaitable[bytes]]
+    ) -> dict[str, Any]:
+        async with self._pipeline.open(dialect, request_id, self._caller, body) as call:
+            answer = Answer(dialect.endpoint, request_id, call.route.model)
+            async with aclosing(self._pipeline.respond(call, answer)) as source:
+                (whole,) = await anext(source)
+        return whole
+
+    async def _embedded(self, request_id: str, body: Callable[[], Awaitable[bytes]]) -> dict[str, Any]:
+        async with self._pipeline.open(Embeddings(), request_id, self._caller, body) as call:
+            return await self._pipeline.embed(call)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from deployments.gateway.errors import ApiError
+
 _STREAMED = {"chat": "chat.completion.chunk", "completions": "text_completion"}
 _WHOLE = {"chat": "chat.completion", "completions": "text_completion"}
 _PREFIX = {"chat": "chatcmpl", "completions": "cmpl"}
@@ -67,6 +69,26 @@ class Answer:
 def _goes_on(choice: dict[str, Any]) -> bool:
     said = {"text": choice.get("text")} | (choice.get("delta") or {})
     return any(value for field, value in said.items() if field != "role")
+
+
+def embeddings(found: list[dict[str, Any]], model: str, expected: int) -> dict[str, Any]:
+    """The answer with the vectors that a model made, under its public name.
+
+    Raises ApiError 502 unless there is exactly one vector for each of the ``expected`` texts.
+    """
+    data = found[0].get("data") if len(found) == 1 else None
+    if not isinstance(data, list) or sorted(item.get("index", -1) for item in data) != list(range(expected)):
+        raise ApiError(502, "The model did not make a vector for each input.", kind="server_error")
+    usage = found[0].get("usage") or {}
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": item["index"], "embedding": item.get("embedding")}
+            for item in data
+        ],
+        "model": model,
+        "usage": {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "total_tokens")},
+    }
 
 
 class Assembly:

@@ -7,6 +7,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,13 +18,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.contracts import Route as ModelRoute
-from deployments import sse
 from deployments.gateway.answer import Answer
 from deployments.gateway.batches import Batches
+from deployments.gateway.dialect import Dialect, Embeddings, OpenAi, Writer
 from deployments.gateway.errors import ApiError
 from deployments.gateway.files import Files
 from deployments.gateway.limits import ReplicaCount
-from deployments.gateway.pipeline import Caller, Endpoint, Pipeline, find_route
+from deployments.gateway.messages import Messages
+from deployments.gateway.pipeline import Caller, Pipeline, find_route
+from deployments.gateway.responses import Responses
 from deployments.gateway.upstream import Upstreams
 
 logger = logging.getLogger("ray.serve")
@@ -62,8 +65,11 @@ def make_app(
     files = Files(pipeline.args, lambda request: pipeline.authenticate(caller_of(request))[0])
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", Generation(pipeline, "chat"), methods=["POST"]),
-            Route("/v1/completions", Generation(pipeline, "completions"), methods=["POST"]),
+            Route("/v1/chat/completions", Generation(pipeline, partial(OpenAi, "chat")), methods=["POST"]),
+            Route("/v1/completions", Generation(pipeline, partial(OpenAi, "completions")), methods=["POST"]),
+            Route("/v1/responses", Generation(pipeline, Responses), methods=["POST"]),
+            Route("/v1/messages", Generation(pipeline, Messages), methods=["POST"]),
+            Route("/v1/embeddings", doors.embeddings, methods=["POST"]),
             Route("/v1/models", doors.models, methods=["GET"]),
             Route("/v1/models/{model:path}", doors.model, methods=["GET"]),
             *files.routes,
@@ -80,56 +86,60 @@ def make_app(
 class Generation:
     """``POST`` of a request that generates. An ASGI app: one coroutine owns the request to its end."""
 
-    def __init__(self, pipeline: Pipeline, endpoint: Endpoint) -> None:
+    def __init__(self, pipeline: Pipeline, dialect: Callable[[], Dialect]) -> None:
         self._pipeline = pipeline
-        self._endpoint = endpoint
+        self._dialect = dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope, receive)
+        dialect = scope["state"]["dialect"] = self._dialect()  # Failures are told in it too.
         request_id: str = scope["state"]["request_id"]
         limit = self._pipeline.args.max_body_bytes
         async with self._pipeline.open(
-            self._endpoint, request_id, caller_of(request), lambda: read_body(request, limit)
+            dialect, request_id, caller_of(request), lambda: read_body(request, limit)
         ) as call:
-            answer = Answer(self._endpoint, request_id, call.route.model)
+            answer = Answer(call.endpoint, request_id, call.route.model)
+            writer = dialect.writer(answer)
             async with aclosing(self._pipeline.respond(call, answer)) as source:
                 first = await anext(source)  # A failure until here is a plain error answer.
                 headers = call.admission.headers()
                 if call.body.stream:
-                    await _send_stream(first, source, headers, send)
+                    await _send_stream(first, source, writer, headers, send)
                 else:
-                    await JSONResponse(first[0], headers=headers)(scope, receive, send)
+                    await JSONResponse(writer.whole(first[0]), headers=headers)(scope, receive, send)
 
 
 async def _send_stream(
     first: list[dict[str, Any]],
     source: AsyncIterator[list[dict[str, Any]]],
+    writer: Writer,
     headers: Mapping[str, str],
     send: Send,
 ) -> None:
     plain = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
     more = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": 200, "headers": plain + more})
-    last = sse.DONE
     try:
-        await _send_part(b"".join(map(sse.encode, first)), send)
+        await _send_part(writer.feed(first), send)
         async for chunks in source:
-            await _send_part(b"".join(map(sse.encode, chunks)), send)
+            await _send_part(writer.feed(chunks), send)
+        last = writer.end()
     except ApiError as error:
-        last = sse.encode(error.body)  # The status is sent already; clients raise on this event.
+        last = writer.failed(error)
     except Exception:
         logger.exception("A stream failed")
-        last = sse.encode(_internal().body)
+        last = writer.failed(_internal())
     await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 async def _send_part(data: bytes, send: Send) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})
+    if data:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 class Doors:
-    """The endpoints that generate nothing."""
+    """The endpoints that generate no text."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -145,6 +155,17 @@ class Doors:
         key, view = self._pipeline.authenticate(caller_of(request))
         return JSONResponse(_card(find_route(view, key, request.path_params["model"])))
 
+    async def embeddings(self, request: Request) -> JSONResponse:
+        """``POST /v1/embeddings``."""
+        limit = self._pipeline.args.max_body_bytes
+        async with self._pipeline.open(
+            Embeddings(),
+            request.scope["state"]["request_id"],
+            caller_of(request),
+            lambda: read_body(request, limit),
+        ) as call:
+            return JSONResponse(await self._pipeline.embed(call), headers=call.admission.headers())
+
     async def health(self, _: Request) -> JSONResponse:
         """``GET /healthz``: 200 once the gateway has a snapshot; needs no key."""
         return JSONResponse({"status": "ok", "snapshot": self._pipeline.poller.view.number})
@@ -152,7 +173,10 @@ class Doors:
 
 def caller_of(request: Request) -> Caller:
     """Who asks, as far as HTTP tells; not what ``X-Forwarded-For`` claims, which anybody can write."""
-    return Caller(request.headers.get("authorization"), request.client.host if request.client else "")
+    authorization = request.headers.get("authorization")
+    if authorization is None and (key := request.headers.get("x-api-key")):  # As Anthropic's clients send it.
+        authorization = f"Bearer {key}"
+    return Caller(authorization, request.client.host if request.client else "")
 
 
 def _card(route: ModelRoute) -> dict[str, Any]:
@@ -212,18 +236,21 @@ def _internal() -> ApiError:
     return ApiError(500, "The server had an error while processing your request.", kind="server_error")
 
 
-def _response(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+def _response(error: ApiError, request: Request) -> JSONResponse:
+    state = request.scope["state"]
+    dialect: Dialect | None = state.get("dialect")
+    body = error.body if dialect is None else dialect.error(error, state["request_id"])
+    return JSONResponse(body, status_code=error.status, headers=error.headers)
 
 
-async def _api_error(_: Request, error: Exception) -> JSONResponse:
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _response(error)
+    return _response(error, request)
 
 
-async def _unforeseen(_: Request, error: Exception) -> JSONResponse:
+async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
     """A bug: its traceback goes to the log (Starlette raises it again), nothing of it to the client."""
-    return _response(_internal())
+    return _response(_internal(), request)
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -231,7 +258,7 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        return _response(ApiError(404, f"Invalid URL ({where}).", code="unknown_url"))
+        return _response(ApiError(404, f"Invalid URL ({where}).", code="unknown_url"), request)
     if error.status_code == 405:
-        return _response(ApiError(405, f"Not allowed to {where}.", code="method_not_supported"))
-    return _response(ApiError(error.status_code, error.detail))
+        return _response(ApiError(405, f"Not allowed to {where}.", code="method_not_supported"), request)
+    return _response(ApiError(error.status_code, error.detail), request)

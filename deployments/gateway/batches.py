@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from cluster.contracts import ApiKey
 from cluster.contracts.batches import BatchEndpoint, BatchRecord, BatchStatus, BatchTerms
-from deployments.gateway.body import read_json
+from deployments.gateway.body import read_object, typed
 from deployments.gateway.errors import ApiError, from_validation
 from deployments.gateway.threads import in_thread
 from deployments.gateway.view import View
@@ -90,12 +90,9 @@ class Batches:
     async def create(self, request: Request) -> Response:
         """``POST /v1/batches``."""
         self._authenticate(request)
-        content = read_json(await self._read_body(request))
+        content = read_object(await self._read_body(request))
         key, view = self._authenticate(request)
-        try:
-            wanted = BatchRequest.model_validate(content)
-        except ValidationError as error:
-            raise from_validation(error) from None
+        wanted = typed(content, BatchRequest)
         wanted.check_metadata()
         terms = await in_thread(lambda: self._terms(key, view, wanted))
         record = await in_thread(lambda: self._repository.create(terms))

@@ -13,7 +13,8 @@ from cluster.contracts import UpstreamError
 class ApiError(Exception):
     """An answer that is an error: ``{"error": {"message", "type", "param", "code"}}``.
 
-    :param retry_after_s: sent as ``Retry-After``; OpenAI's clients wait that long and try again.
+    :param retry_after_s: sent as ``Retry-After``; OpenAI's clients wait that long and try again. A 503 always
+        has one.
     :param headers: more headers of the answer.
     """
 
@@ -34,7 +35,7 @@ class ApiError(Exception):
         self.kind = kind
         self.code = code
         self.param = param
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = 5 if retry_after_s is None and status == 503 else retry_after_s
         self._headers = dict(headers or {})
 
     @property
@@ -61,21 +62,85 @@ def from_upstream(error: UpstreamError) -> ApiError:
     )
 
 
-def from_validation(error: ValidationError) -> ApiError:
-    """A body that is not what OpenAI's API takes: the first thing that is wrong with it."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    # Pydantic names the union member that it tried; that is no part of the path.
-    where = ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[", "str"))
-    )
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"Unrecognized request argument supplied: {where}.", param=where)
-    if first["type"] == "missing":
+#: What pydantic calls members of the bodies' unions.
+_MEMBERS = frozenset({"str", "bool", "int", "float", "list[str]", "NamedToolChoice"})
+#: Of OpenAI's API, and nothing that this platform's engines do.
+_UNSUPPORTED = frozenset(
+    {"audio", "best_of", "function_call", "functions", "moderation", "prediction", "prompt_cache_options"}
+    | {"verbosity", "web_search_options"}
+    # Of the Responses API.
+    | {"previous_response_id", "conversation", "context_management", "max_tool_calls"}
+    # Of Anthropic's.
+    | {"container", "context_management", "mcp_servers", "inference_geo", "output_config", "speed"}
+)
+_JSON_TYPES = {
+    "string": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "a boolean",
+    "list": "an array",
+    "dict": "an object",
+    "model": "an object",
+}
+
+
+def from_validation(error: ValidationError, within: str = "") -> ApiError:
+    """A body that is not what OpenAI's API takes: the first thing that is wrong with it.
+
+    :param within: path of what was validated, if it is a part of a body.
+    """
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = _path(first["loc"], within)
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        if where in _UNSUPPORTED:
+            return ApiError(
+                400, f"Unsupported parameter: '{where}'.", param=where, code="unsupported_parameter"
+            )
+        return ApiError(
+            400,
+            f"Unrecognized request argument supplied: {where}.",
+            param=where,
+            code="unknown_parameter",
+        )
+    if kind == "missing":
         return ApiError(
             400, f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter"
         )
+    wanted = _JSON_TYPES.get(kind.removesuffix("_type"))
+    if wanted is not None and kind.endswith("_type") and len(error.errors()) == 1:
+        message = f"Invalid type for '{where}': expected {wanted}, but got {_json_type(first['input'])}."
+        return ApiError(400, message, param=where, code="invalid_type")
     reason = first["msg"].removeprefix("Value error, ").removesuffix(".")
     return ApiError(400, f"Invalid value for '{where}': {reason}.", param=where, code="invalid_value")
+
+
+def _path(keys: tuple[int | str, ...], path: str) -> str:
+    """``messages[0].role``, as OpenAI's API writes it."""
+    for key in keys:
+        if isinstance(key, int):
+            path += f"[{key}]"
+        # Pydantic names the union member that it tried; that is no part of the path.
+        elif key not in _MEMBERS and not key.startswith(("function-", "literal[")):
+            path += f".{key}"
+    return path.lstrip(".")
+
+
+def _json_type(value: object) -> str:
+    match value:
+        case bool():
+            return "a boolean"
+        case None:
+            return "null"
+        case int():
+            return "an integer"
+        case float():
+            return "a decimal number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+    return "an object"
 
 
 def unknown_model(model: str) -> ApiError:

@@ -6,7 +6,6 @@ with its line's number, and not hours later.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
@@ -14,13 +13,15 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.contracts.files import UploadPurpose
-from deployments.gateway.body import Body, ChatBody, CompletionBody, Message
+from cluster.contracts.request import Body, ChatBody, CompletionBody, EmbeddingBody, Message
+from deployments.gateway.body import read_object
 from deployments.gateway.errors import ApiError, from_validation
 
 #: Endpoints of batch lines.
-BATCH_BODIES: dict[str, type[Body]] = {
+BATCH_BODIES: dict[str, type[Body | EmbeddingBody]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
+    "/v1/embeddings": EmbeddingBody,
 }
 _Check = Callable[[int, dict[str, Any]], None]
 _Kind = TypeVar("_Kind", bound=BaseModel)
@@ -126,13 +127,9 @@ def _objects(file: BinaryIO, limits: LineLimits) -> Iterator[tuple[int, dict[str
         if number > limits.lines:
             raise LineError(number, f"a file may have at most {limits.lines} lines.", "too_many_lines")
         try:
-            content = json.loads(line.decode())
-        except UnicodeDecodeError:
-            raise LineError(number, "it is no UTF-8.", "invalid_json_line") from None
-        except (ValueError, RecursionError):
-            raise LineError(number, "it is no JSON.", "invalid_json_line") from None
-        if not isinstance(content, dict):
-            raise LineError(number, "it is no JSON object.", "invalid_json_line")
+            content = read_object(line)
+        except ApiError:
+            raise LineError(number, "it is no JSON object in UTF-8.", "invalid_json_line") from None
         yield number, content
 
 
@@ -151,7 +148,7 @@ def _batch_check(same: dict[str, str]) -> _Check:
             known = ", ".join(BATCH_BODIES)
             raise LineError(number, f"'{line.url}' is no endpoint of a batch: {known}.", "invalid_url", "url")
         body = _parsed(number, kind, line.body, "body")
-        if body.stream:
+        if isinstance(body, Body) and body.stream:
             raise LineError(number, "a batch does not stream.", "invalid_value", "body.stream")
         for name, value in (("url", line.url), ("model", body.model)):
             if same.setdefault(name, value) != value:
@@ -190,6 +187,5 @@ def _parsed(number: int, kind: type[_Kind], content: dict[str, Any], where: str 
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        told = from_validation(error)
-        param = f"{where}.{told.param}" if where and told.param else told.param
-        raise LineError(number, told.message, told.code or "invalid_value", param) from None
+        told = from_validation(error, where)
+        raise LineError(number, told.message, told.code or "invalid_value", told.param) from None

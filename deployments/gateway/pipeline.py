@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequ
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Generic
 
 from starlette.requests import ClientDisconnect
 
@@ -29,10 +29,11 @@ from cluster.contracts import (
     Target,
     UpstreamRequest,
 )
+from cluster.contracts.request import Body, ChatBody, EmbeddingBody
 from cluster.errors import UsageError
-from deployments.gateway.answer import Answer, Assembly
+from deployments.gateway.answer import Answer, Assembly, embeddings
 from deployments.gateway.args import GatewayArgs
-from deployments.gateway.body import Body, ChatBody, CompletionBody, parse
+from deployments.gateway.dialect import Endpoint, Reader, TypedBody
 from deployments.gateway.errors import ApiError, overloaded, unknown_model
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
@@ -43,10 +44,8 @@ from deployments.gateway.upstream import Upstreams
 from deployments.gateway.view import Poller, View
 from validation.guards import GuardContext, GuardEngine, judge_request
 
-Endpoint = Literal["chat", "completions"]
 #: Fields that the gateway answers to, or sets itself.
 _NOT_THE_ENGINES = {"stream", "stream_options", "model", "user"}
-BODIES: dict[Endpoint, type[Body]] = {"chat": ChatBody, "completions": CompletionBody}
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(Generic[TypedBody]):
     """The typed request."""
 
     request_id: str
@@ -71,7 +70,7 @@ class Call:
     key: ApiKey
     route: Route
     engine: GuardEngine
-    body: Body
+    body: TypedBody
     upstream_body: dict[str, Any]
     admission: Admission
     estimate: Estimate
@@ -128,8 +127,10 @@ def find_route(view: View, key: ApiKey, model: str) -> Route:
     return route
 
 
-def check_limits(body: Body, args: GatewayArgs) -> None:
+def check_limits(body: Body | EmbeddingBody, args: GatewayArgs) -> None:
     """Raises ApiError 400 for a request that asks for too much."""
+    if isinstance(body, EmbeddingBody):
+        return  # Its type bounds the inputs, and it generates nothing.
     if body.choices > args.max_choices:
         raise ApiError(
             400,
@@ -142,8 +143,10 @@ def check_limits(body: Body, args: GatewayArgs) -> None:
                 raise ApiError(400, f"'{field}' may be at most {args.max_output_tokens}.", param=field)
 
 
-def estimate_tokens(raw: bytes, body: Body, args: GatewayArgs) -> Estimate:
+def estimate_tokens(raw: bytes, body: Body | EmbeddingBody, args: GatewayArgs) -> Estimate:
     """Four bytes of the body for each token, and all tokens that it asks for."""
+    if isinstance(body, EmbeddingBody):
+        return Estimate(prompt=len(raw) // 4, answer=0)
     wanted = getattr(body, "max_completion_tokens", None)
     wanted = body.max_tokens if wanted is None else wanted
     each = args.assumed_output_tokens if wanted is None else wanted
@@ -162,7 +165,9 @@ def tokens_used(estimate: Estimate, answer: Answer, status: int) -> int:
     return max(estimate.total, came) if status in (200, 499) else came
 
 
-def put_prompt(body: Body, upstream: dict[str, Any], view: View, record: RequestRecord) -> dict[str, Any]:
+def put_prompt(
+    body: Body | EmbeddingBody, upstream: dict[str, Any], view: View, record: RequestRecord
+) -> dict[str, Any]:
     """The request with the template that it names before its messages.
 
     Raises ApiError 404 for one that is not published, 400 for variables that are not the template's.
@@ -175,7 +180,7 @@ def put_prompt(body: Body, upstream: dict[str, Any], view: View, record: Request
     return {name: value for name, value in upstream.items() if name != "prompt"} | {"messages": messages}
 
 
-async def guard_input(call: Call) -> Call:
+async def guard_input(call: Call[TypedBody]) -> Call[TypedBody]:
     """Judge every text of the request; redact what the policy redacts.
 
     Raises ApiError 400 with code ``content_filter`` for what the policy blocks.
@@ -238,31 +243,31 @@ class Pipeline:
     @asynccontextmanager
     async def open(
         self,
-        endpoint: Endpoint,
+        dialect: Reader[TypedBody],
         request_id: str,
         caller: Caller,
         read_body: Callable[[], Awaitable[bytes]],
-    ) -> AsyncGenerator[Call, None]:
+    ) -> AsyncGenerator[Call[TypedBody], None]:
         """From what came over HTTP to a call that may go to a model; it has a place among those at work.
 
         Raises ApiError. Leaving the context ends the request, whatever became of it.
         """
-        record = RequestRecord(request_id, endpoint)
+        record = RequestRecord(request_id, dialect.name)
         with ExitStack() as stack:
             stack.callback(end, record, self._observers)
             with _telling(record):
-                call = await self._call(record, endpoint, caller, read_body, stack)
+                call = await self._call(record, dialect, caller, read_body, stack)
                 call = await guard_input(call)
             yield call
 
     async def _call(
         self,
         record: RequestRecord,
-        endpoint: Endpoint,
+        dialect: Reader[TypedBody],
         caller: Caller,
         read_body: Callable[[], Awaitable[bytes]],
         stack: ExitStack,
-    ) -> Call:
+    ) -> Call[TypedBody]:
         """The typed request, its key's limits taken until ``stack`` is left. Raises ApiError."""
         # Before a body of megabytes is read and judged.
         record.key, _ = self.authenticate(caller)
@@ -270,8 +275,8 @@ class Pipeline:
         admission = stack.enter_context(self._limiter.admit(record.key))
         raw = await read_body()
         record.key, view = self.authenticate(caller)  # Reading may take long; it may be revoked since.
-        body = parse(raw, BODIES[endpoint])
-        record.stream = body.stream
+        body = dialect.read(raw)
+        record.stream = isinstance(body, Body) and body.stream
         record.route = find_route(view, record.key, body.model)
         check_limits(body, self.args)
         estimate = estimate_tokens(raw, body, self.args)
@@ -281,7 +286,7 @@ class Pipeline:
         record.policy = engine.policy
         return Call(
             request_id=record.request_id,
-            endpoint=endpoint,
+            endpoint=dialect.endpoint,
             key=record.key,
             route=record.route,
             engine=engine,
@@ -294,26 +299,18 @@ class Pipeline:
             record=record,
         )
 
-    async def chunks(self, call: Call, answer: Answer) -> AsyncGenerator[list[list[dict[str, Any]]], None]:
+    async def chunks(
+        self, call: Call[Body], answer: Answer
+    ) -> AsyncGenerator[list[list[dict[str, Any]]], None]:
         """Lists of guarded choices, one for each chunk; what came together stays together.
 
         Closing this generator aborts the generation. Raises ApiError.
         """
         record = call.record
-        record.target = target = choose_target(call.route.targets)
-        request = UpstreamRequest(
-            # Engines refuse an id that is at work already, and clients may repeat theirs.
-            request_id=f"{call.request_id}-{uuid.uuid4().hex[:8]}",
-            endpoint=call.endpoint,
-            body=call.upstream_body | {"model": target.model},
-            principal=call.principal,
-        )
         guarded = GuardedAnswer(call.engine, call.context, call.body.choices)
-        record.sent_s = record.now_s()
         try:
-            async with aclosing(self._upstreams.chunks(target, request)) as source:
+            async with aclosing(self._ask(call)) as source:
                 async for chunks in source:
-                    record.answered_s = record.answered_s or record.now_s()
                     released = []
                     for chunk in chunks:
                         answer.note_usage(chunk)
@@ -325,14 +322,50 @@ class Pipeline:
                         return
             if guarded.unfinished():
                 raise ApiError(502, "The model stopped before its answer was complete.", kind="server_error")
+        finally:
+            record.note(guarded.findings, Direction.OUTPUT)
+
+    async def _ask(
+        self, call: Call[Body] | Call[EmbeddingBody]
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """What the model says, unjudged, from the target that the request goes to. Raises ApiError."""
+        record = call.record
+        record.target = target = choose_target(call.route.targets)
+        request = UpstreamRequest(
+            # Engines refuse an id that is at work already, and clients may repeat theirs.
+            request_id=f"{call.request_id}-{uuid.uuid4().hex[:8]}",
+            endpoint=call.endpoint,
+            body=call.upstream_body | {"model": target.model},
+            principal=call.principal,
+        )
+        record.sent_s = record.now_s()
+        try:
+            async with aclosing(self._upstreams.chunks(target, request)) as source:
+                async for chunks in source:
+                    record.answered_s = record.answered_s or record.now_s()
+                    yield chunks
         except ApiError as error:
             # Clients know the model by its public name.
             error.message = error.message.replace(f"`{target.model}`", f"`{call.route.model}`")
             raise
-        finally:
-            record.note(guarded.findings, Direction.OUTPUT)
 
-    async def respond(self, call: Call, answer: Answer) -> AsyncGenerator[list[dict[str, Any]], None]:
+    async def embed(self, call: Call[EmbeddingBody]) -> dict[str, Any]:
+        """The vectors of the request's texts, in OpenAI's form. Raises ApiError."""
+        record = call.record
+        try:
+            with _telling(record):
+                async with aclosing(self._ask(call)) as source:
+                    found = [chunk async for chunks in source for chunk in chunks]
+                body = embeddings(found, call.route.model, len(call.body.inputs))
+                record.usage = body["usage"]
+                record.first_s = record.last_s = record.now_s()
+                record.status = 200
+                return body
+        finally:
+            used = int(record.usage.get("total_tokens") or 0)
+            call.admission.tokens = used or (call.estimate.total if record.status == 200 else 0)
+
+    async def respond(self, call: Call[Body], answer: Answer) -> AsyncGenerator[list[dict[str, Any]], None]:
         """The chunks that a client gets, or the one whole answer: lists of JSON bodies."""
         record = call.record
         try:
@@ -356,7 +389,7 @@ class Pipeline:
             record.usage = answer.usage
             call.admission.tokens = tokens_used(call.estimate, answer, record.status)
 
-    def _chunk(self, call: Call, answer: Answer, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _chunk(self, call: Call[Body], answer: Answer, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = answer.chunk(choices)
         return chunk | {"usage": None} if call.body.include_usage else chunk
 

@@ -11,23 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from cluster.contracts import PromptTemplate
+from cluster.contracts.request import PromptReference
 from deployments.gateway.errors import ApiError
 
 _DEFAULT_ALIAS = "champion"
 _VARIABLE = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_.]*)\s*\}\}")
-
-
-class PromptReference(BaseModel):
-    """``prompt`` of a request."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: str = Field(min_length=1, max_length=256)
-    version: str | int | None = None
-    variables: dict[str, str | int | float] = Field(default_factory=dict)
 
 
 def find_template(prompts: Mapping[str, PromptTemplate], named: PromptReference) -> PromptTemplate:

@@ -10,15 +10,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from cluster import sse
 from cluster.contracts import Target, UpstreamError, UpstreamRequest
-from deployments import sse
 from deployments.gateway.errors import ApiError, from_upstream, overloaded
 
 if TYPE_CHECKING:
     import httpx
 
 logger = logging.getLogger("ray.serve")
-_PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+_PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 class Upstreams:
@@ -55,7 +56,9 @@ class Upstreams:
             RayServeException,
         )
 
-        body = request.body | {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+        body = request.body
+        if request.endpoint != "embeddings":
+            body = body | {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
         handle = await self._handle(target)
         # Replicas that have the adapter already are preferred.
         adapter = target.model if ":" in target.model else ""
@@ -101,13 +104,16 @@ class Upstreams:
         headers = {"x-request-id": request.request_id}
         if (variable := self._key_variables.get(target.base_url or "")) is not None:
             headers["authorization"] = f"Bearer {os.environ.get(variable, '')}"
-        body = request.body | {"stream": True, "stream_options": {"include_usage": True}}
+        body = request.body | (_STREAMED if request.endpoint != "embeddings" else {})
         try:
             async with self._client.stream(
                 "POST", url + _PATHS[request.endpoint], json=body, headers=headers
             ) as answer:
                 if answer.status_code != 200:
                     raise _refused(answer.status_code, await answer.aread())
+                if request.endpoint == "embeddings":
+                    yield sse.encode(_vectors(await answer.aread()))
+                    return
                 async for item in answer.aiter_bytes():
                     yield item
         except httpx.HTTPError:
@@ -145,6 +151,13 @@ async def _parsed(source: AsyncIterator[bytes]) -> AsyncIterator[list[dict[str, 
             chunks.append(chunk)
         if chunks:
             yield chunks
+
+
+def _vectors(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise ApiError(502, "The model's server did not answer in JSON.", kind="server_error") from None
 
 
 def _replica_failed(error: Exception, request: UpstreamRequest) -> ApiError:

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pydantic import ValidationError
+
+from cluster.contracts.request import Body, ChatBody, CompletionBody
 from cluster.errors import UsageError
+from cluster.settings import describe_validation_error
 from jobs.batch.rows import BatchRequest, Endpoint
-from jobs.batch.sampling import SamplingConfig
 
-#: OpenAI's own bookkeeping: accepted, and meaningless to a model.
-BOOKKEEPING = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-)
-
-#: Fields are an allow-list: one that nobody here knows could carry text past the guards to the model, or
-#: (token ids, log probabilities) text out past them.
-COMMON = frozenset(SamplingConfig.model_fields) | {
-    "model", "n", "stream", "max_completion_tokens", "logit_bias",
-    "stop_token_ids", "response_format",
-} | BOOKKEEPING  # fmt: skip
-CHAT = frozenset({"messages", "tools", "tool_choice", "parallel_tool_calls"})
-COMPLETIONS = frozenset({"prompt"})
-MESSAGE = frozenset(
-    {"role", "content", "name", "refusal", "reasoning", "reasoning_content", "tool_calls", "tool_call_id"}
-)
-#: Templates write ids out, so they must have no room for prose.
-TOOL_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-ROLES = ("system", "developer", "user", "assistant", "tool")
 URLS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+_BODIES: dict[Endpoint, type[Body]] = {"chat": ChatBody, "completions": CompletionBody}
+#: Of the gateway's fields: those of a stream, and log probabilities, whose alternatives no guard judges.
+_NOT_IN_A_BATCH = frozenset({"stream", "stream_options", "logprobs", "top_logprobs", "echo", "suffix"})
 
 
 def bad(address: str, number: int, why: str) -> UsageError:
@@ -75,60 +61,21 @@ def _request(raw: bytes) -> BatchRequest:
 
 
 def _body(endpoint: Endpoint, body: Any) -> dict[str, Any]:
+    """The body as the gateway would take it: the same fields, the same types."""
     if not isinstance(body, dict):
         raise ValueError("body is missing or no JSON object")
-    if body.get("stream"):
+    given = {key: value for key, value in body.items() if value is not None}
+    if given.pop("stream", False):
         raise ValueError("a batch has no stream")
-    known = COMMON | (COMPLETIONS if endpoint == "completions" else CHAT)
-    if unknown := sorted(set(body) - known):
-        raise ValueError(f"body.{unknown[0]} is not available in a batch")
-    if endpoint == "completions":
-        if not isinstance(body.get("prompt"), str) or not body["prompt"]:
-            raise ValueError("body.prompt is missing or no text")
-    else:
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise ValueError("body.messages is missing or empty")
-        for index, message in enumerate(messages):
-            _check_message(f"body.messages[{index}]", message)
-    kept = {key: value for key, value in body.items() if key not in BOOKKEEPING}
-    if endpoint == "chat":
-        kept["messages"] = [_with_one_text(message) for message in kept["messages"]]
-    return kept
-
-
-def _with_one_text(message: dict[str, Any]) -> dict[str, Any]:
-    """Parts as the engine joins them: what a template puts together must be judged together."""
-    if not isinstance(message.get("content"), list):
-        return message
-    return message | {"content": "\n".join(part["text"] for part in message["content"])}
-
-
-def _check_id(path: str, value: Any) -> None:
-    if not isinstance(value, str) or not TOOL_CALL_ID.fullmatch(value):
-        raise ValueError(f"{path} is not 1 to 64 letters, digits, '_' or '-'")
-
-
-def _check_message(path: str, message: Any) -> None:
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise ValueError(f"{path} has no role among {', '.join(ROLES)}")
-    if unknown := sorted(set(message) - MESSAGE):
-        raise ValueError(f"{path}.{unknown[0]} is not available in a batch")
-    content = message.get("content")
-    if isinstance(content, list):
-        for part in content:
-            text = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            if not text or set(part) != {"type", "text"}:
-                raise ValueError(f"{path}.content holds a part that is no text")
-    elif not isinstance(content, str) and not message.get("tool_calls"):
-        raise ValueError(f"{path} has no content")
-    if message.get("tool_call_id") is not None:
-        _check_id(f"{path}.tool_call_id", message["tool_call_id"])
-    for number, call in enumerate(message.get("tool_calls") or []):
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not all(
-            isinstance(function.get(k), str) for k in ("name", "arguments")
-        ):
-            raise ValueError(f"{path}.tool_calls holds a call without a function's name and arguments")
-        if call.get("id") is not None:
-            _check_id(f"{path}.tool_calls[{number}].id", call["id"])
+    if unavailable := sorted(given.keys() & _NOT_IN_A_BATCH):
+        raise ValueError(f"body.{unavailable[0]} is not available in a batch")
+    if endpoint == "chat" and "prompt" in given:  # A template, which only gateways know.
+        raise ValueError("body.prompt is not available in a batch")
+    if endpoint == "completions" and not (isinstance(given.get("prompt"), str) and given["prompt"]):
+        raise ValueError("body.prompt is missing or no text")
+    try:
+        # A batch names its model itself; a line need not, and what it names is not looked at.
+        parsed = _BODIES[endpoint].model_validate({"model": "-", **given})
+    except ValidationError as error:
+        raise ValueError(describe_validation_error(error, "body").rstrip(".")) from None
+    return parsed.model_dump(exclude_unset=True, exclude={"user"} if "model" in given else {"user", "model"})

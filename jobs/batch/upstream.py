@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable
 from typing import Any
 
 from cluster.contracts import StreamItem, UpstreamError
+from cluster.sse import EventReader
 
 
 class UpstreamFailedError(Exception):
@@ -28,32 +29,20 @@ async def collect(stream: AsyncIterable[StreamItem]) -> dict[str, Any]:
     Raises UpstreamFailedError for the replica's error, or for a stream that ends without an answer.
     """
     answer: dict[str, Any] = {}
+    reader = EventReader()
     async for item in stream:
-        for event, data in _events(item):
-            if event == "error":
-                raise UpstreamFailedError(UpstreamError.model_validate_json(data))
-            if data == "[DONE]":
+        for event in reader.feed(item):
+            if event.name == "error":
+                raise UpstreamFailedError(UpstreamError.model_validate_json(event.data))
+            if event.data == "[DONE]":
                 continue
-            _fold(answer, json.loads(data))
+            _fold(answer, json.loads(event.data))
     choices = answer.get("choices")
     if not choices or any(not choice.get("finish_reason") for choice in choices):
         raise UpstreamFailedError(
             UpstreamError(status=502, message="The model's stream ended before its answer.")
         )
     return answer
-
-
-def _events(item: StreamItem) -> Iterator[tuple[str, str]]:
-    for block in item.decode().split("\n\n"):
-        event, data = "", []
-        for line in block.splitlines():
-            name, _, value = line.partition(":")
-            if name == "event":
-                event = value.strip()
-            elif name == "data":
-                data.append(value.removeprefix(" "))
-        if data:
-            yield event, "\n".join(data)
 
 
 def _fold(answer: dict[str, Any], chunk: dict[str, Any]) -> None:

@@ -103,7 +103,9 @@ def local_cluster() -> LocalCluster:
     named = {f"MANTA_PORTS__{name.upper()}": str(port) for name, port in ports.items()}
     # A user's token for a model hub: jobs get it, and it must turn up nowhere else.
     hub = {"HF_TOKEN": f"hf_{secrets.token_hex(17)}"}
-    return LocalCluster(home, {**clean, **named, **hub, "MANTA_HOME": str(home)})
+    # Of 10,000 usually: tests wait for figures to be exported.
+    quick = {"RAY_metrics_report_interval_ms": "2000"}
+    return LocalCluster(home, {**clean, **named, **hub, **quick, "MANTA_HOME": str(home)})
 
 
 @pytest.fixture(scope="session")

@@ -107,13 +107,17 @@ def without(number: int, *path: str) -> dict[str, Any]:
     [
         (b"", "The file is empty", "empty_file"),
         (b"\n\n", "The file is empty", "empty_file"),
-        (jsonl(line(1)) + b"{", "Line 2: it is no JSON", "invalid_json_line"),
+        (jsonl(line(1)) + b"{", "Line 2: it is no JSON object", "invalid_json_line"),
         (jsonl(line(1)) + b"\n" + jsonl(line(2)), "Line 2: it is empty", "invalid_json_line"),
-        (jsonl(line(1)) + b"\xff\xfe", "Line 2: it is no UTF-8", "invalid_json_line"),
+        (jsonl(line(1)) + b"\xff\xfe", "Line 2: it is no JSON object in UTF-8", "invalid_json_line"),
         (jsonl(line(1), [1]), "Line 2: it is no JSON object", "invalid_json_line"),
         (jsonl(line(1), line(2), line(1)), "Line 3: its custom_id is that of line 1", "duplicate_custom_id"),
         (jsonl(without(1, "custom_id")), "Line 1: Missing required parameter: 'custom_id'", "missing"),
-        (jsonl(without(1, "body", "messages")), "Line 1: Missing required parameter: 'messages'", "missing"),
+        (
+            jsonl(without(1, "body", "messages")),
+            "Line 1: Missing required parameter: 'body.messages'",
+            "missing",
+        ),
         (jsonl(line(1, method="GET")), "Line 1: Invalid value for 'method'", "invalid_value"),
         (jsonl(line(1, url="/v1/images")), "Line 1: '/v1/images' is no endpoint", "invalid_url"),
         (
@@ -131,10 +135,10 @@ def without(number: int, *path: str) -> dict[str, Any]:
             "Line 1: a batch does not",
             "invalid_value",
         ),
-        (jsonl(line(1, colour="red")), "Line 1: Unrecognized request argument", "invalid_value"),
+        (jsonl(line(1, colour="red")), "Line 1: Unrecognized request argument", "unknown_parameter"),
         (jsonl(*map(line, range(101))), "Line 101: a file may have at most 100 lines", "too_many_lines"),
         (b'{"a": "' + b"x" * 5_000_000 + b'"}', "Line 1: it is longer than", "line_too_long"),
-        (b"[" * 200_000, "Line 1: it is no JSON", "invalid_json_line"),
+        (b"[" * 200_000, "Line 1: it is no JSON object", "invalid_json_line"),
     ],
 )
 async def test_a_bad_line_is_named(g: Fixture, content: bytes, message: str, code: str) -> None:

@@ -215,16 +215,31 @@ async def test_many_streams_at_once(served: Served) -> None:
 
 
 async def test_who_goes_away_frees_the_engine(served: Served) -> None:
-    """Long answers that nobody reads must not keep the engine busy."""
+    """The engine stops at once: it makes few of the tokens that were asked for, and holds no request."""
+    before = wait_for_metric(GENERATED, lambda values: len(values) == 1)[0]
+    streams, tokens = 8, 480
     async with served.async_client() as client:
-        long = greedy(max_tokens=480, extra_body={"ignore_eos": True}, stream=True)
-        for _ in range(8):
+        long = greedy(max_tokens=tokens, extra_body={"ignore_eos": True}, stream=True)
+        for _ in range(streams):
             stream = await client.chat.completions.create(**long)
             await anext(aiter(stream))
             await stream.close()
-        await asyncio.sleep(1.0)
         await client.chat.completions.create(**greedy(max_tokens=2))
+    made = generated_in_the_end(before) - before
+    assert 0 < made < streams * tokens / 2
     assert served_running(served) == 0
+
+
+GENERATED = "ray_vllm_generation_tokens_total"
+
+
+def generated_in_the_end(before: float) -> float:
+    """How many tokens the engine has made, once it makes no more."""
+    last = before
+    while (now := wait_for_metric(GENERATED, lambda values: values > [before])[0]) != last:
+        last = now
+        time.sleep(5)  # Longer than lies between two exports.
+    return last
 
 
 def served_running(served: Served) -> float:

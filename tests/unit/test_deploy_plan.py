@@ -117,6 +117,24 @@ def test_a_dry_run_imports_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"a: demo would be imported as {ref}" in told
 
 
+def test_an_encoder_is_routed_under_its_name_and_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = ArtifactRef(team="default", kind="model", name="a", fingerprint="0" * 16)
+    monkeypatch.setattr(models, "find_model", lambda source: (ref, None))
+    args = {"model": "organisation/encoder", "model_id": "encoder"}
+    application = {"name": "e", "import_path": "deployments.embeddings:build", "args": args}
+    application["deployments"] = [{"name": "embeddings", "ray_actor_options": {"num_gpus": 0.5}}]
+    plan = make_plan({"applications": [application]}, None, {}, print, dry_run=True)
+    (made,) = plan.routes
+    assert (made.model, made.policy) == ("encoder", "default")
+    assert (made.targets[0].application, made.targets[0].deployment) == ("e", "embeddings")
+    assert plan.applications[0]["args"]["model"] == str(ref)
+    assert "policy" not in plan.applications[0]["args"]  # A new one must restart nothing.
+    assert plan.applications[0]["route_prefix"] is None
+    assert bundles(plan.applications) == [{"CPU": 1.0, "GPU": 0.5}]
+    with pytest.raises(UsageError, match="model_id"):
+        make_plan({"applications": [application | {"args": {"model": "x"}}]}, None, {}, print)
+
+
 def test_a_dry_run_of_a_removal_removes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     class Serve:
         def configurations(self) -> list[dict[str, str]]:

@@ -13,8 +13,8 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
+from cluster import sse
 from cluster.contracts import Principal, Target, UpstreamError, UpstreamRequest
-from deployments import sse
 from deployments.gateway.errors import ApiError
 from deployments.gateway.upstream import Upstreams
 from deployments.gather import gather
