@@ -55,6 +55,10 @@ class BatchWorkers:
         """There is work."""
         self._worker.wake()
 
+    def step_back(self) -> None:
+        """Interactive requests are at work."""
+        self._worker.step_back()
+
     def check_health(self) -> None:
         """Serve starts another in its place if it does not work any more."""
         if self._task.done():

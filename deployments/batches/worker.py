@@ -34,6 +34,8 @@ from validation.guards.policy import GuardPolicy
 
 logger = logging.getLogger("ray.serve")
 _SWEEP_S = 3600.0
+#: How long a worker keeps back after the last news of interactive requests.
+_BUSY_S = 1.5
 
 
 @dataclass
@@ -78,13 +80,23 @@ class BatchWorker:
         self._args, self._holder, self._make_engine = args, holder, make_engine
         self._file_expiry_s = file_expiry_s
         self._awake = asyncio.Event()
-        self._places = asyncio.Semaphore(args.concurrency)
+        self._busy_until = 0.0
         self._held = set[str]()
         self._swept = 0.0
 
     def wake(self) -> None:
         """Look for work now."""
         self._awake.set()
+
+    def step_back(self) -> None:
+        """Interactive requests are at work: for a while leave them the models."""
+        self._busy_until = time.monotonic() + _BUSY_S
+
+    def _share(self) -> int:
+        """Rows that one batch may ask at once."""
+        busy = time.monotonic() < self._busy_until
+        rows = self._args.busy_concurrency if busy else self._args.concurrency
+        return max(1, rows // max(1, len(self._held)))
 
     async def run(self) -> None:
         """Work until cancelled; several batches at once."""
@@ -192,11 +204,12 @@ class BatchWorker:
         try:
             while not work.stops:
                 # While parts cannot be written no more is asked than memory should hold.
-                while len(tasks) + len(work.waiting) < self._args.rows_at_once:
+                room = self._args.rows_at_once - len(work.waiting)
+                while len(tasks) < min(room, self._share()):
                     row = next(rows, None)
                     if row is None:
                         break
-                    tasks.add(asyncio.create_task(self._ask(asker, row)))
+                    tasks.add(asyncio.create_task(asker.ask(row)))
                 if not tasks and not work.waiting:
                     return
                 left_s = max(0.0, work.flushed + self._args.flush_s - time.monotonic())
@@ -218,10 +231,6 @@ class BatchWorker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _ask(self, asker: Asker, row: Row) -> Done:
-        async with self._places:
-            return await asker.ask(row)
 
     async def _flush(self, work: _Work, *, last: bool = False) -> None:
         """Make what is done durable, tell how far it is, and look whether it shall go on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.contracts import Route as ModelRoute
 from deployments.gateway.answer import Answer
-from deployments.gateway.batches import Batches
+from deployments.gateway.batches import Batches, Workers, tell_when_busy
 from deployments.gateway.dialect import Dialect, Embeddings, OpenAi, Writer
 from deployments.gateway.errors import ApiError
 from deployments.gateway.files import Files
@@ -39,11 +40,11 @@ def make_app(
     replicas: ReplicaCount,
     *,
     behind_proxy: bool,
-    wake: Callable[[], None],
+    workers: Workers,
 ) -> ASGIApp:
     """The whole application around one pipeline.
 
-    :param wake: tells the batch worker that there is work.
+    :param workers: what does batches.
     :param behind_proxy: whether Serve's proxy stands before it, which tells clients the request id.
     """
 
@@ -51,7 +52,9 @@ def make_app(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await pipeline.poller.start()
         await replicas.start()
+        telling = asyncio.create_task(tell_when_busy(lambda: pipeline.at_work, workers))
         yield
+        telling.cancel()
         await replicas.stop()
         await pipeline.poller.stop()
         await upstreams.close()
@@ -60,7 +63,7 @@ def make_app(
     batches = Batches(
         lambda request: pipeline.authenticate(caller_of(request)),
         lambda request: read_body(request, pipeline.args.max_body_bytes),
-        wake,
+        workers.wake,
     )
     files = Files(pipeline.args, lambda request: pipeline.authenticate(caller_of(request))[0])
     app = Starlette(

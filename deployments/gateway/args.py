@@ -11,9 +11,14 @@ class BatchArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     concurrency: int = Field(32, ge=1, description="Rows asked at once, of all batches.")
+    busy_concurrency: int = Field(
+        1,
+        ge=1,
+        description="Rows asked at once while interactive requests are at work.",
+    )
     batches_at_once: int = Field(4, ge=1, description="Batches at work at once.")
     rows_at_once: int = Field(
-        1000, ge=1, description="Rows of one batch that are asked, or wait to be stored."
+        1000, ge=1, description="Most rows of one batch that are asked or wait to be stored."
     )
     attempts: int = Field(3, ge=1, description="Tries of a row that fails in the model.")
     flush_s: float = Field(1.0, gt=0, description="Seconds between two parts of answered rows.")

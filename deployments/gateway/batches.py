@@ -5,10 +5,11 @@ A batch pins its guard policy when it is made. SQL is asked in threads, by these
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -27,6 +28,27 @@ if TYPE_CHECKING:
     from cluster.files import FileRepository
 
 _WINDOW = timedelta(hours=24)
+_TELL_S = 0.5
+
+
+class Workers(Protocol):
+    """The batch workers; what they are told may get lost."""
+
+    def wake(self) -> None:
+        """There is work."""
+        ...
+
+    def step_back(self) -> None:
+        """Interactive requests are at work."""
+        ...
+
+
+async def tell_when_busy(at_work: Callable[[], int], workers: Workers) -> None:
+    """Tell the workers, again and again, while interactive requests are at work. Until cancelled."""
+    while True:
+        if at_work():
+            workers.step_back()
+        await asyncio.sleep(_TELL_S)
 
 
 class BatchRequest(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from ray import serve
@@ -11,13 +10,14 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.gateway.args import GatewayArgs
+from deployments.gateway.batches import Workers
 from deployments.own_address import listen_on_own_address
 
 
-def asgi_app(args: GatewayArgs, wake: Callable[[], None]) -> ASGIApp:
+def asgi_app(args: GatewayArgs, workers: Workers) -> ASGIApp:
     """The gateway as it runs in a replica, with all that it reads from and counts in.
 
-    :param wake: tells the batch worker that there is work.
+    :param workers: what does batches.
     """
     from cluster.snapshots import newest
     from deployments.gateway.app import make_app
@@ -33,11 +33,20 @@ def asgi_app(args: GatewayArgs, wake: Callable[[], None]) -> ASGIApp:
     replicas = ReplicaCount(_running_replicas, lambda: poller.limited, args.snapshot_interval_s)
     limiter = Limiter(lambda: replicas.value)
     pipeline = Pipeline(args, poller, upstreams, limiter, [Report(counters=True)])
-    return make_app(pipeline, upstreams, replicas, behind_proxy=True, wake=wake)
+    return make_app(pipeline, upstreams, replicas, behind_proxy=True, workers=workers)
 
 
-def _forget(_: object) -> None:
-    """Whether the worker heard it does not matter: it also looks by itself."""
+class _Workers:
+    """By their handle. Whether they heard it is not waited for: they look for work by themselves, too."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    def wake(self) -> None:
+        self._handle.wake.remote()
+
+    def step_back(self) -> None:
+        self._handle.step_back.remote()
 
 
 def _running_replicas() -> int:
@@ -58,12 +67,12 @@ class Gateway:
     """One replica of the gateway."""
 
     def __init__(self, args: GatewayArgs, batches: DeploymentHandle) -> None:
-        self._args, self._batches = args, batches
+        self._args, self._workers = args, _Workers(batches)
         listen_on_own_address()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this in the replica, after the constructor."""
-        return asgi_app(self._args, lambda: _forget(self._batches.wake.remote()))
+        return asgi_app(self._args, self._workers)
 
     def loaded_modules(self) -> list[str]:
         """Names of all modules in this process; a test holds that no engine is among them."""

@@ -224,7 +224,8 @@ class Pipeline:
         self._failures = FailedAuthentications(args.max_failed_authentications)
         self._upstreams = upstreams
         self._observers = observers
-        self._at_work = 0
+        #: Requests that have a place now.
+        self.at_work = 0
 
     def authenticate(self, caller: Caller) -> tuple[ApiKey, View]:
         """The key of who asks, and the view that knows it.
@@ -395,13 +396,13 @@ class Pipeline:
 
     @contextmanager
     def _place(self) -> Generator[None]:
-        if self._at_work >= self.args.max_concurrent_requests:
+        if self.at_work >= self.args.max_concurrent_requests:
             raise overloaded("The gateway")
-        self._at_work += 1
+        self.at_work += 1
         try:
             yield
         finally:
-            self._at_work -= 1
+            self.at_work -= 1
 
 
 @contextmanager

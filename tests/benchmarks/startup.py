@@ -35,7 +35,7 @@ _IMPORT = (
     "import time; start = time.perf_counter()\n"
     "from deployments.gateway import GatewayArgs\n"
     "from deployments.gateway.deployment import asgi_app\n"
-    "asgi_app(GatewayArgs())\n"
+    "asgi_app(GatewayArgs(), None)\n"
     "print(time.perf_counter() - start)"
 )
 

@@ -25,7 +25,7 @@ from deployments.batches.worker import BatchWorker
 from deployments.gateway.args import BatchArgs
 from deployments.gateway.errors import ApiError
 from tests.conftest import S3, forget_settings
-from tests.unit.gateway_app import Chunk, Fixture, chat, gateway, key, policy, snapshot, usage
+from tests.unit.gateway_app import Chunk, Fixture, NoWorkers, chat, gateway, key, policy, snapshot, usage
 from validation.guards import GuardEngine
 
 pytestmark = pytest.mark.integration
@@ -39,13 +39,19 @@ class Model:
     def __init__(self) -> None:
         self.asked = Counter[str]()
         self.pause_s = 0.0
+        self.at_once = self.most_at_once = 0
         self.fails: Callable[[str, int], Exception | None] = lambda text, time: None
 
     async def chunks(self, target: Target, request: UpstreamRequest) -> AsyncGenerator[list[Chunk], None]:
         text = request.body["messages"][-1]["content"]
         self.asked[text] += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
         failure = self.fails(text, self.asked[text])
-        await asyncio.sleep(self.pause_s)
+        try:
+            await asyncio.sleep(self.pause_s)
+        finally:
+            self.at_once -= 1
         if failure is not None:
             raise failure
         yield [chat(f"Answer to {text}", finish="stop"), usage(3, 2)]
@@ -57,6 +63,7 @@ class Running(Fixture):
     model: Model
     store: ObjectStore
     workers: list[asyncio.Task[None]]
+    worker: BatchWorker
 
     def start_worker(self, **args: Any) -> asyncio.Task[None]:
         url = load_settings().database_url
@@ -70,6 +77,7 @@ class Running(Fixture):
             GuardEngine,
             3600,
         )
+        self.worker = worker
         self.workers.append(asyncio.create_task(worker.run()))
         return self.workers[-1]
 
@@ -283,6 +291,36 @@ async def test_a_key_that_is_revoked_meanwhile(g: Running, team: str) -> None:
     assert [error.code for error in done.errors.data or []] == ["key_ended"]
     output, errors = await g.lines(done.output_file_id), await g.lines(done.error_file_id)
     assert len(output) + len(errors) == 100
+
+
+async def test_batches_step_back_for_interactive_requests(g: Running) -> None:
+    g.model.pause_s = 0.02
+    g.start_worker(concurrency=8)
+    batch = await g.submit(400)
+    await g.until(batch, lambda now: now.request_counts.completed >= 20)  # type: ignore[union-attr]
+    assert g.model.most_at_once == 8
+    g.worker.step_back()
+    await asyncio.sleep(0.1)
+    g.model.most_at_once = 0
+    await asyncio.sleep(0.5)
+    assert g.model.most_at_once == 1  # It goes on, but slowly.
+    await g.ended(batch)
+    assert g.model.most_at_once == 8
+
+
+async def test_workers_are_told_of_interactive_requests() -> None:
+    told = list[str]()
+
+    class Hears(NoWorkers):
+        def step_back(self) -> None:
+            told.append("step back")
+
+    async with gateway(workers=Hears()) as running:
+        await asyncio.sleep(0.7)
+        assert told == []
+        running.script.says, running.script.pause_s = [chat("x"), chat("y", finish="stop")], 0.6
+        await running.client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+        assert 1 <= len(told) <= 4
 
 
 async def test_the_policy_is_the_one_of_submission(g: Running) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from cluster.contracts import ApiKey, PolicyDocument, Route, Snapshot, Target, UpstreamRequest
 from deployments.gateway.app import make_app
 from deployments.gateway.args import GatewayArgs
+from deployments.gateway.batches import Workers
 from deployments.gateway.limits import Limiter, ReplicaCount
 from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.record import Observer
@@ -62,6 +63,14 @@ def chat(
 def usage(prompt: int, completion: int) -> Chunk:
     tokens = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     return {"choices": [], "usage": tokens}
+
+
+class NoWorkers:
+    """No batch worker hears it."""
+
+    def wake(self) -> None: ...
+
+    def step_back(self) -> None: ...
 
 
 class Script(Upstreams):
@@ -122,7 +131,7 @@ async def gateway(
     first: Snapshot | None = None,
     limiter: Limiter | None = None,
     observers: Sequence[Observer] = (),
-    wake: Callable[[], None] = lambda: None,
+    workers: Workers | None = None,
     **args: Any,
 ) -> AsyncIterator[Fixture]:
     """The application, started as a server starts it, and an HTTP client that calls it in this process."""
@@ -135,7 +144,7 @@ async def gateway(
     replicas = ReplicaCount(lambda: 1, lambda: False, 3600.0)
     limiter = limiter or Limiter(lambda: replicas.value)
     pipeline = Pipeline(settings, poller, script, limiter, [Report(counters=False), *observers])
-    app = make_app(pipeline, script, replicas, behind_proxy=False, wake=wake)
+    app = make_app(pipeline, script, replicas, behind_proxy=False, workers=workers or NoWorkers())
     started = asyncio.Event()
     stop = asyncio.Event()
 

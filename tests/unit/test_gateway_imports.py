@@ -21,7 +21,7 @@ import json, sys
 from deployments.gateway import GatewayArgs, build
 from deployments.gateway.deployment import asgi_app
 build(GatewayArgs())
-asgi_app(GatewayArgs())
+asgi_app(GatewayArgs(), None)
 from deployments.guards import make_engine
 from validation.guards import default_policy
 make_engine(default_policy())
