@@ -36,16 +36,18 @@ def asgi_app(args: GatewayArgs, workers: Workers) -> ASGIApp:
     return make_app(pipeline, upstreams, replicas, behind_proxy=True, workers=workers)
 
 
-class _Workers:
+class WorkersByHandle:
     """By their handle. Whether they heard it is not waited for: they look for work by themselves, too."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
     def wake(self) -> None:
+        """See :class:`Workers`."""
         self._handle.wake.remote()
 
     def step_back(self) -> None:
+        """See :class:`Workers`."""
         self._handle.step_back.remote()
 
 
@@ -67,7 +69,7 @@ class Gateway:
     """One replica of the gateway."""
 
     def __init__(self, args: GatewayArgs, batches: DeploymentHandle) -> None:
-        self._args, self._workers = args, _Workers(batches)
+        self._args, self._workers = args, WorkersByHandle(batches)
         listen_on_own_address()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
