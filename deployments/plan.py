@@ -29,8 +29,12 @@ MODEL = "deployments.model:build"
 GATEWAY = "deployments.gateway:build"
 GUARDS = "deployments.guards:build"
 EMBEDDINGS = "deployments.embeddings:build"
-#: Of one replica, where the file says nothing else.
-_USUAL_CPUS = {GATEWAY: 0.2, GUARDS: 0.2, EMBEDDINGS: 1.0}
+#: Logical CPUs of a replica of each of our light deployments, where the file says nothing else.
+_USUAL_CPUS = {
+    GATEWAY: {"gateway": 0.2, "batches": 0.1},
+    GUARDS: {"guards": 0.2},
+    EMBEDDINGS: {"embeddings": 1.0},
+}
 #: Mappings in llm_config that are read here, each after the one that it is in.
 _MAPPINGS = (
     "model_loading_config",
@@ -359,10 +363,11 @@ def bundles(applications: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]
         if application["import_path"] == MODEL:
             config = application["args"]["llm_config"]
             found += _replica(config) * _replicas(config.get("deployment_config") or {})
-        elif application["import_path"] in _USUAL_CPUS:
-            options: dict[str, Any] = next(iter(application.get("deployments") or []), {})
+        named = {options.get("name"): options for options in application.get("deployments") or []}
+        for name, usual in _USUAL_CPUS.get(application["import_path"], {}).items():
+            options: dict[str, Any] = named.get(name, {})
             actor = options.get("ray_actor_options") or {}
-            bundle = {"CPU": actor.get("num_cpus", _USUAL_CPUS[application["import_path"]])}
+            bundle = {"CPU": actor.get("num_cpus", usual)}
             bundle |= {"GPU": actor["num_gpus"]} if actor.get("num_gpus") else {}
             found += [bundle] * _replicas(options)
     return found

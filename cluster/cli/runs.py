@@ -75,8 +75,10 @@ def gc(older_than: timedelta, team: str | None, dry_run: bool, as_json: bool) ->
 
     Attempts without a manifest, beaten ones, training checkpoints and unfinished uploads to which nothing
     has happened for --older-than; never a run's that is alive, nor what an artifact is made of. Until then a
-    killed finetune can be resumed from its checkpoints.
+    killed finetune can be resumed from its checkpoints. Without --team also files of /v1/files whose time is
+    over.
     """
+    from cluster.files import FileRepository
     from cluster.gc import Collector
     from cluster.runs import RunRepository
     from cluster.settings import load_settings
@@ -91,13 +93,16 @@ def gc(older_than: timedelta, team: str | None, dry_run: bool, as_json: bool) ->
         if not as_json:
             size = f"{one.files} files, {one.bytes / 1e6:.1f} MB; " if one.files else ""
             click.echo(f"{one.path}: {one.why} ({size}last written {one.last:%Y-%m-%d %H:%M})")
+    uploads = 0 if dry_run or team else FileRepository(load_settings().database_url).sweep(store)
     total = {"files": sum(one.files for one in found), "bytes": sum(one.bytes for one in found)}
     if as_json:
         items = [{**vars(one), "last": one.last.isoformat()} for one in found]
-        click.echo(json.dumps({"dry_run": dry_run, **total, "collected": items}))
+        click.echo(json.dumps({"dry_run": dry_run, **total, "uploads": uploads, "collected": items}))
         return
     done = "would be deleted" if dry_run else "deleted"
     click.echo(f"{len(found)} {done}: {total['files']} files, {total['bytes'] / 1e6:.1f} MB")
+    if uploads:
+        click.echo(f"{uploads} uploaded files deleted that had expired or never came whole")
 
 
 def _put_right(repository: Any) -> None:

@@ -16,7 +16,7 @@ from datetime import datetime
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
 
 from cluster.errors import NotFoundError, RefusedError, UnavailableError, UsageError
 from cluster.settings import StorageSettings, load_settings
@@ -108,6 +108,12 @@ class ObjectStore:
         """What S3 tells an object's content by; another one once it is written anew. Raises NotFoundError."""
         with self._told(key):
             return str(self._client.head_object(Bucket=self.bucket, Key=key)["ETag"])
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """The object's bytes as they come, a MiB at a time. Raises NotFoundError, or what breaks it off."""
+        with self._told(key):
+            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+        return self._iterate(body, key)
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
@@ -217,6 +223,11 @@ class ObjectStore:
             waiting = [manager.upload(str(path), self.bucket, key) for path, key in pairs]
             for future in waiting:
                 future.result()
+
+    def upload_stream(self, file: BinaryIO, key: str) -> None:
+        """Upload a file from where it stands, in parts if it is large; it must be seekable."""
+        with self._told(key), self._transfers() as manager:
+            manager.upload(file, self.bucket, key).result()
 
     def download_file(self, key: str, path: Path | str) -> None:
         """Download one object; the file appears whole or not at all. Raises NotFoundError."""
@@ -348,6 +359,10 @@ class ObjectStore:
             except Exception as error:
                 self._tell(error, key)
         raise AssertionError("unreachable: the last try returns or raises")
+
+    def _iterate(self, body: Any, key: str) -> Iterator[bytes]:
+        with self._told(key), closing(body):
+            yield from body.iter_chunks(_MIB)
 
     def _put_id(self, key: str) -> str | None:
         try:

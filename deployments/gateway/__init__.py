@@ -24,7 +24,8 @@ __all__ = ["GatewayArgs", "build"]
 
 
 def build(args: GatewayArgs) -> "Application":
-    """The application that Serve runs; its deployment is called ``gateway``."""
+    """The application that Serve runs: its deployments are ``gateway``, and ``batches`` behind it."""
+    from deployments.batches.deployment import BatchWorkers
     from deployments.gateway.deployment import Gateway
 
-    return Gateway.bind(args)  # type: ignore[attr-defined]
+    return Gateway.bind(args, BatchWorkers.bind(args))  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -23,16 +23,16 @@ from cluster.contracts import Route as ModelRoute
 from cluster.contracts.request import ChatBody, CompletionBody, EmbeddingBody
 from deployments.gateway.admin import KeyAdmin
 from deployments.gateway.answer import Answer
+from deployments.gateway.assembly import Assembled
+from deployments.gateway.batches import Batches, Workers, tell_when_busy
 from deployments.gateway.dialect import Dialect, Embeddings, OpenAi, Writer
 from deployments.gateway.errors import ApiError
 from deployments.gateway.feedback import MAX_BYTES, Feedback
-from deployments.gateway.limits import ReplicaCount
+from deployments.gateway.files import Files
 from deployments.gateway.messages import Messages, MessagesBody
 from deployments.gateway.openapi import document
 from deployments.gateway.pipeline import Caller, Pipeline, find_route
 from deployments.gateway.responses import Responses, ResponsesBody
-from deployments.gateway.sink import RecordSink
-from deployments.gateway.upstream import Upstreams
 
 logger = logging.getLogger("ray.serve")
 #: What is posted where, as the OpenAPI document has it. Messages and responses become chats.
@@ -46,39 +46,29 @@ BODIES: dict[str, type[BaseModel]] = {
 _UNSOUND = re.compile(r"[^A-Za-z0-9._:-]")
 
 
-def make_app(
-    pipeline: Pipeline,
-    upstreams: Upstreams,
-    replicas: ReplicaCount,
-    sink: RecordSink,
-    feedback: Feedback,
-    *,
-    behind_proxy: bool,
-    at_end: Sequence[Callable[[], None]] = (),
-) -> ASGIApp:
+def make_app(assembled: Assembled, workers: Workers, *, behind_proxy: bool) -> ASGIApp:
     """The whole application around one pipeline.
 
-    :param sink: where records go; it is started and stopped with the application.
+    :param assembled: it is started and stopped with the application.
+    :param workers: what does batches.
     :param behind_proxy: whether Serve's proxy stands before it, which tells clients the request id.
-    :param at_end: called when it ends, in a thread, for they may wait for some seconds.
     """
+    pipeline = assembled.pipeline
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        sink.start()
-        await pipeline.poller.start()
-        await replicas.start()
-        await pipeline.budgets.start()
-        yield
-        await pipeline.budgets.stop()
-        await replicas.stop()
-        await pipeline.poller.stop()
-        await upstreams.close()
-        for stop in at_end:
-            await asyncio.to_thread(stop)
-        await asyncio.to_thread(sink.stop)  # Last: it takes what the others still told.
+        async with assembled.running():
+            telling = asyncio.create_task(tell_when_busy(lambda: pipeline.at_work, workers))
+            yield
+            telling.cancel()
 
-    doors = Doors(pipeline, feedback)
+    doors = Doors(pipeline, Feedback(assembled.sink, assembled.limiter))
+    batches = Batches(
+        lambda request: pipeline.authenticate(caller_of(request)),
+        lambda request: read_body(request, pipeline.args.max_body_bytes),
+        workers.wake,
+    )
+    files = Files(pipeline.args, lambda request: pipeline.authenticate(caller_of(request))[0])
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", Generation(pipeline, partial(OpenAi, "chat")), methods=["POST"]),
@@ -89,6 +79,8 @@ def make_app(
             Route("/v1/models", doors.models, methods=["GET"]),
             Route("/v1/models/{model:path}", doors.model, methods=["GET"]),
             Route("/v1/feedback", doors.feedback, methods=["POST"]),
+            *files.routes,
+            *batches.routes,
             Route("/healthz", doors.health, methods=["GET"]),
             Route("/openapi.json", doors.openapi, methods=["GET"]),
             *KeyAdmin(pipeline, lambda asked: pipeline.authenticate(caller_of(asked))[0], read_body).routes(),

@@ -45,6 +45,27 @@ class RecordArgs(BaseModel):
     )
 
 
+class BatchArgs(BaseModel):
+    """Limits of one batch worker."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    concurrency: int = Field(32, ge=1, description="Rows asked at once, of all batches.")
+    busy_concurrency: int = Field(
+        1,
+        ge=1,
+        description="Rows asked at once while interactive requests are at work.",
+    )
+    batches_at_once: int = Field(4, ge=1, description="Batches at work at once.")
+    rows_at_once: int = Field(
+        1000, ge=1, description="Most rows of one batch that are asked or wait to be stored."
+    )
+    attempts: int = Field(3, ge=1, description="Tries of a row that fails in the model.")
+    flush_s: float = Field(1.0, gt=0, description="Seconds between two parts of answered rows.")
+    poll_s: float = Field(2.0, gt=0, description="Seconds between looks for new batches.")
+    lease_s: float = Field(30.0, gt=0, description="Seconds until a silent worker's batch is another's.")
+
+
 class GatewayArgs(BaseModel):
     """Limits of one gateway replica. Replicas and CPUs are Serve's: ``deployments: [{name: gateway}]``."""
 
@@ -100,3 +121,15 @@ class GatewayArgs(BaseModel):
         description="For targets with a base_url: that URL, and the environment variable with its API key.",
     )
     records: RecordArgs = Field(default_factory=RecordArgs, description="Audit, traffic record, feedback.")
+    max_file_bytes: int = Field(200 * 1000 * 1000, ge=1, description="Largest upload in bytes.")
+    max_file_lines: int = Field(50_000, ge=1, description="Most lines of an upload.")
+    max_stored_bytes: int | None = Field(
+        20 * 1000 * 1000 * 1000,
+        ge=1,
+        description="Most bytes of files that a team may have; any if absent.",
+    )
+    max_uploads: int = Field(8, ge=1, description="Uploads at once in one replica; more get 503.")
+    file_expiry_s: int | None = Field(
+        30 * 24 * 3600, ge=3600, description="Seconds after which files go that say nothing; never if absent."
+    )
+    batches: BatchArgs = Field(default_factory=BatchArgs, description="Of the worker of ``/v1/batches``.")

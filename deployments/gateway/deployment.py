@@ -3,83 +3,41 @@
 from __future__ import annotations
 
 import sys
-import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from deployments.gateway.args import GatewayArgs, RecordArgs
+from deployments.gateway.args import GatewayArgs
+from deployments.gateway.batches import Workers
 from deployments.own_address import listen_on_own_address
 
-if TYPE_CHECKING:
-    from deployments.gateway.budget import Ledger
-    from deployments.gateway.otlp_metrics import OtlpMetrics
-    from deployments.gateway.record import Observer
-    from deployments.gateway.sink import RecordSink
-    from deployments.gateway.tracing import Traces
-    from deployments.gateway.traffic import Traffic
 
-#: Serve tells all that it has whenever it is asked: 0.1 s of CPU in which no request goes on.
-_COUNT_INTERVAL_S = 10.0
+def asgi_app(args: GatewayArgs, workers: Workers) -> ASGIApp:
+    """The gateway as it runs in a replica, with all that it reads from and counts in.
 
-
-def asgi_app(args: GatewayArgs) -> ASGIApp:
-    """The gateway as it runs in a replica, with all that it reads from and counts in."""
-    from cluster.settings import load_settings
-    from cluster.snapshots import newest
+    :param workers: what does batches.
+    """
     from deployments.gateway.app import make_app
-    from deployments.gateway.budget import Budgets
-    from deployments.gateway.feedback import Feedback
-    from deployments.gateway.limits import Limiter, ReplicaCount
-    from deployments.gateway.metrics import Metrics
-    from deployments.gateway.otlp_metrics import make_otlp_metrics
-    from deployments.gateway.pipeline import Pipeline
-    from deployments.gateway.report import Report
-    from deployments.gateway.sink import RecordSink
-    from deployments.gateway.tracing import make_traces
-    from deployments.gateway.upstream import Upstreams
-    from deployments.gateway.view import Poller
-    from deployments.guards import make_engine
+    from deployments.gateway.assembly import assemble
 
-    poller = Poller(newest, make_engine, args.snapshot_interval_s)
-    upstreams = Upstreams(args.upstream_timeout_s, args.upstream_key_variables)
-    replicas = ReplicaCount(_running_replicas, lambda: poller.limited, _COUNT_INTERVAL_S)
-    limiter = Limiter(lambda: replicas.value)
-    budgets = Budgets(
-        _ledger, uuid.uuid4().hex, share=args.budget_lease_share, interval_s=args.budget_interval_s
-    )
-    sink = RecordSink(args.records, args.records.spool or load_settings().state_dir / "gateway" / "records")
-    traffic, recorders = record_observers(args.records, sink)
-    telemetry: list[Traces | OtlpMetrics] = [*make_traces(), *make_otlp_metrics()]
-    observers: list[Observer] = [Report(), Metrics(), *recorders, *telemetry]
-    pipeline = Pipeline(args, poller, upstreams, limiter, budgets, observers, traffic.keeps_answer)
-    return make_app(
-        pipeline,
-        upstreams,
-        replicas,
-        sink,
-        Feedback(sink, limiter),
-        behind_proxy=True,
-        at_end=[part.stop for part in telemetry],
-    )
+    return make_app(assemble(args, _running_replicas), workers, behind_proxy=True)
 
 
-def _ledger() -> Ledger:
-    from cluster.budget_ledger import BudgetLedger
-    from cluster.settings import load_settings
+class WorkersByHandle:
+    """By their handle. Whether they heard it is not waited for: they look for work by themselves, too."""
 
-    return BudgetLedger(load_settings().database_url)
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
 
+    def wake(self) -> None:
+        """See :class:`Workers`."""
+        self._handle.wake.remote()
 
-def record_observers(args: RecordArgs, sink: RecordSink) -> tuple[Traffic, list[Observer]]:
-    """The traffic record, and those of audit and traffic that are on."""
-    from deployments.gateway.audit import Audit
-    from deployments.gateway.traffic import Traffic
-
-    traffic = Traffic(sink, args.traffic_share, args.max_text_characters)
-    audit = [Audit(sink, args.max_text_characters)] if args.audit else []
-    return traffic, [*audit, *([traffic] if args.traffic_share else [])]
+    def step_back(self) -> None:
+        """See :class:`Workers`."""
+        self._handle.step_back.remote()
 
 
 def _running_replicas() -> int:
@@ -99,13 +57,13 @@ def _running_replicas() -> int:
 class Gateway:
     """One replica of the gateway."""
 
-    def __init__(self, args: GatewayArgs) -> None:
-        self._args = args
+    def __init__(self, args: GatewayArgs, batches: DeploymentHandle) -> None:
+        self._args, self._workers = args, WorkersByHandle(batches)
         listen_on_own_address()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this in the replica, after the constructor."""
-        return asgi_app(self._args)
+        return asgi_app(self._args, self._workers)
 
     def loaded_modules(self) -> list[str]:
         """Names of all modules in this process; a test holds that no engine is among them."""

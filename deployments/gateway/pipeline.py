@@ -114,15 +114,19 @@ class Call(Generic[TypedBody]):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, as far as HTTP tells."""
+    """Who asks: as far as HTTP tells, or a batch."""
 
     #: The header.
-    authorization: str | None
+    authorization: str | None = None
     #: The address that the connection came from: a load balancer's, if one stands before.
-    address: str
+    address: str = ""
     #: W3C's headers of a trace that this is a part of.
     traceparent: str | None = None
     tracestate: str | None = None
+    #: A batch's key, which was authenticated when it was made.
+    key_id: str | None = None
+    #: A batch's guards: of the policy as it was then.
+    engine: GuardEngine | None = None
 
 
 def authenticate(authorization: str | None, view: View) -> ApiKey:
@@ -263,7 +267,9 @@ class Pipeline:
         self._upstreams = upstreams
         self._observers = observers
         self._keeps_answer = keeps_answer
-        self._at_work = self._being_read = 0
+        #: Requests that have a place now.
+        self.at_work = 0
+        self._being_read = 0
 
     def authenticate(self, caller: Caller) -> tuple[ApiKey, View]:
         """The key of who asks, and the view that knows it.
@@ -271,6 +277,8 @@ class Pipeline:
         Raises ApiError 401, or 429 for a client that has failed too often; a good key is never refused.
         """
         view = self.poller.view
+        if caller.key_id is not None:
+            return view.key_of(caller.key_id), view
         try:
             return authenticate(caller.authorization, view), view
         except ApiError:
@@ -324,7 +332,7 @@ class Pipeline:
         await self.budgets.ready(*money)
         hold = stack.enter_context(self.budgets.hold(*money))
         record.admitted_s = record.now_s()
-        engine = view.engine(record.key, record.route)
+        engine = caller.engine or view.engine(record.key, record.route)
         record.policy = engine.policy
         return Call(
             request_id=record.request_id,
@@ -498,13 +506,13 @@ class Pipeline:
 
     @contextmanager
     def _place(self) -> Generator[None]:
-        if self._at_work >= self.args.max_concurrent_requests:
+        if self.at_work >= self.args.max_concurrent_requests:
             raise overloaded("The gateway")
-        self._at_work += 1
+        self.at_work += 1
         try:
             yield
         finally:
-            self._at_work -= 1
+            self.at_work -= 1
 
 
 @contextmanager

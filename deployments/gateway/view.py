@@ -41,6 +41,7 @@ class View:
 
     number: int
     secrets: Mapping[str, tuple[Secret, ...]]
+    keys: Mapping[str, ApiKey]
     routes: Mapping[str, Route]
     engines: Mapping[str, GuardEngine]
     #: Templates by name@version.
@@ -63,6 +64,7 @@ class View:
         return cls(
             number=snapshot.number,
             secrets=_by_prefix(snapshot.keys),
+            keys={key.id: key for key in snapshot.keys},
             limited=any(key.limits != KeyLimits() for key in snapshot.keys),
             prompts=snapshot.prompts,
             routes={route.model: route for route in snapshot.routes},
@@ -85,6 +87,13 @@ class View:
         if found is None or found.key.revoked or _is_over(found.valid_until):
             return None
         return found.key
+
+    def key_of(self, key_id: str) -> ApiKey:
+        """The key of that id. Raises ApiError 401 if it is gone, revoked or over."""
+        key = self.keys.get(key_id)
+        if key is None or key.revoked or _is_over(key.expires_at):
+            raise ApiError(401, f"Key {key_id} is no longer valid.", code="invalid_api_key")
+        return key
 
     def engine(self, key: ApiKey, route: Route) -> GuardEngine:
         """The guards for this key on this route. Raises ApiError 503: without its policy nothing passes."""

@@ -34,8 +34,8 @@ KV_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 _IMPORT = (
     "import time; start = time.perf_counter()\n"
     "from deployments.gateway import GatewayArgs\n"
-    "from deployments.gateway.deployment import asgi_app\n"
-    "asgi_app(GatewayArgs())\n"
+    "from deployments.gateway.deployment import WorkersByHandle, asgi_app\n"
+    "asgi_app(GatewayArgs(), WorkersByHandle(None))\n"
     "print(time.perf_counter() - start)"
 )
 

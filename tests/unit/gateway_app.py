@@ -19,9 +19,9 @@ from starlette.types import ASGIApp
 from cluster.contracts import ApiKey, PolicyDocument, Route, Snapshot, Target, UpstreamRequest
 from deployments.gateway.app import make_app
 from deployments.gateway.args import GatewayArgs
+from deployments.gateway.assembly import Assembled, record_observers
+from deployments.gateway.batches import Workers
 from deployments.gateway.budget import Budgets, Ledger
-from deployments.gateway.deployment import record_observers
-from deployments.gateway.feedback import Feedback
 from deployments.gateway.limits import Limiter, ReplicaCount
 from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.record import Observer
@@ -71,6 +71,14 @@ def usage(prompt: int, completion: int) -> Chunk:
     return {"choices": [], "usage": tokens}
 
 
+class NoWorkers:
+    """No batch worker hears it."""
+
+    def wake(self) -> None: ...
+
+    def step_back(self) -> None: ...
+
+
 class Script(Upstreams):
     """An upstream that says what it is told to."""
 
@@ -110,6 +118,7 @@ class Fixture:
         snapshots: list[Snapshot],
         poller: Poller,
         sink: RecordSink,
+        pipeline: Pipeline,
     ) -> None:
         self.app = app
         self.script = script
@@ -117,6 +126,7 @@ class Fixture:
         self.snapshots = snapshots
         self.poller = poller
         self.sink = sink
+        self.pipeline = pipeline
         self.client = openai.AsyncOpenAI(
             api_key=KEY, base_url="http://gateway/v1", http_client=http, max_retries=0
         )
@@ -138,6 +148,7 @@ async def gateway(
     engines: EngineFactory = GuardEngine,
     budgets: Budgets | None = None,
     spool: Path | None = None,
+    workers: Workers | None = None,
     **args: Any,
 ) -> AsyncIterator[Fixture]:
     """The application, started as a server starts it, and an HTTP client that calls it in this process.
@@ -156,7 +167,8 @@ async def gateway(
     traffic, recorders = record_observers(settings.records, sink)
     beside = [Report(), *observers, *(recorders if spool else [])]
     pipeline = Pipeline(settings, poller, script, limiter, budgets, beside, traffic.keeps_answer)
-    app = make_app(pipeline, script, replicas, sink, Feedback(sink, limiter), behind_proxy=False)
+    assembled = Assembled(pipeline, script, replicas, limiter, sink)
+    app = make_app(assembled, workers or NoWorkers(), behind_proxy=False)
     started = asyncio.Event()
     stop = asyncio.Event()
 
@@ -178,7 +190,7 @@ async def gateway(
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
-            yield Fixture(app, script, http, snapshots, poller, sink)
+            yield Fixture(app, script, http, snapshots, poller, sink, pipeline)
     finally:
         stop.set()
         await life

@@ -286,7 +286,7 @@ def test_resources_of_a_replica_are_counted_as_ray_counts_them() -> None:
         "import_path": "deployments.gateway:build",
         "deployments": [{"name": "gateway", "num_replicas": 2}],
     }
-    assert bundles([gateway]) == [{"CPU": 0.2}] * 2
+    assert bundles([gateway]) == [{"CPU": 0.2}, {"CPU": 0.2}, {"CPU": 0.1}]
 
 
 class Store:

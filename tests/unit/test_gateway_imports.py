@@ -23,9 +23,9 @@ HEAVY = (
 _SCRIPT = """
 import json, sys
 from deployments.gateway import GatewayArgs, build
-from deployments.gateway.deployment import asgi_app
+from deployments.gateway.deployment import WorkersByHandle, asgi_app
 build(GatewayArgs())
-asgi_app(GatewayArgs())
+asgi_app(GatewayArgs(), WorkersByHandle(None))
 from deployments.guards import make_engine
 from validation.guards import default_policy
 make_engine(default_policy())

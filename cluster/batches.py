@@ -1,0 +1,215 @@
+"""Batches on record: SQL is the truth of who asked for what, how far it is, and who works on it.
+
+Whoever works on a batch holds its lease. The lease's fencing token rises with every holder, and what a holder
+writes is refused once its token is stale: a worker that was believed dead cannot undo what another did.
+"""
+
+from __future__ import annotations
+
+import builtins
+import secrets
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import (
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    RowMapping,
+    String,
+    Table,
+    Text,
+    and_,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from cluster.contracts.batches import ENDED, BatchProgress, BatchRecord, BatchStatus, BatchTerms
+from cluster.database import Database, UtcDateTime
+from cluster.errors import NotFoundError, RefusedError
+
+_METADATA = MetaData()
+
+_BATCHES = Table(
+    "batches",
+    _METADATA,
+    Column("id", String(40), primary_key=True),
+    Column("team", String(63), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("status", String(20), nullable=False),
+    # As JSON: nothing is asked by what stands in them.
+    Column("terms", Text, nullable=False),
+    Column("progress", Text, nullable=False),
+    Column("holder", String(200)),
+    Column("token", Integer, nullable=False),
+    Column("lease_expires_at", UtcDateTime, nullable=False),
+)
+Index("batches_by_team", _BATCHES.c.team, _BATCHES.c.created_at, _BATCHES.c.id)
+Index("batches_by_status", _BATCHES.c.status, _BATCHES.c.created_at)
+
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+#: States from which a client may still cancel.
+_CANCELLABLE = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
+
+
+def new_batch_id() -> str:
+    """An id that no batch had."""
+    return f"batch_{secrets.token_hex(12)}"
+
+
+class BatchRepository:
+    """All batches in one database. Safe among threads and processes.
+
+    :param url: SQLAlchemy URL, as ``settings.database_url`` gives it.
+
+    The table is made at first use. Raises UsageError for a wrong URL; every method raises UnavailableError if
+    the database does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url)
+        self._database.create(_METADATA)
+
+    def create(self, terms: BatchTerms) -> BatchRecord:
+        """Put a batch on record; whoever looks for work finds it."""
+        progress = BatchProgress(reached={BatchStatus.VALIDATING: terms.created_at})
+        values = {
+            "id": terms.id,
+            "team": terms.team,
+            "created_at": terms.created_at,
+            "terms": terms.model_dump_json(),
+            **_columns(progress),
+            "token": 0,
+            "lease_expires_at": _LONG_AGO,
+        }
+        with self._database.write() as connection:
+            connection.execute(insert(_BATCHES).values(values))
+        return self.get(terms.id, terms.team)
+
+    def get(self, batch_id: str, team: str) -> BatchRecord:
+        """One batch of that team. Raises NotFoundError."""
+        query = select(_BATCHES).where(_BATCHES.c.id == batch_id, _BATCHES.c.team == team)
+        with self._database.read() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        if row is None:
+            raise NotFoundError(f"No batch found with id '{batch_id}'.")
+        return _record(row)
+
+    def list(self, team: str, *, after: str | None = None, limit: int = 20) -> builtins.list[BatchRecord]:
+        """That team's batches, the newest first, at most ``limit``.
+
+        :param after: only batches behind this one. Raises NotFoundError if it is not there.
+        """
+        made, name = _BATCHES.c.created_at, _BATCHES.c.id
+        query = select(_BATCHES).where(_BATCHES.c.team == team)
+        if after is not None:
+            then = self.get(after, team).created_at
+            query = query.where(or_(made < then, and_(made == then, name < after)))
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(made.desc(), name.desc()).limit(limit)).mappings()
+            return [_record(row) for row in rows]
+
+    def cancel(self, batch_id: str, team: str) -> BatchRecord:
+        """Ask that no more rows are asked. Raises NotFoundError, or RefusedError if it has ended."""
+        with self._database.write() as connection:
+            mine = (_BATCHES.c.id == batch_id, _BATCHES.c.team == team)
+            row = connection.execute(select(_BATCHES).where(*mine).with_for_update()).mappings().one_or_none()
+            if row is None:
+                raise NotFoundError(f"No batch found with id '{batch_id}'.")
+            record = _record(row)
+            if record.status in _CANCELLABLE:
+                progress = entered(record, BatchStatus.CANCELLING)
+                connection.execute(update(_BATCHES).where(*mine).values(**_columns(progress)))
+            elif record.status is not BatchStatus.CANCELLING:
+                raise RefusedError(f"Cannot cancel a batch with status '{record.status}'.")
+        return self.get(batch_id, team)
+
+    def claim(
+        self, holder: str, lease_s: float, without: Iterable[str] = ()
+    ) -> tuple[BatchRecord, int] | None:
+        """The oldest batch that has not ended and that nobody works on, with its fencing token.
+
+        :param without: batches that are not wanted.
+        """
+        others = _BATCHES.c.id.not_in(builtins.list(without))
+        while True:
+            now = datetime.now(UTC)
+            free = and_(_BATCHES.c.status.not_in(ENDED), _BATCHES.c.lease_expires_at < now, others)
+            oldest = select(_BATCHES.c.id).where(free).order_by(_BATCHES.c.created_at).limit(1)
+            with self._database.write() as connection:
+                found = connection.execute(oldest).scalar_one_or_none()
+                if found is None:
+                    return None
+                take = update(_BATCHES).where(_BATCHES.c.id == found, free)
+                values = {
+                    "holder": holder,
+                    "token": _BATCHES.c.token + 1,
+                    "lease_expires_at": now + timedelta(seconds=lease_s),
+                }
+                row = connection.execute(take.values(values).returning(_BATCHES)).mappings().one_or_none()
+            if row is not None:  # Else another was quicker.
+                return _record(row), int(row["token"])
+
+    def report(self, batch_id: str, token: int, progress: BatchProgress, lease_s: float) -> BatchRecord:
+        """Write down how far it is, and hold it for ``lease_s`` seconds more.
+
+        A client's wish to cancel stays: only its end, or its finalizing, takes its place. Raises RefusedError
+        if another holds it.
+        """
+        mine = _BATCHES.c.id == batch_id
+        with self._database.write() as connection:
+            row = connection.execute(select(_BATCHES).where(mine).with_for_update()).mappings().one()
+            if row["token"] != token:
+                raise RefusedError(f"{batch_id} is {row['holder']}'s now.")
+            known = _record(row)
+            if known.status is BatchStatus.CANCELLING and progress.status in _CANCELLABLE:
+                progress = progress.model_copy(update={"status": known.status, "reached": known.reached})
+            over = progress.status in ENDED
+            expires = _LONG_AGO if over else datetime.now(UTC) + timedelta(seconds=lease_s)
+            values = {**_columns(progress), "lease_expires_at": expires}
+            changed = update(_BATCHES).where(mine, _BATCHES.c.token == token).values(values)
+            connection.execute(changed)
+            row = connection.execute(select(_BATCHES).where(mine)).mappings().one()
+        return _record(row)
+
+    def renew(self, batch_id: str, token: int, lease_s: float) -> BatchStatus:
+        """Hold it for ``lease_s`` seconds more; returns its state.
+
+        Raises RefusedError if another holds it.
+        """
+        mine = _BATCHES.c.id == batch_id, _BATCHES.c.token == token
+        until = datetime.now(UTC) + timedelta(seconds=lease_s)
+        change = update(_BATCHES).where(*mine).values(lease_expires_at=until).returning(_BATCHES.c.status)
+        with self._database.write() as connection:
+            status = connection.execute(change).scalar_one_or_none()
+        if status is None:
+            raise RefusedError(f"{batch_id} is another's now.")
+        return BatchStatus(status)
+
+    def release(self, batch_id: str, token: int) -> None:
+        """Let another take it at once; nothing happens if one has."""
+        mine = _BATCHES.c.id == batch_id, _BATCHES.c.token == token
+        with self._database.write() as connection:
+            connection.execute(update(_BATCHES).where(*mine).values(lease_expires_at=_LONG_AGO))
+
+
+def entered(progress: BatchProgress, status: BatchStatus, **more: object) -> BatchProgress:
+    """``progress`` in a new state, reached now."""
+    reached = {**progress.reached, status: datetime.now(UTC)}
+    update = {"status": status, "reached": reached, **more}
+    kept = {name: getattr(progress, name) for name in BatchProgress.model_fields}
+    return BatchProgress.model_validate(kept | update)
+
+
+def _columns(progress: BatchProgress) -> dict[str, str]:
+    body = progress.model_dump_json(include=set(BatchProgress.model_fields))
+    return {"status": progress.status.value, "progress": body}
+
+
+def _record(row: RowMapping) -> BatchRecord:
+    terms = BatchTerms.model_validate_json(row["terms"])
+    progress = BatchProgress.model_validate_json(row["progress"])
+    return BatchRecord.model_validate(terms.model_dump() | progress.model_dump())

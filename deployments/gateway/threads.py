@@ -1,0 +1,31 @@
+"""What waits for SQL or storage runs in threads, and fails as an API does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from cluster.errors import MantaError, NotFoundError, RefusedError
+from deployments.gateway.errors import ApiError
+
+_T = TypeVar("_T")
+
+
+async def in_thread(work: Callable[[], _T], *, refused: tuple[int, str] = (400, "invalid_request")) -> _T:
+    """Run ``work`` in a thread.
+
+    :param refused: status and code of what is refused.
+
+    Raises ApiError: 404 for what is not there, 503 for what does not answer.
+    """
+    try:
+        return await asyncio.to_thread(work)
+    except NotFoundError as error:
+        raise ApiError(404, str(error), code="not_found") from None
+    except RefusedError as error:
+        raise ApiError(refused[0], str(error), code=refused[1]) from None
+    except MantaError:
+        raise ApiError(
+            503, "This is not available now; please try again.", kind="server_error", retry_after_s=5
+        ) from None
