@@ -87,10 +87,10 @@ def test_a_topic_needs_several_of_its_phrases_near_one_another() -> None:
     judge = engine("topics", topics=topics)
     assert found(judge, "Income tax is due. Income tax again.") == []
     assert found(judge, "A deduction lowers the income tax; file a tax return.") == [
-        ("TOPIC_TAX", "deduction lowers the income tax")
+        ("TOPIC_TAX", "income tax")
     ]
     assert found(judge, "A deduction." + " word" * 500 + " Income tax.") == []
-    assert found(judge, "Which dose for which symptom?") == [("TOPIC_HEALTH_CARE", "dose for which symptom")]
+    assert found(judge, "Which dose for which symptom?") == [("TOPIC_HEALTH_CARE", "symptom")]
     refused("fewer than at_least", "topics", topics={"tax": ["income tax"]})
     refused("action", "topics", topics=topics, action="redact")
 
