@@ -87,10 +87,10 @@ def test_a_topic_needs_several_of_its_phrases_near_one_another() -> None:
     judge = engine("topics", topics=topics)
     assert found(judge, "Income tax is due. Income tax again.") == []
     assert found(judge, "A deduction lowers the income tax; file a tax return.") == [
-        ("TOPIC_TAX", "deduction lowers the income tax")
+        ("TOPIC_TAX", "income tax")
     ]
     assert found(judge, "A deduction." + " word" * 500 + " Income tax.") == []
-    assert found(judge, "Which dose for which symptom?") == [("TOPIC_HEALTH_CARE", "dose for which symptom")]
+    assert found(judge, "Which dose for which symptom?") == [("TOPIC_HEALTH_CARE", "symptom")]
     refused("fewer than at_least", "topics", topics={"tax": ["income tax"]})
     refused("action", "topics", topics=topics, action="redact")
 
@@ -331,6 +331,20 @@ PARTS = st.sampled_from(
 @given(text=st.lists(PARTS, max_size=14).map("".join), how=cuts)
 def test_any_cut_gives_the_verdict_of_the_complete_text(kind: str, text: str, how: int | list[int]) -> None:
     asyncio.run(same(stream_engine(kind), text, pieces(text, how), context=CONTEXT))
+
+
+@pytest.mark.parametrize("unit", ["<img ", "](", "![a", "src=", "java\t", "on=", "a ", "f-u-c-k ", "//a?"])
+@pytest.mark.timeout(120)
+def test_no_text_takes_quadratic_time(unit: str) -> None:
+    """A hostile text that makes a guard quadratic takes many minutes at this length, else a moment."""
+    text = unit * (300_000 // len(unit))
+    context = GuardContext(system_text=unit * 2_000)
+    for kind in ("competitors", "topics", "profanity", "web", "system_prompt_leak"):
+        asyncio.run(
+            stream_engine(kind).check(
+                Segment(text=text, direction=Direction.OUTPUT, role="assistant"), context
+            )
+        )
 
 
 def test_what_judges_complete_texts_holds_a_stream_and_the_matrix_says_so() -> None:
