@@ -235,9 +235,9 @@ class WebSpec(Spec):
     checks: tuple[WebCheck, ...] = Field(
         ("script", "image"),
         min_length=1,
-        description="script: javascript:, vbscript: and active data: links. image: images from a host that "
-        "is not listed, whose address has room for data (a query, a fragment, a long part). link: any "
-        "http(s) address of a host that is not listed.",
+        description="script: javascript:, vbscript: and active data: links, script tags, event handlers. "
+        "image: images of a host that is not listed whose address has room for data (a query, a fragment, a "
+        "long part). any_image: all of them. link: any http(s) address of a host that is not listed.",
     )
     allowed_hosts: tuple[
         Annotated[str, StringConstraints(pattern=r"^(?:\*\.)?[a-z0-9-]+(?:\.[a-z0-9-]+)*$", max_length=253)],

