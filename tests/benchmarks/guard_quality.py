@@ -52,7 +52,7 @@ PASSAGES = ("BoolQ", "NQ-open", "XSum", "NarrativeQA", "ASDiv", "TruthfulQA")
 #: Not in English: measured, and not counted.
 OTHER_LANGUAGES = "yanismiraoui (8 languages)"
 #: Thresholds of the classifier that are told of.
-THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 0.95)
+THRESHOLDS = (0.4, 0.48, 0.55, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 Family = tuple[str, Make, tuple[str, ...]]
 

@@ -123,7 +123,7 @@ class InjectionModelSpec(Spec):
     action: Literal[Action.BLOCK, Action.FLAG] = Field(
         Action.BLOCK, description="What follows from a score of block_threshold; there is no part to redact."
     )
-    threshold: float = Field(0.5, gt=0, le=1, description="Score at which a text is flagged.")
+    threshold: float = Field(0.48, gt=0, le=1, description="Score at which a text is flagged.")
     block_threshold: float = Field(0.95, gt=0, le=1, description="Score at which the action follows.")
 
     @model_validator(mode="after")

@@ -29,7 +29,6 @@ from typing import Any
 from cluster.errors import MantaError
 from validation.guards.corpora import cache_folder, documents, labelled, passages
 from validation.guards.inline.injection_model import (
-    FEWEST,
     MODEL,
     STEP,
     WINDOW,
@@ -53,9 +52,11 @@ HELD_OUT_PACKAGES = ("datasets", "great_expectations", "pydantic", "starlette")
 QUESTIONS = 900
 #: The largest share of held-out ordinary texts that may be flagged.
 MOST_FLAGGED = 0.015
-THRESHOLDS = tuple(step / 20 for step in range(10, 20))
+THRESHOLDS = tuple(step / 100 for step in range(40, 96))
 #: What idf and weights are multiplied by before they are rounded.
 SCALE = 100
+#: Fewest words of what is learned; judged are only longer texts.
+FEWEST_LEARNED = 3
 _STRENGTH = 10.0
 
 
@@ -90,7 +91,7 @@ def windows(text: str) -> list[str]:
     """The parts of a text that the guard judges at once, folded."""
     folded = lower(normalise(text).text)
     parts = (folded[at : at + WINDOW] for at in range(0, max(1, len(folded) - (WINDOW - STEP)), STEP))
-    return [part for part in parts if len(words_of(part)) >= FEWEST]
+    return [part for part in parts if len(words_of(part)) >= FEWEST_LEARNED]
 
 
 def train(rows: Sequence[tuple[str, bool]]) -> dict[str, Any]:
@@ -171,7 +172,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{len(rows) - attacks} ordinary prompts and {len(harmless)} ordinary documents and questions."
     )
     shares = flagged(body, held_out(given.cache))
-    print("held-out ordinary texts flagged: " + ", ".join(f"{t}: {s:.2%}" for t, s in shares.items()))
+    shown = ", ".join(
+        f"{limit}: {share:.2%}" for limit, share in shares.items() if round(limit * 100) % 5 == 0
+    )
+    print(f"held-out ordinary texts flagged: {shown}")
     print(f"threshold: {min(limit for limit, share in shares.items() if share <= MOST_FLAGGED)}")
     return 0
 

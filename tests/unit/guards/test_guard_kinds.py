@@ -333,6 +333,20 @@ def test_any_cut_gives_the_verdict_of_the_complete_text(kind: str, text: str, ho
     asyncio.run(same(stream_engine(kind), text, pieces(text, how), context=CONTEXT))
 
 
+@pytest.mark.parametrize("unit", ["<img ", "](", "![a", "src=", "java\t", "on=", "a ", "f-u-c-k ", "//a?"])
+@pytest.mark.timeout(120)
+def test_no_text_takes_quadratic_time(unit: str) -> None:
+    """A hostile text that makes a guard quadratic takes many minutes at this length, else a moment."""
+    text = unit * (300_000 // len(unit))
+    context = GuardContext(system_text=unit * 2_000)
+    for kind in ("competitors", "topics", "profanity", "web", "system_prompt_leak"):
+        asyncio.run(
+            stream_engine(kind).check(
+                Segment(text=text, direction=Direction.OUTPUT, role="assistant"), context
+            )
+        )
+
+
 def test_what_judges_complete_texts_holds_a_stream_and_the_matrix_says_so() -> None:
     judge = engine("json_schema")
     rows = {row["guard"]: row for row in coverage(judge)}

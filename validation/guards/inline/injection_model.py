@@ -31,8 +31,10 @@ WINDOW, STEP = 1_200, 800
 SHORTEST_GRAM, LONGEST_GRAM = 3, 5
 #: Different words whose n-grams are remembered.
 _REMEMBERED = 4_000
-#: Fewer words than this are too little to judge.
-FEWEST = 3
+#: Fewer words than this are too little to judge: greetings and short wishes look like anything.
+FEWEST = 4
+#: A text of fewer words than this is an attack only from that score on.
+SHORT, SURE = 5, 0.9
 #: Letters only: hashes and encoded parts say nothing here (what they hide is another reading).
 _WORD = re.compile(r"(?<![^\W_])[^\W\d_]{2,18}(?![^\W_])")
 #: What stands between white space: a word with its punctuation, a number, a sign.
@@ -89,9 +91,14 @@ class InjectionModel:
     _grams: dict[str, tuple[Gram, ...]] = field(default_factory=dict)
 
     def score(self, text: str) -> float:
-        """How likely a folded text of at most a window is an attack, from 0 to 1."""
-        if len(words_of(text)) < FEWEST:
+        """How likely a folded text of at most a window is an attack, from 0 to 1; 0 of what is too short."""
+        size = len(words_of(text))
+        if size < FEWEST:
             return 0.0
+        score = self._score(text)
+        return score if size >= SHORT or score >= SURE else 0.0
+
+    def _score(self, text: str) -> float:
         known = Counter(feature for feature in word_features(text) if feature in self.words)
         logit = self.bias + _dot((count, *self.words[feature]) for feature, count in known.items())
         counts: dict[str, int] = {}

@@ -59,7 +59,7 @@ _RUNS = (
 _MAY_RUN = r"[jvd][^ \"'<>`\]]*+\Z"
 _ATTRIBUTE = r"(?<![\w-])(?!\Z)"
 _OPEN_ACTIVE = _names(_ACTIVE, rf"{_FEW}(?:\Z|={_QUOTE}(?:\Z|{_MAY_RUN}))", unfinished=True)
-_OPEN_TAG = _names(("script", *_ELEMENTS), r"(?:\Z|[\s/\"'>][^<>]*+\Z)", unfinished=True)
+_OPEN_TAG = _names(("script", *_ELEMENTS), r"(?![\w-])[^<>]*+\Z", unfinished=True)
 _SCRIPTS = Scanner(
     tuple(
         Pattern(SCRIPT, 1.0, re.compile(regex), group=1)
