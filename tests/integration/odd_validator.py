@@ -19,7 +19,7 @@ class Odd(Validator):
         if "raise" in value:
             raise RuntimeError(value)
         if "hang" in value:
-            time.sleep(3)
+            time.sleep(5)
         if "die" in value:  # As the kernel ends what eats the memory of a machine.
             os.kill(os.getpid(), signal.SIGKILL)
         return FailResult(error_message="x") if "bad" in value else PassResult()

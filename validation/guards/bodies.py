@@ -10,16 +10,10 @@ from pydantic import Field
 
 from cluster.contracts import Action, Finding
 from cluster.contracts.base import Contract
-from validation.guards.engine import (
-    TOOL_CALL,
-    GuardContext,
-    GuardEngine,
-    Verdict,
-    blocking_reason,
-    only_failed,
-    severest,
-)
+from validation.guards.engine import GuardContext, GuardEngine, Verdict
+from validation.guards.findings import blocking_reason, only_failed, severest
 from validation.guards.placeholders import Placeholders
+from validation.guards.reading import TOOL_CALL
 from validation.guards.segments import Keys, Slot, path_of, request_slots, response_slots, write_back
 
 #: What tells of a choice's tokens beside its text; none of it may survive a redaction.

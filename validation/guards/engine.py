@@ -11,49 +11,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import unicodedata
-from bisect import bisect_right
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
-from cluster.contracts import Action, Direction, Finding, Principal, Segment
+from cluster.contracts import Action, Finding, Principal, Segment
 from cluster.contracts.base import Contract
 from cluster.errors import UsageError
 from validation.guards.breaker import Breaker, GuardUnavailableError
-from validation.guards.disguise import Reading, readings
+from validation.guards.disguise import Reading
+from validation.guards.findings import (
+    GUARD_ERROR,
+    blocking_reason,
+    finding_order,
+    not_within,
+    redactions,
+    severest,
+)
 from validation.guards.inline import build_check, build_guard
 from validation.guards.inline.system_prompt import SystemPromptGuard, system_text
-from validation.guards.normalise import View, normalise
 from validation.guards.placeholders import Placeholders
 from validation.guards.policy import GuardPolicy
-from validation.guards.redact import Redactor, Span, merge
-from validation.guards.scan import Cursor, Hit, InlineGuard, Window
+from validation.guards.reading import (
+    THREAD_FROM,
+    TOOL_CALL,
+    Windows,
+    batches,
+    in_thread,
+    read,
+    size_of,
+    units_of,
+)
+from validation.guards.redact import Redactor, merge
+from validation.guards.scan import Cursor, Hit, InlineGuard
 from validation.guards.specs import GuardSpec, JsonSchemaSpec, PackagedSpec, SqlSpec
-from validation.guards.units import UnitCursor
 
 if TYPE_CHECKING:
     from validation.guards.stream import GuardStream
 
 logger = logging.getLogger(__name__)
 
-#: Label of a finding that stands for a guard that failed.
-GUARD_ERROR = "GUARD_ERROR"
-#: Role of tool-call arguments: their JSON escapes are judged as what they mean.
-TOOL_CALL = "tool_call"
-#: Characters from which on a body's texts are read in threads, so that they do not hold up the event loop.
-THREAD_FROM = 8_000
-#: Texts judged at once in threads. They share one interpreter with the loop: more would only slow it.
-THREADS = 4
 #: Units of one text that one packaged guard judges at a time.
 REMOTE_AT_ONCE = 8
-_Result = TypeVar("_Result")
-_SEVERITY = {Action.FLAG: 1, Action.REDACT: 2, Action.BLOCK: 3}
 
 
 class GuardContext(Contract):
@@ -184,9 +187,9 @@ class GuardEngine:
         found: list[list[Finding]] = []
         if not self.inline:
             found = [[] for _ in segments]
-        elif _size(segments) < THREAD_FROM:
+        elif size_of(segments) < THREAD_FROM:
             for segment in segments:
-                windows = _read(segment)
+                windows = read(segment)
                 found.append(
                     [
                         item
@@ -195,7 +198,7 @@ class GuardEngine:
                     ]
                 )
         else:
-            for batch in _batches(segments):
+            for batch in batches(segments):
                 found.extend(await self._check_threaded(batch, context))
         if self.packaged:
             for findings, packaged in zip(
@@ -277,7 +280,7 @@ class GuardEngine:
             hits = list(slot.cursor(context).advance(plain, final=True))
             for reading, window in others:
                 if reading and slot.reads(reading):
-                    hits.extend(_not_within(slot.cursor(context).advance(window, final=True), hits))
+                    hits.extend(not_within(slot.cursor(context).advance(window, final=True), hits))
             return [
                 self.finding(slot.spec, hit, segment.path) for hit in hits if hit.score >= slot.spec.threshold
             ]
@@ -291,10 +294,10 @@ class GuardEngine:
         """What our own guards find in texts that they judge in threads, one guard in each."""
         if not self.inline:
             return [[] for _ in segments]
-        windows = await _in_thread(lambda: [_read(segment) for segment in segments])
+        windows = await in_thread(lambda: [read(segment) for segment in segments])
 
         async def judged(slot: InlineSlot) -> list[list[Finding]]:
-            work = _in_thread(
+            work = in_thread(
                 lambda: [
                     self._check_inline(slot, read, segment, context)
                     for read, segment in zip(windows, segments, strict=True)
@@ -320,10 +323,10 @@ class GuardEngine:
         specs = [spec for spec in self.packaged if spec.covers(segment.direction, segment.role)]
         if not specs:
             return []
-        if _size([segment]) < THREAD_FROM:
-            units = _units(segment)
+        if size_of([segment]) < THREAD_FROM:
+            units = units_of(segment)
         else:
-            units = await _in_thread(lambda: _units(segment))
+            units = await in_thread(lambda: units_of(segment))
         found = await asyncio.gather(
             *(self.check_units(spec, units[spec.unit], segment, context) for spec in specs)
         )
@@ -348,7 +351,7 @@ class GuardEngine:
         Raises whatever goes wrong.
         """
         if (check := self.checks.get(spec.name)) is not None:
-            return await asyncio.wait_for(_in_thread(lambda: check(segment.text)), spec.timeout_s)
+            return await asyncio.wait_for(in_thread(lambda: check(segment.text)), spec.timeout_s)
         assert self.remote is not None  # __init__ refuses the policy otherwise
         breaker = self.breakers[spec.name]
         breaker.check()
@@ -385,114 +388,3 @@ class GuardEngine:
 
 def _redacts_input(spec: GuardSpec) -> bool:
     return spec.on != "output" and spec.changes and spec.action is Action.REDACT
-
-
-#: A text as it stands (None), and its further readings.
-Windows = Sequence[tuple[Reading | None, Window]]
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """Threads of the guards' own: behind a long text, whatever else the process asks must not wait."""
-    return ThreadPoolExecutor(THREADS, thread_name_prefix="guard")
-
-
-async def _in_thread(work: Callable[[], _Result]) -> _Result:
-    return await asyncio.get_running_loop().run_in_executor(_threads(), work)
-
-
-def _size(segments: Sequence[Segment]) -> int:
-    """About how many characters guards read in these texts; at least THREAD_FROM if they are that long."""
-    size = sum(len(segment.text) for segment in segments)
-    if size < THREAD_FROM:
-        # A single code point may be shown as 18 characters.
-        size = sum(len(unicodedata.normalize("NFKD", segment.text)) for segment in segments)
-    return size
-
-
-def _batches(segments: Sequence[Segment]) -> Iterator[Sequence[Segment]]:
-    """Texts to judge at a time: few enough for a guard's time-out, and enough to be worth a thread."""
-    first = size = 0
-    for index, segment in enumerate(segments):
-        size += len(segment.text)
-        if size >= THREAD_FROM:
-            yield segments[first : index + 1]
-            first, size = index + 1, 0
-    if first < len(segments):
-        yield segments[first:]
-
-
-def _view(segment: Segment) -> View:
-    return normalise(segment.text, json_escapes=segment.role == TOOL_CALL)
-
-
-def _read(segment: Segment) -> Windows:
-    view = _view(segment)
-    further = readings(view) if segment.direction is Direction.INPUT else []
-    return [(None, Window.of(view)), *((reading, Window.of(reading.view)) for reading in further)]
-
-
-def _units(segment: Segment) -> dict[str, list[tuple[int, str]]]:
-    """What packaged guards judge at a time, by the unit that they ask for: first code point and text."""
-    view = _view(segment)
-    if not view.text.strip():
-        return {"text": [], "sentence": []}
-    sentences = UnitCursor().advance(Window.of(view), final=True)
-    return {
-        "text": [(0, segment.text)],
-        "sentence": [(start, segment.text[start:end]) for start, end in sentences],
-    }
-
-
-def _not_within(hits: Iterable[Hit], known: Iterable[Hit]) -> list[Hit]:
-    """Those of ``hits`` that tell more than a known one of their label does."""
-    # By label, the starts of what is known in order, and how far what starts there or before reaches: to
-    # compare each with each takes minutes on a text that is full of findings.
-    reach: dict[str, tuple[list[int], list[int]]] = {}
-    for past in sorted(known, key=lambda hit: hit.start):
-        starts, ends = reach.setdefault(past.label, ([], []))
-        starts.append(past.start)
-        ends.append(max(past.end, ends[-1]) if ends else past.end)
-
-    def within(hit: Hit) -> bool:
-        starts, ends = reach.get(hit.label, ((), ()))
-        before = bisect_right(starts, hit.start)
-        return before > 0 and hit.end <= ends[before - 1]
-
-    return [hit for hit in hits if not within(hit)]
-
-
-def finding_order(finding: Finding) -> tuple[int, int, str, str]:
-    """Sort key: place first."""
-    return finding.start, finding.end, finding.guard, finding.label
-
-
-def severest(findings: Sequence[Finding]) -> Action | None:
-    """The severest action among findings that are enforced."""
-    return max((item.action for item in findings if not item.shadow), key=_SEVERITY.__getitem__, default=None)
-
-
-def redactions(findings: Sequence[Finding], reversible: Container[str] = ()) -> list[Span]:
-    """What enforced findings say must be cut out; of guards named in ``reversible``, not for good."""
-    return [
-        Span(item.start, item.end, item.label, item.guard in reversible)
-        for item in findings
-        if item.action is Action.REDACT and not item.shadow
-    ]
-
-
-def only_failed(findings: Sequence[Finding]) -> bool:
-    """Whether something is blocked, and all of it because a guard failed."""
-    labels = {item.label for item in findings if item.action is Action.BLOCK and not item.shadow}
-    return labels == {GUARD_ERROR}
-
-
-def blocking_reason(findings: Sequence[Finding]) -> str:
-    """One sentence for the client: which guard refused what and where, never the text itself."""
-    for item in findings:
-        if item.action is Action.BLOCK and not item.shadow:
-            where = f" in {item.path}" if item.path else ""
-            if item.label == GUARD_ERROR:
-                return f"Guard {item.guard} could not judge the text{where}, so it was refused."
-            return f"Guard {item.guard} refused the text{where}: {item.label}."
-    return ""

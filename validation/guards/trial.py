@@ -28,7 +28,8 @@ from cluster.contracts.base import Contract
 from cluster.errors import MantaError, NotFoundError, UsageError
 from cluster.settings import describe_validation_error
 from validation.guards.bodies import judge_request
-from validation.guards.engine import GUARD_ERROR, GuardContext, GuardEngine
+from validation.guards.engine import GuardContext, GuardEngine
+from validation.guards.findings import GUARD_ERROR
 
 UNLABELLED = "unlabelled"
 #: The row that stands for all guards together.
