@@ -67,7 +67,7 @@ class ModelApplicationArgs(BaseModel):
     gather_ms: float = Field(
         20.0,
         ge=0,
-        description="At most one item leaves a stream in this time, in milliseconds; with many streams the time grows.",
+        description="At most one item leaves a stream in this time, in milliseconds; more with many streams.",
     )
 
 
