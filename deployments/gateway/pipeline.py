@@ -446,8 +446,14 @@ class Pipeline:
         record = call.record
         try:
             with _telling(record):
-                async with aclosing(self._let_through(call)) as source:
-                    found = [chunk async for chunks in source for chunk in chunks]
+                for last in (False, True):  # Another replica is asked if one dies, once.
+                    try:
+                        async with aclosing(self._let_through(call)) as source:
+                            found = [chunk async for chunks in source for chunk in chunks]
+                        break
+                    except ApiError as error:
+                        if last or error.code not in DIED:
+                            raise
                 body = embeddings(found, call.route.model, len(call.body.inputs))
                 record.usage = body["usage"]
                 record.first_s = record.last_s = record.now_s()

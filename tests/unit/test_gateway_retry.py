@@ -8,6 +8,7 @@ import pytest
 from deployments.gateway.errors import ApiError
 from deployments.gateway.upstream import REPLICA_FAILED
 from tests.unit.gateway_app import chat, gateway, usage
+from tests.unit.test_gateway_embeddings import vectors
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 ANSWER = [chat("", role="assistant"), chat("well "), chat("done", finish="stop"), usage(1, 2)]
@@ -67,3 +68,14 @@ async def test_no_other_failure_is_tried_again() -> None:
         with pytest.raises(openai.InternalServerError):
             await g.client.chat.completions.create(**HELLO)
         assert len(g.script.requests) == 1
+
+
+async def test_vectors_come_from_another_replica_too() -> None:
+    async with gateway() as g:
+        g.script.first, g.script.says = [[died()]], [vectors([0.5])]
+        made = await g.client.embeddings.create(model="m", input="one", encoding_format="float")
+        assert made.data[0].embedding == [0.5]
+        assert len(g.script.requests) == 2
+        g.script.says = [died()]
+        with pytest.raises(openai.InternalServerError):
+            await g.client.embeddings.create(model="m", input="one")
