@@ -235,11 +235,11 @@ from pathlib import Path
 from cluster.records import line
 from deployments.gateway.args import RecordArgs
 from deployments.gateway.sink import RecordSink
-sink = RecordSink(RecordArgs(file_rows=40, retry_s=60), Path(sys.argv[1]))
+sink = RecordSink(RecordArgs(file_rows=20, retry_s=60), Path(sys.argv[1]))
 sink.start()
 for number in range(10**9):
     while sink.waiting_bytes:  # What is on disk must outlive this process; the rest may be lost.
-        time.sleep(0)
+        time.sleep(0.002)
     print(number - 1, flush=True)
     row = {"request_id": f"r{number}", "time": "2026-11-22T10:00:00.000000Z", "team": sys.argv[2]}
     assert sink.put("audit", line("audit", row))
@@ -259,7 +259,7 @@ def test_a_killed_replica_loses_nothing_that_it_had_spooled(
     )
     assert killed.stdout is not None
     for said in killed.stdout:
-        if int(said) >= 100:
+        if int(said) >= 50:
             killed.send_signal(signal.SIGKILL)
             break
     on_disk = int((killed.stdout.read().split() or [said])[-1])
