@@ -19,15 +19,16 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.contracts import KeyTerms
 from cluster.contracts import Route as ModelRoute
 from cluster.contracts.request import ChatBody, CompletionBody, EmbeddingBody
-from deployments.gateway.admin import KeyAdmin
+from deployments.gateway.admin import KeyAdmin, Rotation
 from deployments.gateway.answer import Answer
 from deployments.gateway.assembly import Assembled
-from deployments.gateway.batches import Batches, Workers, tell_when_busy
+from deployments.gateway.batches import Batches, BatchRequest, Workers, tell_when_busy
 from deployments.gateway.dialect import Dialect, Embeddings, OpenAi, Writer
 from deployments.gateway.errors import ApiError
-from deployments.gateway.feedback import MAX_BYTES, Feedback
+from deployments.gateway.feedback import MAX_BYTES, Feedback, FeedbackBody
 from deployments.gateway.files import Files
 from deployments.gateway.messages import Messages, MessagesBody
 from deployments.gateway.openapi import document
@@ -42,6 +43,10 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/embeddings": EmbeddingBody,
     "/v1/messages": MessagesBody,
     "/v1/responses": ResponsesBody,
+    "/v1/feedback": FeedbackBody,
+    "/v1/batches": BatchRequest,
+    "/admin/keys": KeyTerms,
+    "/admin/keys/{id}/rotate": Rotation,
 }
 _UNSOUND = re.compile(r"[^A-Za-z0-9._:-]")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from cluster.contracts.request import ChatBody, CompletionBody
 from deployments.gateway.errors import ApiError
 from deployments.gateway.upstream import Upstreams
-from tests.unit.gateway_app import KEY, Fixture, Script, chat, gateway, route, snapshot, usage
+from tests.conftest import forget_settings
+from tests.ports import free_ports
+from tests.unit.gateway_app import KEY, Fixture, Script, chat, gateway, key, route, snapshot, usage
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 URLS = {"/v1/chat/completions": BODY, "/v1/completions": {"model": "m", "prompt": "hello"}}
@@ -247,14 +250,28 @@ async def test_the_openapi_document_names_every_door_and_every_field() -> None:
     assert document["components"]["schemas"]["ChatBody"]["additionalProperties"] is False
 
 
-async def test_schemathesis_finds_no_500_and_no_503_without_retry_after() -> None:
-    """What fits the document is answered, what does not is refused, and neither breaks anything."""
+async def test_schemathesis_finds_no_500_and_no_503_without_retry_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fits the document is answered, what does not is refused, and neither breaks anything.
+
+    SQL is there, storage is away.
+    """
     import schemathesis
     from schemathesis import GenerationMode
 
+    from cluster.storage import object_store
+
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports()}")
+    monkeypatch.setenv("MANTA_STORAGE__MAX_ATTEMPTS", "1")
+    forget_settings()
+    object_store.cache_clear()
+
     loop = asyncio.get_running_loop()
     seen: set[tuple[str, int]] = set()
-    async with gateway(snapshot(routes=[route(), route("broken")])) as g:
+    admin = key(scopes=["admin"])
+    async with gateway(snapshot(routes=[route(), route("broken")], keys=[admin])) as g:
         schema = schemathesis.openapi.from_dict((await g.http.get("/openapi.json")).json())
         g.script.says = [ApiError(503, "No.", kind="server_error")]
 
@@ -285,6 +302,7 @@ async def test_schemathesis_finds_no_500_and_no_503_without_retry_after() -> Non
                     asyncio.run_coroutine_threadsafe(ask(case), loop).result(60)
 
                 await asyncio.to_thread(examples)
+    object_store.cache_clear()
     assert {path for path, _ in seen} == set(schema.raw_schema["paths"])
     assert {200, 400} <= {status for _, status in seen}
 
