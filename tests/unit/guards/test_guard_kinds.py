@@ -336,8 +336,8 @@ def test_any_cut_gives_the_verdict_of_the_complete_text(kind: str, text: str, ho
 @pytest.mark.parametrize("unit", ["<img ", "](", "![a", "src=", "java\t", "on=", "a ", "f-u-c-k ", "//a?"])
 @pytest.mark.timeout(120)
 def test_no_text_takes_quadratic_time(unit: str) -> None:
-    """A hostile text that makes a guard quadratic takes many minutes at this length, else a moment."""
-    text = unit * (300_000 // len(unit))
+    """A hostile text that makes a guard quadratic takes minutes at this length, else a moment."""
+    text = unit * (100_000 // len(unit))
     context = GuardContext(system_text=unit * 2_000)
     for kind in ("competitors", "topics", "profanity", "web", "system_prompt_leak"):
         asyncio.run(
