@@ -24,6 +24,8 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import psutil
@@ -119,10 +121,14 @@ async def application() -> Any:
     """The application over the instant upstream, with its snapshot read."""
     from deployments.gateway.app import make_app
     from deployments.gateway.args import GatewayArgs
+    from deployments.gateway.assembly import Assembled, record_observers
+    from deployments.gateway.budget import Budgets
     from deployments.gateway.limits import Limiter, ReplicaCount
     from deployments.gateway.pipeline import Pipeline
     from deployments.gateway.report import Report
+    from deployments.gateway.sink import RecordSink
     from deployments.gateway.view import Poller
+    from tests.unit.gateway_app import NoWorkers, no_ledger
     from validation.guards import GuardEngine
 
     digest = hashlib.sha256(KEY.encode()).hexdigest()
@@ -137,10 +143,17 @@ async def application() -> Any:
     await poller.look()
     upstreams = Instant()
     replicas = ReplicaCount(lambda: 1, lambda: True, 3600.0)
+    args = GatewayArgs()
+    limiter = Limiter(lambda: replicas.value)
+    sink = RecordSink(args.records, Path(mkdtemp(prefix="records-")))
+    sink.start()
+    traffic, recorders = record_observers(args.records, sink)
+    budgets = Budgets(no_ledger, "benchmark", share=1.0, interval_s=3600.0)
     pipeline = Pipeline(
-        GatewayArgs(), poller, upstreams, Limiter(lambda: replicas.value), [Report(counters=False)]
+        args, poller, upstreams, limiter, budgets, [Report(), *recorders], traffic.keeps_answer
     )
-    return make_app(pipeline, upstreams, replicas, behind_proxy=True)
+    assembled = Assembled(pipeline, upstreams, replicas, limiter, sink)
+    return make_app(assembled, NoWorkers(), behind_proxy=True)
 
 
 def chat(tokens: int, text: str = _TEXT, **more: Any) -> dict[str, Any]:
