@@ -126,6 +126,8 @@ class FunctionCall(RequestPart):
 
     name: str
     arguments: str
+    # What the client's `.parse` adds to a call that it read.
+    parsed_arguments: Any = Field(None, exclude=True)
 
 
 class ToolCall(RequestPart):

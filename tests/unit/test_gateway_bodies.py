@@ -142,3 +142,11 @@ def test_a_schema_goes_on_under_its_own_name() -> None:
 def test_a_message_says_something(message: dict[str, Any]) -> None:
     with pytest.raises(ApiError, match="no content"):
         parse(body(message), ChatBody)
+
+
+def test_what_the_clients_parse_adds_comes_back_and_goes_no_further() -> None:
+    function = {"name": "f", "arguments": "{}"}
+    said = {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "function": function}]}
+    call = {"id": "c1", "function": function | {"parsed_arguments": {"a": TEXT}}}
+    parsed = parse(body(said | {"tool_calls": [call], "parsed": {"a": TEXT}}), ChatBody)
+    assert parsed.model_dump(exclude_unset=True)["messages"] == [said]
