@@ -59,6 +59,7 @@ class Rig:
 def rig(local_ray: None) -> Iterator[Rig]:
     from ray import serve
 
+    from deployments.batches.deployment import BatchWorkers
     from deployments.gateway import GatewayArgs
     from deployments.gateway.deployment import Gateway
     from tests.paced_engine import PacedArgs, build
@@ -70,11 +71,12 @@ def rig(local_ray: None) -> Iterator[Rig]:
     target = Target(application="paced", deployment="model", model="paced")
     route = Route(model=name, targets=[target], created_at=datetime.now(UTC))
     snapshots.publish(lambda s: s.model_copy(update={"routes": [*s.routes, route]}), by="test")
+    args = GatewayArgs(max_concurrent_requests=256)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         paced = PacedArgs(words=WORDS, num_replicas=2)
         serve.run(build(paced), name="paced", route_prefix=None)
-        gateway = Gateway.options(num_replicas=2).bind(GatewayArgs(max_concurrent_requests=256))
+        gateway = Gateway.options(num_replicas=2).bind(args, BatchWorkers.bind(args))
         serve.run(gateway, name="gateway", route_prefix="/")
         yield Rig(port, name, secret)
     finally:

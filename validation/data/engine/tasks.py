@@ -123,7 +123,7 @@ class Condition:
         """Judge the block's rows."""
         found = Found(block.table.num_rows)
         try:
-            found.rows, positions = self._judged(block)
+            positions = self._judged(block, found)
         except Exception as error:  # Whatever a value makes pandas raise is the expectation's outcome.
             found.error = str(error)
             return found
@@ -135,13 +135,18 @@ class Condition:
         self._keep(found, block, positions)
         return found
 
-    def _judged(self, block: Block) -> tuple[int, Any]:
-        """Rows of the domain, and positions of the unexpected ones in the block."""
+    def _judged(self, block: Block, found: Found) -> Any:
+        """Positions of the unexpected rows in the block; ``found`` is told how many rows there are, first.
+
+        A part that fails is heard only if it has rows.
+        """
         short = unexpected(self.metric, self.domain, self.values, block.table)
         if short is not None:
-            return short
+            found.rows, positions = short
+            return positions
         rows = block.records(self.domain)
-        return len(rows), self._positions(self._unexpected(rows), rows)
+        found.rows = len(rows)
+        return self._positions(self._unexpected(rows), rows)
 
     def _unexpected(self, rows: pd.DataFrame) -> Any:
         kernel = KERNELS[self.metric]
