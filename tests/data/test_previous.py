@@ -170,6 +170,18 @@ def test_categories_of_another_type_are_told_as_not_known(before: list[str]) -> 
     assert report.left_out == [f"expect_{entry[0]}(label): x does not tell previous_label_values"]
 
 
+@pytest.mark.parametrize(
+    ("condition", "parser"),
+    [('col("text.words") > 2', "great_expectations"), ("`text.words` > 2", "pandas")],
+)
+def test_a_length_that_only_a_row_condition_names_is_made(condition: str, parser: str) -> None:
+    kwargs = {"column": "label", "row_condition": condition, "condition_parser": parser}
+    data = table(60)
+    (found,) = judged(suite_of(("column_values_to_not_be_null", kwargs)), data, None).expectations
+    assert found.success
+    assert found.element_count == sum(t is not None for t in data["text"].to_pylist())
+
+
 def test_messages_without_text_have_no_lengths_and_stop_nobody_else() -> None:
     parts = pa.list_(pa.struct([("content", pa.list_(pa.string()))]))
     chat = pa.array([[{"content": ["a"]}], None], parts)

@@ -106,7 +106,9 @@ def plan_gate(
     digest = suite.digest
     suite, left_out = compared(suite, previous, schema)
     expectations = suite.build()
-    schema = with_lengths(schema, [name for e in expectations for name in columns_of(e)])
+    named = [name for e in expectations for name in columns_of(e)]
+    asked = [str(e.configuration.kwargs.get("row_condition") or "") for e in expectations]
+    schema = with_lengths(schema, named, asked)
     form = _parsed(result_format or _summary(row_id))
     names = tuple(schema.names)
     table = Table(schema.remove_metadata(), Listing.of(form, names), row_id if row_id in names else None)
