@@ -158,6 +158,43 @@ def test_a_column_that_the_version_before_lacks_is_told() -> None:
     ]
 
 
+@pytest.mark.parametrize("before", [["cat", "dog"], ["true"], ["3.5"]])
+def test_categories_of_another_type_are_told_as_not_known(before: list[str]) -> None:
+    spec = ProfileSpec(split=None, categories=["label"])
+    profile = merge_profiles(spec, [profile_block(spec, pa.table({"label": before}))])
+    entry = (
+        "column_distinct_values_to_be_in_set",
+        {"column": "label", "value_set": parameter("previous_label_values")},
+    )
+    report = judged(suite_of(entry), table(60), Previous("x", profile))
+    assert report.left_out == [f"expect_{entry[0]}(label): x does not tell previous_label_values"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "parser"),
+    [('col("text.words") > 2', "great_expectations"), ("`text.words` > 2", "pandas")],
+)
+def test_a_length_that_only_a_row_condition_names_is_made(condition: str, parser: str) -> None:
+    kwargs = {"column": "label", "row_condition": condition, "condition_parser": parser}
+    data = table(60)
+    (found,) = judged(suite_of(("column_values_to_not_be_null", kwargs)), data, None).expectations
+    assert found.success
+    assert found.element_count == sum(t is not None for t in data["text"].to_pylist())
+
+
+def test_messages_without_text_have_no_lengths_and_stop_nobody_else() -> None:
+    parts = pa.list_(pa.struct([("content", pa.list_(pa.string()))]))
+    chat = pa.array([[{"content": ["a"]}], None], parts)
+    data = pa.table({"row_id": ["a", "b"], "chat": chat, "number": [1, 2]})
+    suite = suite_of(
+        ("column_max_to_be_between", {"column": "chat.words", "max_value": 2}),
+        ("column_max_to_be_between", {"column": "number", "max_value": 2}),
+    )
+    plan = plan_gate(suite, data.schema)
+    report = conclude(plan, [plan.judge_block(data).partial], over_blocks([data]))
+    assert [(e.success, bool(e.error)) for e in report.expectations] == [(False, True), (True, False)]
+
+
 @pytest.mark.parametrize(
     ("expression", "words"),
     [

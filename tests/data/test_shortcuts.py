@@ -95,6 +95,11 @@ def test_nulls_of_other_types_are_pandas_nulls(values: list[Any]) -> None:
         assert found[1].tolist() == [n for n, broken in enumerate(wanted) if broken]
 
 
+def test_a_length_beyond_all_integers_is_left_to_pandas() -> None:
+    domain, table = Domain(("x",), drop_null=True), pa.table({"x": ["a"]})
+    assert unexpected("column_values.value_length.equals", domain, {"value": 2**70}, table) is None
+
+
 @pytest.mark.parametrize("pattern", [r"^r\d+$", r"^[a-z_]{2,8}(?:\.\w+)?$", "a|b", r"^\$\{x\}"])
 def test_plain_patterns_take_the_short_way(pattern: str) -> None:
     assert means_the_same(pattern)

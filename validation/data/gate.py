@@ -106,7 +106,9 @@ def plan_gate(
     digest = suite.digest
     suite, left_out = compared(suite, previous, schema)
     expectations = suite.build()
-    schema = with_lengths(schema, [name for e in expectations for name in columns_of(e)])
+    named = [name for e in expectations for name in columns_of(e)]
+    asked = [str(e.configuration.kwargs.get("row_condition") or "") for e in expectations]
+    schema = with_lengths(schema, named, asked)
     form = _parsed(result_format or _summary(row_id))
     names = tuple(schema.names)
     table = Table(schema.remove_metadata(), Listing.of(form, names), row_id if row_id in names else None)
@@ -146,7 +148,7 @@ def finish_gate(
     ``rows(columns)`` gives these columns of the same rows again, for the further passes that some
     expectations need (uniqueness, quantiles, z-scores), in Ray tasks of ``num_cpus`` logical CPUs. The
     report's ``bad_rows`` name only rows that no block could have marked by itself, up to a million of an
-    expectation. Raises RefusedError if one that holds leaves more of them to be dropped.
+    expectation. Raises RefusedError if one that does not fail the suite leaves more of them to be dropped.
     """
     return conclude(plan, partials, over_dataset(rows, num_cpus))
 
@@ -169,7 +171,8 @@ def conclude(plan: GatePlan, partials: Iterable[bytes], run: Runner) -> GateRepo
     for position, key in plan.late:
         found = rounds.answers.get(key)
         if isinstance(found, Found) and reports[position].unexpected_count:
-            if len(found.ids) > MAX_NAMED_ROWS and reports[position].success:
+            fails = reports[position].severity == "critical" and not reports[position].success
+            if len(found.ids) > MAX_NAMED_ROWS and not fails:
                 raise RefusedError(
                     f"suite {plan.suite.name}: {found.unexpected:,} rows break {reports[position].label}, "
                     f"which allows it; more than {MAX_NAMED_ROWS:,} cannot be named to be dropped: mend the "

@@ -303,4 +303,8 @@ def _is_messages(kind: Any) -> bool:
         kind.value_type
     ):
         return False
-    return bool(kind.value_type.get_field_index("content") >= 0)
+    at = kind.value_type.get_field_index("content")
+    if at < 0:
+        return False
+    content = kind.value_type.field(at).type
+    return _is_text(content.value_type if pa.types.is_dictionary(content) else content)

@@ -146,19 +146,23 @@ def _of_categories(categories: Categories, kind: pa.DataType | None) -> dict[str
     found["distinct"] = None if categories.capped else categories.distinct
     whole = not categories.capped and all(len(value) < MAX_CATEGORY_CHARS for value in categories.counts)
     if whole and counted:
-        values = [_typed(value, kind) for value in categories.counts]
+        values = _typed(list(categories.counts), kind)
         weights = [count / counted for count in categories.counts.values()]
-        found |= {"values": values, "value_partition": {"values": values, "weights": weights}}
+        if values is not None:
+            found |= {"values": values, "value_partition": {"values": values, "weights": weights}}
     return found
 
 
-def _typed(value: str, kind: pa.DataType | None) -> Any:
-    """A value that a profile keeps as text, as the column has it."""
+def _typed(values: list[str], kind: pa.DataType | None) -> list[Any] | None:
+    """Values that a profile keeps as text, as the column has them; None if its type has no such values."""
     import pyarrow as pa
 
     if kind is None or not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        return value
-    return pa.scalar(value).cast(kind).as_py()
+        return values
+    try:
+        return list(pa.array(values, pa.string()).cast(kind).to_pylist())
+    except pa.ArrowInvalid:
+        return None
 
 
 def _expressions(value: Any) -> list[str]:

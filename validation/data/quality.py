@@ -6,7 +6,7 @@ have equal keys, so what the keys rule out is out, and the few documents that ma
 measured by datatrove's own functions. A collision of keys costs time, never a verdict.
 
 Where datatrove's filter raises on a text (a document without words meets some limits as a division by
-zero), the judge refuses the text as ``empty``. A text of more than 100,000 signs, 30 % of it or more, is
+zero), the judge refuses the text as ``empty``. A text of more than 100,000 signs, more than 30 % of it, is
 refused as ``signs`` before words are made of it.
 """
 

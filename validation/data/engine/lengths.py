@@ -16,11 +16,13 @@ UNITS = ("characters", "words", "messages")
 _OF = b"length of"
 
 
-def with_lengths(schema: pa.Schema, named: Iterable[str]) -> pa.Schema:
-    """The schema with a field for each of the ``named`` columns that is a length of one of its own."""
+def with_lengths(schema: pa.Schema, named: Iterable[str], conditions: Iterable[str] = ()) -> pa.Schema:
+    """The schema with a field for each length of a column of its own that is ``named``, or in a condition."""
     import pyarrow as pa
 
-    for name in dict.fromkeys(named):
+    asked = "\n".join(conditions)
+    lengths = [f"{column}.{unit}" for column in schema.names for unit in UNITS if asked]
+    for name in dict.fromkeys([*named, *(name for name in lengths if name in asked)]):
         column, _, unit = str(name).rpartition(".")
         if name not in schema.names and column in schema.names and unit in UNITS:
             schema = schema.append(pa.field(name, pa.int64(), metadata={_OF: column.encode()}))

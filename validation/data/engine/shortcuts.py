@@ -124,7 +124,7 @@ def _length_equals(column: Any, values: Values) -> Any:
     import pyarrow.compute as pc
 
     wanted = values.get("value")
-    if not _is_text(column.type) or type(wanted) not in (int, float):
+    if not _is_text(column.type) or not _are_limits(wanted, None):
         return None
     return pc.not_equal(pc.utf8_length(column), wanted)
 
