@@ -528,3 +528,19 @@ def test_distinct_values_beyond_what_a_block_tells_are_counted_all_the_same(
     assert found[0]["result"]["observed_value"] == len(set(values) - {None})
     # A set that is not told cannot be compared: no number, but an error.
     assert "more distinct values" in raised(found[1])[0]
+
+
+@pytest.mark.parametrize("clause", [None, "kind == 'a'"])
+def test_a_block_that_cannot_be_judged_is_heard_beside_blocks_without_rows(clause: str | None) -> None:
+    kwargs: dict[str, Any] = {"column": "word", "min_value": 1, "max_value": 3}
+    if clause:
+        kwargs |= {"row_condition": clause, "condition_parser": "pandas"}
+    suite = suite_of([{"type": "expect_column_values_to_be_between", "kwargs": kwargs}])
+    import pyarrow as pa
+
+    table = pa.table({"row_id": ["1", "2", "3"], "kind": ["a"] * 3, "word": [None, "x", None]})
+    blocks = [table.slice(at, 1) for at in range(3)]
+    (found,) = in_process(table, blocks, suite, result_format("BASIC", True))
+    assert raised(found) == [
+        "Column values, min_value, and max_value must either be None or of the same type."
+    ]

@@ -116,15 +116,3 @@ def test_plain_patterns_take_the_short_way(pattern: str) -> None:
 )
 def test_patterns_that_may_mean_something_else_do_not(pattern: str) -> None:
     assert not means_the_same(pattern)
-
-
-@pytest.mark.parametrize("clause", [None, "kind == 'a'"])
-def test_a_block_that_cannot_be_judged_is_heard_beside_blocks_without_rows(clause: str | None) -> None:
-    kwargs: dict[str, Any] = {"column": "word", "min_value": 1, "max_value": 3}
-    if clause:
-        kwargs |= {"row_condition": clause, "condition_parser": "pandas"}
-    suite = suite_of([{"type": "expect_column_values_to_be_between", "kwargs": kwargs}])
-    table = pa.table({"row_id": ["1", "2", "3"], "kind": ["a"] * 3, "word": [None, "x", None]})
-    blocks = [table.slice(at, 1) for at in range(3)]
-    (found,) = in_process(table, blocks, suite, result_format("BASIC", True))
-    assert raised(found) == ["Column values, min_value, and max_value must either be None or of the same type."]
