@@ -23,6 +23,10 @@ class Answer:
         self.id = f"{_PREFIX[endpoint]}-{request_id}"
         self.created = int(time.time())
         self.model = model
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Nothing was said yet, or nothing that anybody gets."""
         #: How often a choice went on: at least one token each time.
         self.pieces = 0
         self._usage: dict[str, Any] | None = None

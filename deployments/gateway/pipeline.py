@@ -87,8 +87,8 @@ class Call(Generic[TypedBody]):
     record: RequestRecord
     #: What was redacted reversibly; it lives as long as the request.
     placeholders: Placeholders = field(default_factory=Placeholders)
-    #: What guards judge while the model begins, if any do.
-    unjudged: dict[str, Any] | None = None
+    #: What guards judge while the model begins, if any do; empty once they let it through.
+    unjudged: dict[str, Any] = field(default_factory=dict)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -226,8 +226,17 @@ async def guard_input(call: Call[TypedBody]) -> Call[TypedBody]:
         said = said | {_VARIABLES: call.body.prompt.variables}
     body = await judge_input(call.engine.before, said, call.context, call.record, call.placeholders)
     body.pop(_VARIABLES, None)
+    if call.engine.beside is not None:
+        return replace(call, upstream_body=body, unjudged=dict(said))
     call.record.judged = body
-    return replace(call, upstream_body=body, unjudged=said if call.engine.beside is not None else None)
+    return replace(call, upstream_body=body)
+
+
+async def guard_input_beside(call: Call[Body] | Call[EmbeddingBody], beside: GuardEngine) -> None:
+    """The rest of the verdict on a request whose model has begun. Raises as :func:`guard_input` does."""
+    await judge_input(beside, call.unjudged, call.context, call.record)
+    call.unjudged.clear()  # One verdict, however many replicas are asked.
+    call.record.judged = call.upstream_body
 
 
 def users_of(body: Body | EmbeddingBody) -> tuple[str, ...]:
@@ -371,6 +380,8 @@ class Pipeline:
             except ApiError as error:
                 if last or begun or error.code not in DIED:
                     raise
+                answer.begin_again()
+                call.record.begin_again()
                 continue
             for released in whole:
                 yield released
@@ -412,10 +423,9 @@ class Pipeline:
         self, call: Call[Body] | Call[EmbeddingBody]
     ) -> AsyncGenerator[list[dict[str, Any]], None]:
         """What the model says, from when the guards that judge beside it let it. Raises ApiError."""
-        if call.engine.beside is None or call.unjudged is None:
+        if call.engine.beside is None or not call.unjudged:
             return self._ask(call)
-        verdict = judge_input(call.engine.beside, call.unjudged, call.context, call.record)
-        return released_by(verdict, self._ask(call))
+        return released_by(guard_input_beside(call, call.engine.beside), self._ask(call))
 
     async def _ask(
         self, call: Call[Body] | Call[EmbeddingBody]
@@ -454,6 +464,7 @@ class Pipeline:
                     except ApiError as error:
                         if last or error.code not in DIED:
                             raise
+                        record.begin_again()
                 body = embeddings(found, call.route.model, len(call.body.inputs))
                 record.usage = body["usage"]
                 record.first_s = record.last_s = record.now_s()
