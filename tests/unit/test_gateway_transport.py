@@ -217,6 +217,7 @@ async def test_our_own_key_never_goes_elsewhere(elsewhere: str, monkeypatch: pyt
         ((429, b""), 503, "overloaded"),
         ((500, b"Traceback"), 502, "failed"),
         ((200, b'data: {"error": {"message": "inside"}}\n\n'), 502, "failed"),
+        ((200, b'event: error\ndata: {"error": {"message": "inside"}}\n\n'), 502, "failed"),
     ],
 )
 async def test_failures_elsewhere(
