@@ -105,7 +105,9 @@ class Upstreams:
         import httpx
 
         if self._client is None:
-            self._client = httpx.AsyncClient(timeout=self._timeout_s)
+            # How many requests may be at work is said elsewhere: else the 101st would wait for a connection.
+            unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+            self._client = httpx.AsyncClient(timeout=self._timeout_s, limits=unlimited)
         url = (target.base_url or "").rstrip("/")
         headers = {"x-request-id": request.request_id}
         if (variable := self._key_variables.get(target.base_url or "")) is not None:
