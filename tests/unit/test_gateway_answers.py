@@ -338,3 +338,10 @@ async def test_a_name_in_pieces_is_judged_whole_and_odd_ids_roles_and_reasons_do
         assert "without_arguments" in answer.text
         assert '"call_' in answer.text
         assert '"c2"' in answer.text
+
+
+async def test_a_last_chunk_without_a_delta_is_an_end() -> None:
+    async with gateway() as g:
+        g.script.says = [chat("Fine."), {"choices": [{"index": 0, "delta": None, "finish_reason": "stop"}]}]
+        answer = await g.client.chat.completions.create(**BODY)
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Fine.", "stop")
