@@ -119,7 +119,7 @@ class Generation:
         async with self._pipeline.open(
             dialect, request_id, caller_of(request), lambda: read_body(request, limit)
         ) as call:
-            answer = Answer(call.endpoint, request_id, call.route.model)
+            answer = Answer(call.endpoint, request_id, call.route.model, call.body.n)
             writer = dialect.writer(answer)
             async with aclosing(self._pipeline.respond(call, answer)) as source:
                 first = await anext(source)  # A failure until here is a plain error answer.

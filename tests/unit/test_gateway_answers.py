@@ -11,6 +11,7 @@ import pytest
 
 from deployments.gateway.errors import ApiError
 from tests.unit.gateway_app import Chunk, chat, gateway, policy, route, snapshot, usage
+from tests.unit.test_gateway_record import Keeps
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 MAIL = "jane.doe@example.com"
@@ -345,3 +346,20 @@ async def test_a_last_chunk_without_a_delta_is_an_end() -> None:
         g.script.says = [chat("Fine."), {"choices": [{"index": 0, "delta": None, "finish_reason": "stop"}]}]
         answer = await g.client.chat.completions.create(**BODY)
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Fine.", "stop")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_who_leaves_before_the_usage_pays_for_every_prompt(n: int) -> None:
+    """Until its last chunk an engine tells of each choice its own prompt's tokens."""
+    keeps = Keeps()
+    async with gateway(snapshot(routes=[route(policy="ban")], policies=[BAN]), observers=[keeps]) as g:
+        prompts = ["one", "two", "three"]
+        told = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
+        g.script.says = [
+            {"choices": [{"index": i, "text": "forbidden", "logprobs": None, "finish_reason": "stop"}]}
+            | {"usage": told}
+            for i in range(len(prompts) * n)
+        ]
+        await g.client.completions.create(model="m", prompt=prompts, n=n)
+    assert keeps.records[0].usage["prompt_tokens"] == 300
+    assert keeps.records[0].usage["completion_tokens"] == 3 * n
