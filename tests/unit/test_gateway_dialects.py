@@ -173,7 +173,7 @@ class TestResponses:
             ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "unsupported_parameter"),
             (
                 {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
-                "input[0].content",
+                "input[0].content[0]",
                 "invalid_value",
             ),
             ({"store": True}, "store", "invalid_value"),
@@ -284,8 +284,14 @@ class TestMessages:
             (
                 {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
                 anthropic.BadRequestError,
-                "messages[0].content",
+                "'messages[0].content[0]': Input tag 'image'",
             ),
+            (
+                {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a b"}]}]},
+                anthropic.BadRequestError,
+                "'messages[0].content[0].tool_use_id'",
+            ),
+            ({"stop_sequences": ["a"] * 17}, anthropic.BadRequestError, "at most 16 items"),
             ({"extra_body": {"mcp_servers": []}}, anthropic.BadRequestError, "mcp_servers"),
             ({"extra_body": {"colour": "red"}}, anthropic.BadRequestError, "colour"),
             ({"messages": [{"role": "user", "content": ATTACK}]}, anthropic.BadRequestError, "blocked"),
@@ -331,7 +337,9 @@ async def test_what_a_model_says_after_a_call_does_not_tear_it_apart(api: str) -
             assert text.text == "Let us see. It may rain."
         else:
             async with g.client.responses.stream(
-                model="m", input="?", tools=[{"type": "function", "name": "weather", "parameters": PARAMETERS}]
+                model="m",
+                input="?",
+                tools=[{"type": "function", "name": "weather", "parameters": PARAMETERS}],
             ) as stream:
                 made, said = (await stream.get_final_response()).output
             assert made.type == "function_call"
