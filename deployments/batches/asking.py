@@ -95,7 +95,7 @@ class Asker:
         self, dialect: OpenAi, request_id: str, body: Callable[[], Awaitable[bytes]]
     ) -> dict[str, Any]:
         async with self._pipeline.open(dialect, request_id, self._caller, body) as call:
-            answer = Answer(dialect.endpoint, request_id, call.route.model)
+            answer = Answer(dialect.endpoint, request_id, call.route.model, call.body.n)
             async with aclosing(self._pipeline.respond(call, answer)) as source:
                 (whole,) = await anext(source)
         return whole

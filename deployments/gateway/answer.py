@@ -16,18 +16,25 @@ class Answer:
     """What one answer has in all of its chunks, and the tokens it used.
 
     :param model: the public name: clients never see an engine's.
+    :param each: choices of each prompt.
     """
 
-    def __init__(self, endpoint: str, request_id: str, model: str) -> None:
+    def __init__(self, endpoint: str, request_id: str, model: str, each: int) -> None:
         self.endpoint = endpoint
         self.id = f"{_PREFIX[endpoint]}-{request_id}"
         self.created = int(time.time())
         self.model = model
+        self._each = each
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Nothing was said yet, or nothing that anybody gets."""
         #: How often a choice went on: at least one token each time.
         self.pieces = 0
         self._usage: dict[str, Any] | None = None
         self._running: dict[int, int] = {}
-        self._prompt = 0
+        #: Tokens of each prompt: until their last chunk engines tell of one choice's alone.
+        self._prompts: dict[int, int] = {}
 
     def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """One chunk of a stream."""
@@ -46,20 +53,22 @@ class Answer:
         if not chunk.get("choices"):
             self._usage = {name: usage[name] for name in usage if usage[name] is not None}
             return
-        self._prompt = max(self._prompt, usage.get("prompt_tokens") or 0)
         for choice in chunk["choices"]:
-            self._running[choice.get("index", 0)] = usage.get("completion_tokens") or 0
+            index = choice.get("index", 0)
+            prompt = index // self._each
+            self._prompts[prompt] = max(self._prompts.get(prompt, 0), usage.get("prompt_tokens") or 0)
+            self._running[index] = usage.get("completion_tokens") or 0
 
     @property
     def usage(self) -> dict[str, Any]:
         """Tokens so far; exact also when the answer was cut short."""
         if self._usage is not None:
             return self._usage
-        completion = sum(self._running.values())
+        prompt, completion = sum(self._prompts.values()), sum(self._running.values())
         return {
-            "prompt_tokens": self._prompt,
+            "prompt_tokens": prompt,
             "completion_tokens": completion,
-            "total_tokens": self._prompt + completion,
+            "total_tokens": prompt + completion,
         }
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,6 +33,7 @@ from deployments.gateway.files import Files
 from deployments.gateway.messages import Messages, MessagesBody
 from deployments.gateway.openapi import document
 from deployments.gateway.pipeline import Caller, Pipeline, find_route
+from deployments.gateway.record import CLIENT_LEFT
 from deployments.gateway.responses import Responses, ResponsesBody
 
 logger = logging.getLogger("ray.serve")
@@ -90,7 +91,12 @@ def make_app(assembled: Assembled, workers: Workers, *, behind_proxy: bool) -> A
             Route("/openapi.json", doors.openapi, methods=["GET"]),
             *KeyAdmin(pipeline, lambda asked: pipeline.authenticate(caller_of(asked))[0], read_body).routes(),
         ],
-        exception_handlers={ApiError: _api_error, HTTPException: _http_exception, Exception: _unforeseen},
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_exception,
+            ClientDisconnect: _nobody_there,
+            Exception: _unforeseen,
+        },
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -113,7 +119,7 @@ class Generation:
         async with self._pipeline.open(
             dialect, request_id, caller_of(request), lambda: read_body(request, limit)
         ) as call:
-            answer = Answer(call.endpoint, request_id, call.route.model)
+            answer = Answer(call.endpoint, request_id, call.route.model, call.body.n)
             writer = dialect.writer(answer)
             async with aclosing(self._pipeline.respond(call, answer)) as source:
                 first = await anext(source)  # A failure until here is a plain error answer.
@@ -278,6 +284,11 @@ def _response(error: ApiError, request: Request) -> JSONResponse:
 async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
     return _response(error, request)
+
+
+async def _nobody_there(request: Request, error: Exception) -> Response:
+    """The client went away while it sent its body. Nobody reads this."""
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:

@@ -39,6 +39,17 @@ class Writer(Protocol):
         ...
 
 
+def in_order(delta: dict[str, Any], at: str | int | None) -> list[tuple[str | int, str | dict[str, Any]]]:
+    """The texts of a delta by field and its tool calls by number, for APIs that end one item with the next.
+
+    :param at: the item that is open: what guards held of it comes with what begins the next, and before it.
+    """
+    parts: list[tuple[str | int, str | dict[str, Any]]]
+    parts = [(field, delta[field]) for field in ("content", "refusal") if delta.get(field)]
+    parts += [(call.get("index", n), call) for n, call in enumerate(delta.get("tool_calls") or [])]
+    return sorted(parts, key=lambda part: part[0] != at)
+
+
 class Reader(Protocol[TypedBody]):
     """What reads one request, and tells what went wrong with it."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from cluster.contracts import UpstreamError
 
@@ -67,7 +68,7 @@ def from_upstream(error: UpstreamError) -> ApiError:
 
 
 #: What pydantic calls members of the bodies' unions.
-_MEMBERS = frozenset({"str", "bool", "int", "float", "list[str]", "NamedToolChoice"})
+_MEMBERS = frozenset({"str", "bool", "int", "float", "NamedToolChoice"})
 #: Of OpenAI's API, and nothing that this platform's engines do.
 _UNSUPPORTED = frozenset(
     {"audio", "best_of", "function_call", "functions", "moderation", "prediction", "prompt_cache_options"}
@@ -93,7 +94,7 @@ def from_validation(error: ValidationError, within: str = "") -> ApiError:
 
     :param within: path of what was validated, if it is a part of a body.
     """
-    first = error.errors(include_url=False, include_context=False)[0]
+    first = _meant(error.errors(include_url=False, include_context=False))
     where = _path(first["loc"], within)
     kind = first["type"]
     if kind == "extra_forbidden":
@@ -119,11 +120,26 @@ def from_validation(error: ValidationError, within: str = "") -> ApiError:
     return ApiError(400, f"Invalid value for '{where}': {reason}.", param=where, code="invalid_value")
 
 
+def _meant(found: list[ErrorDetails]) -> ErrorDetails:
+    """The first error; of what may be a text or a list, the one of the reading that goes furthest."""
+    first = found[0]
+    if first["loc"][-1:] != ("str",):
+        return first
+    union = first["loc"][:-1]
+    readings = [error for error in found if error["loc"][: len(union)] == union]
+    return max(readings, key=lambda error: (len(error["loc"]), not error["type"].endswith("_type")))
+
+
 def _path(keys: tuple[int | str, ...], path: str) -> str:
     """``messages[0].role``, as OpenAI's API writes it."""
+    tag_follows = False
     for key in keys:
         if isinstance(key, int):
             path += f"[{key}]"
+        elif key.startswith("list["):
+            tag_follows = "tagged-union" in key
+        elif tag_follows:
+            tag_follows = False
         # Pydantic names the union member that it tried; that is no part of the path.
         elif key not in _MEMBERS and not key.startswith(("function-", "literal[")):
             path += f".{key}"

@@ -15,7 +15,7 @@ from cluster import sse
 from cluster.contracts.request import Body, ChatBody, RequestPart, ToolCallId
 from deployments.gateway.answer import Answer
 from deployments.gateway.body import read_object, typed
-from deployments.gateway.dialect import Endpoint, Writer
+from deployments.gateway.dialect import Endpoint, Writer, in_order
 from deployments.gateway.errors import ApiError
 
 _ERROR_TYPES = {
@@ -255,14 +255,14 @@ class _Writer:
 
     def _take(self, delta: dict[str, Any]) -> bytes:
         events = b""
-        for field in ("content", "refusal"):
-            if text := delta.get(field):
-                events += self._begin(field, {"type": "text", "text": ""})
-                events += self._delta({"type": "text_delta", "text": text})
-        for call in delta.get("tool_calls") or []:
-            function = call["function"]
-            block = {"type": "tool_use", "id": call.get("id", ""), "name": function.get("name", "")}
-            events += self._begin(call["index"], block | {"input": {}})
+        for kind, said in in_order(delta, self._open):
+            if isinstance(said, str):
+                events += self._begin(kind, {"type": "text", "text": ""})
+                events += self._delta({"type": "text_delta", "text": said})
+                continue
+            function = said["function"]
+            block = {"type": "tool_use", "id": said.get("id", ""), "name": function.get("name", "")}
+            events += self._begin(kind, block | {"input": {}})
             self._called = True
             if arguments := function.get("arguments"):
                 events += self._delta({"type": "input_json_delta", "partial_json": arguments})

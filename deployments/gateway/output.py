@@ -92,7 +92,7 @@ class GuardedChoice:
         chat = "delta" in choice
         out: dict[str, Any] = {}
         if chat:
-            await self._delta(choice["delta"], out)
+            await self._delta(choice["delta"] or {}, out)  # Some servers end with none.
         elif text := await self._text("text", "assistant", choice.get("text")):
             out["text"] = text
         logprobs = self._take_logprobs(choice.get("logprobs"))

@@ -27,6 +27,7 @@ from cluster.contracts import (
     ApiKey,
     Direction,
     Principal,
+    PromptTemplate,
     Route,
     Target,
     UpstreamRequest,
@@ -41,7 +42,7 @@ from deployments.gateway.guarding import POLICY_HEADER, judge_input, released_by
 from deployments.gateway.joining import joined
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
-from deployments.gateway.record import Observer, RequestRecord, end
+from deployments.gateway.record import CLIENT_LEFT, Observer, RequestRecord, end
 from deployments.gateway.templates import fill, find_template
 from deployments.gateway.throttle import FailedAuthentications
 from deployments.gateway.upstream import DIED, Upstreams
@@ -85,10 +86,12 @@ class Call(Generic[TypedBody]):
     estimate: Estimate
     #: What the steps tell those that stand beside them.
     record: RequestRecord
+    #: Whose messages stand before the client's own.
+    template: PromptTemplate | None = None
     #: What was redacted reversibly; it lives as long as the request.
     placeholders: Placeholders = field(default_factory=Placeholders)
-    #: What guards judge while the model begins, if any do.
-    unjudged: dict[str, Any] | None = None
+    #: What guards judge while the model begins, if any do; empty once they let it through.
+    unjudged: dict[str, Any] = field(default_factory=dict)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -189,7 +192,7 @@ def tokens_used(estimate: Estimate, answer: Answer, status: int) -> Estimate:
     if known := int(answer.usage.get("total_tokens") or 0):
         prompt = int(answer.usage.get("prompt_tokens") or 0)
         return Estimate(prompt=prompt, answer=known - prompt)
-    if status in (200, 499):
+    if status in (200, CLIENT_LEFT):
         return Estimate(prompt=estimate.prompt, answer=max(estimate.answer, answer.pieces))
     return Estimate(prompt=estimate.prompt if answer.pieces else 0, answer=answer.pieces)
 
@@ -201,17 +204,18 @@ def _for_the_engine(body: Body | EmbeddingBody) -> dict[str, Any]:
 
 def put_prompt(
     body: Body | EmbeddingBody, upstream: dict[str, Any], view: View, record: RequestRecord
-) -> dict[str, Any]:
-    """The request with the template that it names before its messages.
+) -> tuple[dict[str, Any], PromptTemplate | None]:
+    """The request with the template that it names before its messages, and that template.
 
     Raises ApiError 404 for one that is not published, 400 for variables that are not the template's.
     """
     if not isinstance(body, ChatBody) or body.prompt is None:
-        return upstream
+        return upstream, None
     template = find_template(view.prompts, body.prompt)
     record.prompt = template.ref
     messages = [*fill(template, body.prompt), *upstream["messages"]]
-    return {name: value for name, value in upstream.items() if name != "prompt"} | {"messages": messages}
+    others = {name: value for name, value in upstream.items() if name != "prompt"}
+    return others | {"messages": messages}, template
 
 
 async def guard_input(call: Call[TypedBody]) -> Call[TypedBody]:
@@ -225,9 +229,36 @@ async def guard_input(call: Call[TypedBody]) -> Call[TypedBody]:
         # What a client puts into a template's system message is no less the client's.
         said = said | {_VARIABLES: call.body.prompt.variables}
     body = await judge_input(call.engine.before, said, call.context, call.record, call.placeholders)
-    body.pop(_VARIABLES, None)
+    if (variables := body.pop(_VARIABLES, None)) != said.get(_VARIABLES):
+        body = await _fill_again(call, body, variables)
+    if call.engine.beside is not None:
+        return replace(call, upstream_body=body, unjudged=dict(said))
     call.record.judged = body
-    return replace(call, upstream_body=body, unjudged=said if call.engine.beside is not None else None)
+    return replace(call, upstream_body=body)
+
+
+async def _fill_again(
+    call: Call[TypedBody], body: dict[str, Any], variables: dict[str, Any]
+) -> dict[str, Any]:
+    """The request with its template filled with what was left of the variables.
+
+    Guards may skip the role of the message that they stand in.
+    """
+    assert isinstance(call.body, ChatBody)
+    assert call.body.prompt is not None
+    assert call.template is not None
+    filled = fill(call.template, call.body.prompt.model_copy(update={"variables": variables}))
+    judged = await judge_input(
+        call.engine.before, {"messages": filled}, call.context, call.record, call.placeholders
+    )
+    return body | {"messages": [*judged["messages"], *body["messages"][len(filled) :]]}
+
+
+async def guard_input_beside(call: Call[Body] | Call[EmbeddingBody], beside: GuardEngine) -> None:
+    """The rest of the verdict on a request whose model has begun. Raises as :func:`guard_input` does."""
+    await judge_input(beside, call.unjudged, call.context, call.record)
+    call.unjudged.clear()  # One verdict, however many replicas are asked.
+    call.record.judged = call.upstream_body
 
 
 def users_of(body: Body | EmbeddingBody) -> tuple[str, ...]:
@@ -334,6 +365,7 @@ class Pipeline:
         record.admitted_s = record.now_s()
         engine = caller.engine or view.engine(record.key, record.route)
         record.policy = engine.policy
+        upstream_body, template = put_prompt(body, _for_the_engine(body), view, record)
         return Call(
             request_id=record.request_id,
             endpoint=dialect.endpoint,
@@ -341,11 +373,12 @@ class Pipeline:
             route=record.route,
             engine=engine,
             body=body,
-            upstream_body=put_prompt(body, _for_the_engine(body), view, record),
+            upstream_body=upstream_body,
             admission=admission,
             hold=hold,
             estimate=estimate,
             record=record,
+            template=template,
         )
 
     async def chunks(
@@ -371,6 +404,8 @@ class Pipeline:
             except ApiError as error:
                 if last or begun or error.code not in DIED:
                     raise
+                answer.begin_again()
+                call.record.begin_again()
                 continue
             for released in whole:
                 yield released
@@ -412,10 +447,9 @@ class Pipeline:
         self, call: Call[Body] | Call[EmbeddingBody]
     ) -> AsyncGenerator[list[dict[str, Any]], None]:
         """What the model says, from when the guards that judge beside it let it. Raises ApiError."""
-        if call.engine.beside is None or call.unjudged is None:
+        if call.engine.beside is None or not call.unjudged:
             return self._ask(call)
-        verdict = judge_input(call.engine.beside, call.unjudged, call.context, call.record)
-        return released_by(verdict, self._ask(call))
+        return released_by(guard_input_beside(call, call.engine.beside), self._ask(call))
 
     async def _ask(
         self, call: Call[Body] | Call[EmbeddingBody]
@@ -454,6 +488,7 @@ class Pipeline:
                     except ApiError as error:
                         if last or error.code not in DIED:
                             raise
+                        record.begin_again()
                 body = embeddings(found, call.route.model, len(call.body.inputs))
                 record.usage = body["usage"]
                 record.first_s = record.last_s = record.now_s()
@@ -461,7 +496,7 @@ class Pipeline:
                 return body
         finally:
             used = int(record.usage.get("total_tokens") or 0)
-            used = used or (call.estimate.total if record.status == 200 else 0)
+            used = used or (call.estimate.total if record.status in (200, CLIENT_LEFT) else 0)
             call.count(Estimate(prompt=used, answer=0))
 
     async def respond(self, call: Call[Body], answer: Answer) -> AsyncGenerator[list[dict[str, Any]], None]:

@@ -77,6 +77,11 @@ class RequestRecord:
         """Keep what guards saw."""
         self.findings.extend((direction, finding) for finding in findings)
 
+    def begin_again(self) -> None:
+        """Another replica is asked: nobody gets what the first one said, so nothing is told of it."""
+        self.findings = [found for found in self.findings if found[0] is Direction.INPUT]
+        self.answered_s = self.first_s = self.last_s = None
+
 
 class Observer(Protocol):
     """Stands beside the requests: usage, audit, metrics, traces."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from cluster import sse
 from deployments.gateway.answer import Answer
+from deployments.gateway.dialect import in_order
 from deployments.gateway.errors import ApiError
 
 #: Fields of a request that its response repeats.
@@ -70,12 +71,9 @@ class ResponseWriter:
         return self._event("response.failed", response=failed)
 
     def _take(self, choice: dict[str, Any]) -> bytes:
-        delta, events = choice["delta"], b""
-        for field in ("content", "refusal"):
-            if text := delta.get(field):
-                events += self._text(field, text)
-        for number, call in enumerate(delta.get("tool_calls") or []):
-            events += self._call(call.get("index", number), call)
+        events = b""
+        for kind, said in in_order(choice["delta"], self._open):
+            events += self._text(str(kind), said) if isinstance(said, str) else self._call(int(kind), said)
         self._finish = choice["finish_reason"] or self._finish
         return events
 

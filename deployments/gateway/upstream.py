@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from cluster import sse
 from cluster.contracts import Target, UpstreamError, UpstreamRequest
 from deployments.gateway.errors import ApiError, from_upstream, overloaded
@@ -103,7 +105,9 @@ class Upstreams:
         import httpx
 
         if self._client is None:
-            self._client = httpx.AsyncClient(timeout=self._timeout_s)
+            # How many requests may be at work is said elsewhere: else the 101st would wait for a connection.
+            unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+            self._client = httpx.AsyncClient(timeout=self._timeout_s, limits=unlimited)
         url = (target.base_url or "").rstrip("/")
         headers = {"x-request-id": request.request_id}
         if (variable := self._key_variables.get(target.base_url or "")) is not None:
@@ -146,15 +150,27 @@ async def _parsed(source: AsyncIterator[bytes]) -> AsyncIterator[list[dict[str, 
             if event.name == "error":
                 if chunks:
                     yield chunks
-                raise from_upstream(UpstreamError.model_validate_json(event.data))
+                raise _told(event.data)
             if event.data == "[DONE]":
                 continue
             chunk = _chunk(event.data)
             if "error" in chunk:  # An OpenAI-compatible server that fails in mid-stream.
-                raise ApiError(502, "The model's server failed while it answered.", kind="server_error")
+                raise _broke()
             chunks.append(chunk)
         if chunks:
             yield chunks
+
+
+def _told(data: str) -> ApiError:
+    """The error that a replica sends last. Other servers have events of that name, in forms of their own."""
+    try:
+        return from_upstream(UpstreamError.model_validate_json(data))
+    except ValidationError:
+        return _broke()
+
+
+def _broke() -> ApiError:
+    return ApiError(502, "The model's server failed while it answered.", kind="server_error")
 
 
 def _chunk(data: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 
 from deployments.gateway.errors import ApiError
 from tests.unit.gateway_app import Chunk, chat, gateway, policy, route, snapshot, usage
+from tests.unit.test_gateway_record import Keeps
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 MAIL = "jane.doe@example.com"
@@ -338,3 +339,27 @@ async def test_a_name_in_pieces_is_judged_whole_and_odd_ids_roles_and_reasons_do
         assert "without_arguments" in answer.text
         assert '"call_' in answer.text
         assert '"c2"' in answer.text
+
+
+async def test_a_last_chunk_without_a_delta_is_an_end() -> None:
+    async with gateway() as g:
+        g.script.says = [chat("Fine."), {"choices": [{"index": 0, "delta": None, "finish_reason": "stop"}]}]
+        answer = await g.client.chat.completions.create(**BODY)
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Fine.", "stop")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_who_leaves_before_the_usage_pays_for_every_prompt(n: int) -> None:
+    """Until its last chunk an engine tells of each choice its own prompt's tokens."""
+    keeps = Keeps()
+    async with gateway(snapshot(routes=[route(policy="ban")], policies=[BAN]), observers=[keeps]) as g:
+        prompts = ["one", "two", "three"]
+        told = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
+        g.script.says = [
+            {"choices": [{"index": i, "text": "forbidden", "logprobs": None, "finish_reason": "stop"}]}
+            | {"usage": told}
+            for i in range(len(prompts) * n)
+        ]
+        await g.client.completions.create(model="m", prompt=prompts, n=n)
+    assert keeps.records[0].usage["prompt_tokens"] == 300
+    assert keeps.records[0].usage["completion_tokens"] == 3 * n

@@ -92,7 +92,7 @@ def test_reasoning_effort_is_one_of_the_known_words() -> None:
         ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter", "tools"),
         ({"tool_choice": {"type": "function", "function": {}}}, None, None, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "json_schema"),
-        ({"stop": [1]}, "stop", "invalid_value", "stop"),
+        ({"stop": [1]}, "stop[0]", "invalid_value", "stop[0]"),
         ({"seed": 2**64}, "seed", "invalid_value", "less than"),
     ],
 )

@@ -102,3 +102,18 @@ async def test_tokens_count_against_the_keys_limit() -> None:
                     for _ in "ab"
                 )
             )
+
+
+async def test_who_goes_away_pays_for_what_was_asked() -> None:
+    limits = {"tokens_per_minute": 100}
+    async with gateway(snapshot(keys=[key(limits=limits)])) as g:
+        g.script.pause_s = 30
+        g.script.says = [vectors([0.5])]
+        asked = g.client.embeddings.create(model="m", input="a" * 250, encoding_format="float")
+        request = asyncio.create_task(asked)
+        await g.script.begun.wait()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        with pytest.raises(openai.RateLimitError):
+            await g.client.embeddings.create(model="m", input="a" * 250, encoding_format="float")

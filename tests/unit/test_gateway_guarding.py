@@ -14,6 +14,7 @@ import pytest
 from cluster.contracts import Finding, PolicyDocument, Segment, Target, UpstreamRequest
 from deployments.gateway.record import RequestRecord
 from tests.unit.gateway_app import Chunk, Fixture, chat, gateway, route, snapshot
+from tests.unit.test_gateway_record import Keeps
 from validation.guards import GuardEngine, parse_policy
 from validation.guards.breaker import GuardUnavailableError
 
@@ -183,7 +184,8 @@ async def test_in_parallel_a_refusal_aborts_the_generation_and_no_token_leaves(s
 async def test_in_parallel_a_client_that_goes_away_stops_both() -> None:
     far = Far()
     far.may_judge.clear()
-    async with guarded(FAR, far=far, input="parallel") as g:
+    keeps = Keeps()
+    async with guarded(FAR, far=far, input="parallel", observers=[keeps]) as g:
         g.script.says = spoken("Hi ")
         g.script.pause_s = 30
         request = asyncio.create_task(g.client.chat.completions.create(**BODY))
@@ -192,6 +194,8 @@ async def test_in_parallel_a_client_that_goes_away_stops_both() -> None:
         with pytest.raises(asyncio.CancelledError):
             await request
         assert g.script.closed == 1
+    (record,) = keeps.records
+    assert record.judged is None, "no guard has let it through"
 
 
 async def test_in_parallel_a_failure_of_the_model_is_told_after_the_verdict() -> None:

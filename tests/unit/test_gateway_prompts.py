@@ -88,3 +88,14 @@ async def test_variables_are_judged() -> None:
         with pytest.raises(openai.BadRequestError) as blocked:
             await ask(g, ASK, variables={"name": "ann@example.com"})
         assert blocked.value.code == "content_filter"
+
+
+async def test_what_a_variable_says_is_redacted_whatever_role_its_template_has() -> None:
+    """What a template's author writes may be trusted; what a client puts into it may not."""
+    pii = {"name": "pii", "kind": "pii", "on": "input", "action": "redact", "skip_roles": ["system"]}
+    trusting = policy("default", pii)
+    async with gateway(
+        published(template(1, "I am desk@ours.com. Help {{name}}."), policies=[trusting])
+    ) as g:
+        system, *_ = await ask(g, ASK, variables={"name": "ann@example.com"})
+        assert system["content"] == "I am desk@ours.com. Help [EMAIL_ADDRESS]."

@@ -13,6 +13,7 @@ import pytest
 from deployments.gateway import pipeline
 from deployments.gateway.errors import ApiError
 from tests.unit.gateway_app import KEY, chat, gateway, key, policy, route, snapshot, usage
+from tests.unit.test_gateway_record import Keeps
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 URL = "/v1/chat/completions"
@@ -315,3 +316,22 @@ async def test_what_is_null_does_not_reach_the_engine() -> None:
         body = BODY | {"messages": [*BODY["messages"], said | nothing], "stop": None}
         assert (await g.http.post(URL, json=body, headers=AUTH)).status_code == 200
         assert g.script.requests[0].body == {"messages": [*BODY["messages"], said], "model": "engine-m"}
+
+
+async def test_who_goes_away_while_sending_is_no_bug() -> None:
+    keeps = Keeps()
+    async with gateway(observers=[keeps]) as g:
+        events = [
+            {"type": "http.request", "body": b'{"mod', "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive() -> Any:
+            return events.pop(0)
+
+        async def send(_: Any) -> None: ...
+
+        headers = [(b"authorization", b"Bearer " + KEY.encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+        await g.app(scope | {"query_string": b""}, receive, send)
+    assert [record.status for record in keeps.records] == [499]

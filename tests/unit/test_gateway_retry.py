@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import openai
 import pytest
 
+from cluster.contracts import Direction
 from deployments.gateway.errors import ApiError
 from deployments.gateway.upstream import REPLICA_FAILED
-from tests.unit.gateway_app import chat, gateway, usage
+from tests.unit.gateway_app import chat, gateway, key, policy, route, snapshot, usage
 from tests.unit.test_gateway_embeddings import vectors
+from tests.unit.test_gateway_guarding import FAR, Far, guarded
+from tests.unit.test_gateway_record import Keeps
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 ANSWER = [chat("", role="assistant"), chat("well "), chat("done", finish="stop"), usage(1, 2)]
@@ -79,3 +84,39 @@ async def test_vectors_come_from_another_replica_too() -> None:
         g.script.says = [died()]
         with pytest.raises(openai.InternalServerError):
             await g.client.embeddings.create(model="m", input="one")
+
+
+async def test_what_beside_the_model_judged_is_judged_and_told_once() -> None:
+    far, keeps = Far(), Keeps()
+    said = [{"role": "user", "content": "bad, but only flagged"}]
+    flags: dict[str, Any] = FAR | {"action": "flag"}
+    async with guarded(flags, far=far, input="parallel", observers=[keeps]) as g:
+        g.script.first, g.script.says = [[died()]], ANSWER
+        await g.client.chat.completions.create(model="m", messages=said)
+        assert len(g.script.requests) == 2
+    assert len(far.asked) == 1
+    assert [(direction, found.label) for direction, found in keeps.records[0].findings] == [
+        (Direction.INPUT, "BAD")
+    ]
+
+
+async def test_of_what_was_thrown_away_nothing_is_told() -> None:
+    keeps = Keeps()
+    ban = policy("ban", {"name": "ban", "kind": "ban_list", "on": "output", "words": ["forbidden"]})
+    content = snapshot(
+        keys=[key(limits={"tokens_per_minute": 10_000})], routes=[route(policy="ban")], policies=[ban]
+    )
+    async with gateway(content, observers=[keeps]) as g:
+        half = [chat("that is forbidden", index=0), chat("more"), usage(1, 300), died()]
+        # The second one's client, so to say, goes by what came: no usage at its end.
+        g.script.first = [half, [chat("well ", index=0), chat("done", finish="stop")]]
+        answer = await g.client.chat.completions.create(**HELLO, n=1)
+        assert answer.choices[0].message.content == "well done"
+        assert answer.usage is not None
+        assert answer.usage.total_tokens == 0, "what the first one used is nobody's"
+    (record,) = keeps.records
+    assert record.findings == []
+    assert record.first_s is not None
+    assert record.answered_s is not None
+    assert record.sent_s is not None
+    assert record.sent_s <= record.answered_s <= record.first_s

@@ -217,6 +217,7 @@ async def test_our_own_key_never_goes_elsewhere(elsewhere: str, monkeypatch: pyt
         ((429, b""), 503, "overloaded"),
         ((500, b"Traceback"), 502, "failed"),
         ((200, b'data: {"error": {"message": "inside"}}\n\n'), 502, "failed"),
+        ((200, b'event: error\ndata: {"error": {"message": "inside"}}\n\n'), 502, "failed"),
     ],
 )
 async def test_failures_elsewhere(
@@ -275,3 +276,41 @@ async def test_a_replica_that_dies_is_503(
         await anext(source)
     assert (failed.value.status, failed.value.code, failed.value.retry_after_s) == (503, code, 1)
     assert "inside" not in failed.value.message
+
+
+async def test_a_server_elsewhere_is_asked_by_all_requests_at_once() -> None:
+    """Places are the gateway's to give out: no pool of connections may stand before a model as well."""
+    together, everybody, here = 120, asyncio.Event(), 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal here
+        await reader.readuntil(b"\r\n\r\n")
+        here += 1
+        if here == together:
+            everybody.set()
+        await everybody.wait()
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + sse.encode({"choices": [1]}) + sse.DONE
+        )
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    target = Target(base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", model="gpt")
+    request = UpstreamRequest(
+        request_id="r",
+        endpoint="chat",
+        body={"model": "gpt", "messages": []},
+        principal=Principal(key_id="k", team="default"),
+    )
+    upstreams = Upstreams(5.0, {})
+
+    async def one() -> list[Any]:
+        return [chunks async for chunks in upstreams.chunks(target, request)]
+
+    try:
+        assert await asyncio.gather(*(one() for _ in range(together))) == [[[{"choices": [1]}]]] * together
+    finally:
+        everybody.set()
+        await upstreams.close()
+        server.close()
