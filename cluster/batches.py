@@ -30,6 +30,7 @@ from sqlalchemy import (
 from cluster.contracts.batches import ENDED, BatchProgress, BatchRecord, BatchStatus, BatchTerms
 from cluster.database import Database, UtcDateTime
 from cluster.errors import NotFoundError, RefusedError
+from cluster.files import confirm
 
 _METADATA = MetaData()
 
@@ -156,8 +157,9 @@ class BatchRepository:
     def report(self, batch_id: str, token: int, progress: BatchProgress, lease_s: float) -> BatchRecord:
         """Write down how far it is, and hold it for ``lease_s`` seconds more.
 
-        A client's wish to cancel stays: only its end, or its finalizing, takes its place. Raises RefusedError
-        if another holds it.
+        A client's wish to cancel stays: only its end, or its finalizing, takes its place. With the end its
+        files are there, which their maker announced: those of a worker that is too late never are. Raises
+        RefusedError if another holds it, NotFoundError if such a file was given up.
         """
         mine = _BATCHES.c.id == batch_id
         with self._database.write() as connection:
@@ -168,6 +170,9 @@ class BatchRepository:
             if known.status is BatchStatus.CANCELLING and progress.status in _CANCELLABLE:
                 progress = progress.model_copy(update={"status": known.status, "reached": known.reached})
             over = progress.status in ENDED
+            for made in (progress.output_file_id, progress.error_file_id):
+                if over and made is not None:
+                    confirm(connection, made)
             expires = _LONG_AGO if over else datetime.now(UTC) + timedelta(seconds=lease_s)
             values = {**_columns(progress), "lease_expires_at": expires}
             changed = update(_BATCHES).where(mine, _BATCHES.c.token == token).values(values)

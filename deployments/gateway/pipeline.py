@@ -85,6 +85,8 @@ class Call(Generic[TypedBody]):
     estimate: Estimate
     #: What the steps tell those that stand beside them.
     record: RequestRecord
+    #: Of each try, whether it is the last one.
+    tries: Sequence[bool] = (False, True)
     #: What was redacted reversibly; it lives as long as the request.
     placeholders: Placeholders = field(default_factory=Placeholders)
     #: What guards judge while the model begins, if any do.
@@ -127,6 +129,8 @@ class Caller:
     key_id: str | None = None
     #: A batch's guards: of the policy as it was then.
     engine: GuardEngine | None = None
+    #: Whether another replica is asked if one dies; a batch counts what its rows kill.
+    asks_again: bool = True
 
 
 def authenticate(authorization: str | None, view: View) -> ApiKey:
@@ -346,6 +350,7 @@ class Pipeline:
             hold=hold,
             estimate=estimate,
             record=record,
+            tries=(False, True) if caller.asks_again else (True,),
         )
 
     async def chunks(
@@ -358,7 +363,7 @@ class Pipeline:
 
         Closing this generator aborts the generation. Raises ApiError.
         """
-        for last in (False, True):
+        for last in call.tries:
             begun = False
             try:
                 async with aclosing(self._generate(call, answer)) as source:
@@ -446,7 +451,7 @@ class Pipeline:
         record = call.record
         try:
             with _telling(record):
-                for last in (False, True):  # Another replica is asked if one dies, once.
+                for last in call.tries:  # Another replica is asked if one dies, once.
                     try:
                         async with aclosing(self._let_through(call)) as source:
                             found = [chunk async for chunks in source for chunk in chunks]
