@@ -113,6 +113,12 @@ class BatchRepository:
             rows = connection.execute(query.order_by(made.desc(), name.desc()).limit(limit)).mappings()
             return [_record(row) for row in rows]
 
+    def ended(self, since: datetime) -> builtins.list[BatchRecord]:
+        """Batches of all teams that were made since then and have ended."""
+        over = _BATCHES.c.created_at >= since, _BATCHES.c.status.in_(ENDED)
+        with self._database.read() as connection:
+            return [_record(row) for row in connection.execute(select(_BATCHES).where(*over)).mappings()]
+
     def cancel(self, batch_id: str, team: str) -> BatchRecord:
         """Ask that no more rows are asked. Raises NotFoundError, or RefusedError if it has ended."""
         with self._database.write() as connection:

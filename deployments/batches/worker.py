@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,6 +34,8 @@ from validation.guards.policy import GuardPolicy
 
 logger = logging.getLogger("ray.serve")
 _SWEEP_S = 3600.0
+#: For so long after a batch was made a worker is taken to be able to write a part of it.
+_KEPT = timedelta(days=3)
 #: How long a worker keeps back after the last news of interactive requests.
 _BUSY_S = 1.5
 
@@ -123,6 +125,12 @@ class BatchWorker:
         if time.monotonic() - self._swept >= _SWEEP_S or not self._swept:
             self._swept = time.monotonic()
             await asyncio.to_thread(self._files.sweep, self._store)
+            await asyncio.to_thread(self._sweep_parts)
+
+    def _sweep_parts(self) -> None:
+        """Delete what workers left of batches that have ended, because they died or wrote too late."""
+        for record in self._batches.ended(datetime.now(UTC) - _KEPT):
+            Parts(self._store, record).delete()
 
     async def _guarded(self, record: BatchRecord, token: int) -> None:
         """Work on one batch; nothing that happens to it ends the worker."""
@@ -204,6 +212,8 @@ class BatchWorker:
         await self._pipeline.poller.look()
         before = await asyncio.to_thread(lambda: list(work.parts.done()))
         work.record = _counted(work.record, BatchProgress.model_validate(_reset(work.record)), before)
+        if work.stops:  # Even if its policy cannot be read any more.
+            return
         done = {row.custom_id for row in before}
         engine = self._make_engine(parse_policy(work.record.policy.body, f"the policy of {work.record.id}"))
         asker = Asker(self._pipeline, work.record, engine, self._args.attempts, self._suspects)
