@@ -30,7 +30,7 @@ from sqlalchemy import (
 from cluster.contracts.batches import ENDED, BatchProgress, BatchRecord, BatchStatus, BatchTerms
 from cluster.database import Database, UtcDateTime
 from cluster.errors import NotFoundError, RefusedError
-from cluster.files import confirm
+from cluster.files import confirm, printable
 
 _METADATA = MetaData()
 
@@ -92,7 +92,7 @@ class BatchRepository:
 
     def get(self, batch_id: str, team: str) -> BatchRecord:
         """One batch of that team. Raises NotFoundError."""
-        query = select(_BATCHES).where(_BATCHES.c.id == batch_id, _BATCHES.c.team == team)
+        query = select(_BATCHES).where(_BATCHES.c.id == printable(batch_id), _BATCHES.c.team == team)
         with self._database.read() as connection:
             row = connection.execute(query).mappings().one_or_none()
         if row is None:
@@ -122,7 +122,7 @@ class BatchRepository:
     def cancel(self, batch_id: str, team: str) -> BatchRecord:
         """Ask that no more rows are asked. Raises NotFoundError, or RefusedError if it has ended."""
         with self._database.write() as connection:
-            mine = (_BATCHES.c.id == batch_id, _BATCHES.c.team == team)
+            mine = (_BATCHES.c.id == printable(batch_id), _BATCHES.c.team == team)
             row = connection.execute(select(_BATCHES).where(*mine).with_for_update()).mappings().one_or_none()
             if row is None:
                 raise NotFoundError(f"No batch found with id '{batch_id}'.")

@@ -108,7 +108,7 @@ class FileRepository:
 
     def get(self, file_id: str, team: str) -> FileRecord:
         """One file of that team. Raises NotFoundError."""
-        query = select(_FILES).where(_FILES.c.id == file_id, *_shown(team))
+        query = select(_FILES).where(_FILES.c.id == printable(file_id), *_shown(team))
         with self._database.read() as connection:
             row = connection.execute(query).mappings().one_or_none()
         if row is None:
@@ -173,6 +173,11 @@ class FileRepository:
         store.delete([record.key for record in records])
         with self._database.write() as connection:
             connection.execute(delete(_FILES).where(mine))
+
+
+def printable(name: str) -> str:
+    """What a client asks for, without what PostgreSQL takes in no text; no name has it."""
+    return name if name.isprintable() else ""
 
 
 def confirm(connection: Connection, file_id: str) -> None:

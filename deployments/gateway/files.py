@@ -156,7 +156,7 @@ class Files:
             tenant=key.tenant,
             key_id=key.id,
             purpose=fields.purpose,
-            filename=(upload.filename or "file")[:255],
+            filename=("".join(filter(str.isprintable, upload.filename or "")) or "file")[:255],
             bytes=size,
             lines=found.lines,
             endpoint=found.endpoint,

@@ -151,6 +151,8 @@ def _batch_check(same: dict[str, str]) -> _Check:
         body = _parsed(number, kind, said, "body")
         if isinstance(body, Body) and body.stream:
             raise LineError(number, "a batch does not stream.", "invalid_value", "body.stream")
+        if not body.model.isprintable():  # No model is called so, and PostgreSQL takes no NUL.
+            raise LineError(number, "its model is no name.", "invalid_value", "body.model")
         for name, value in (("url", line.url), ("model", body.model)):
             if same.setdefault(name, value) != value:
                 raise LineError(

@@ -544,7 +544,7 @@ async def test_readme(g: Running, team: str, monkeypatch: pytest.MonkeyPatch, ca
     new = g.snapshots[-1].model_copy(update={"number": 2, "routes": [route("prompt-shield")]})
     await g.publish(new)
     g.start_worker()
-    port = free_ports(1)[0]
+    port = free_ports(1)
     server = uvicorn.Server(uvicorn.Config(g.app, port=port, lifespan="off", log_level="warning"))
     serving = asyncio.create_task(server.serve())
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")

@@ -136,6 +136,7 @@ def without(number: int, *path: str) -> dict[str, Any]:
             "Line 1: a batch does not",
             "invalid_value",
         ),
+        (jsonl(line(1, body=line(1)["body"] | {"model": "m\0"})), "Line 1: its model is no", "invalid_value"),
         (jsonl(line(1, colour="red")), "Line 1: Unrecognized request argument", "unknown_parameter"),
         (jsonl(*map(line, range(101))), "Line 101: a file may have at most 100 lines", "too_many_lines"),
         (b'{"a": "' + b"x" * 5_000_000 + b'"}', "Line 1: it is longer than", "line_too_long"),
