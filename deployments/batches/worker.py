@@ -85,7 +85,6 @@ class BatchWorker:
         self._suspects = asyncio.Lock()
         self._busy_until = 0.0
         self._held = set[str]()
-        self._swept = 0.0
 
     def wake(self) -> None:
         """Look for work now."""
@@ -104,6 +103,7 @@ class BatchWorker:
     async def run(self) -> None:
         """Work until cancelled; several batches at once."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._sweep())
             tasks = set[asyncio.Task[None]]()
             while True:
                 self._awake.clear()
@@ -111,7 +111,6 @@ class BatchWorker:
                 try:
                     while len(tasks) < self._args.batches_at_once and (found := await self._claim()):
                         tasks.add(group.create_task(self._guarded(*found)))
-                    await self._sweep()
                 except MantaError as error:
                     logger.warning("Batches wait: %s", error)
                 with contextlib.suppress(TimeoutError):
@@ -122,10 +121,13 @@ class BatchWorker:
         return await asyncio.to_thread(self._batches.claim, self._holder, self._args.lease_s, set(self._held))
 
     async def _sweep(self) -> None:
-        if time.monotonic() - self._swept >= _SWEEP_S or not self._swept:
-            self._swept = time.monotonic()
-            await asyncio.to_thread(self._files.sweep, self._store)
-            await asyncio.to_thread(self._sweep_parts)
+        while True:
+            try:
+                await asyncio.to_thread(self._files.sweep, self._store)
+                await asyncio.to_thread(self._sweep_parts)
+            except MantaError as error:
+                logger.warning("What batches and files left waits: %s", error)
+            await asyncio.sleep(_SWEEP_S)
 
     def _sweep_parts(self) -> None:
         """Delete what workers left of batches that have ended, because they died or wrote too late."""
