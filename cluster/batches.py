@@ -30,6 +30,7 @@ from sqlalchemy import (
 from cluster.contracts.batches import ENDED, BatchProgress, BatchRecord, BatchStatus, BatchTerms
 from cluster.database import Database, UtcDateTime
 from cluster.errors import NotFoundError, RefusedError
+from cluster.files import confirm, printable
 
 _METADATA = MetaData()
 
@@ -91,7 +92,7 @@ class BatchRepository:
 
     def get(self, batch_id: str, team: str) -> BatchRecord:
         """One batch of that team. Raises NotFoundError."""
-        query = select(_BATCHES).where(_BATCHES.c.id == batch_id, _BATCHES.c.team == team)
+        query = select(_BATCHES).where(_BATCHES.c.id == printable(batch_id), _BATCHES.c.team == team)
         with self._database.read() as connection:
             row = connection.execute(query).mappings().one_or_none()
         if row is None:
@@ -112,10 +113,16 @@ class BatchRepository:
             rows = connection.execute(query.order_by(made.desc(), name.desc()).limit(limit)).mappings()
             return [_record(row) for row in rows]
 
+    def ended(self, since: datetime) -> builtins.list[BatchRecord]:
+        """Batches of all teams that were made since then and have ended."""
+        over = _BATCHES.c.created_at >= since, _BATCHES.c.status.in_(ENDED)
+        with self._database.read() as connection:
+            return [_record(row) for row in connection.execute(select(_BATCHES).where(*over)).mappings()]
+
     def cancel(self, batch_id: str, team: str) -> BatchRecord:
         """Ask that no more rows are asked. Raises NotFoundError, or RefusedError if it has ended."""
         with self._database.write() as connection:
-            mine = (_BATCHES.c.id == batch_id, _BATCHES.c.team == team)
+            mine = (_BATCHES.c.id == printable(batch_id), _BATCHES.c.team == team)
             row = connection.execute(select(_BATCHES).where(*mine).with_for_update()).mappings().one_or_none()
             if row is None:
                 raise NotFoundError(f"No batch found with id '{batch_id}'.")
@@ -156,8 +163,9 @@ class BatchRepository:
     def report(self, batch_id: str, token: int, progress: BatchProgress, lease_s: float) -> BatchRecord:
         """Write down how far it is, and hold it for ``lease_s`` seconds more.
 
-        A client's wish to cancel stays: only its end, or its finalizing, takes its place. Raises RefusedError
-        if another holds it.
+        A client's wish to cancel stays: only its end, or its finalizing, takes its place. With the end its
+        files are there, which their maker announced: those of a worker that is too late never are. Raises
+        RefusedError if another holds it, NotFoundError if such a file was given up.
         """
         mine = _BATCHES.c.id == batch_id
         with self._database.write() as connection:
@@ -168,6 +176,9 @@ class BatchRepository:
             if known.status is BatchStatus.CANCELLING and progress.status in _CANCELLABLE:
                 progress = progress.model_copy(update={"status": known.status, "reached": known.reached})
             over = progress.status in ENDED
+            for made in (progress.output_file_id, progress.error_file_id):
+                if over and made is not None:
+                    confirm(connection, made)
             expires = _LONG_AGO if over else datetime.now(UTC) + timedelta(seconds=lease_s)
             values = {**_columns(progress), "lease_expires_at": expires}
             changed = update(_BATCHES).where(mine, _BATCHES.c.token == token).values(values)

@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
+    Connection,
     Index,
     MetaData,
     RowMapping,
@@ -102,14 +103,12 @@ class FileRepository:
 
     def confirm(self, file_id: str) -> None:
         """Its bytes are stored: now it is there. Raises NotFoundError if it was given up meanwhile."""
-        coming = _FILES.c.id == file_id, _FILES.c.state == _COMING
         with self._database.write() as connection:
-            if not connection.execute(update(_FILES).where(*coming).values(state=_READY)).rowcount:
-                raise NotFoundError(f"No such File object: {file_id}")
+            confirm(connection, file_id)
 
     def get(self, file_id: str, team: str) -> FileRecord:
         """One file of that team. Raises NotFoundError."""
-        query = select(_FILES).where(_FILES.c.id == file_id, *_shown(team))
+        query = select(_FILES).where(_FILES.c.id == printable(file_id), *_shown(team))
         with self._database.read() as connection:
             row = connection.execute(query).mappings().one_or_none()
         if row is None:
@@ -174,6 +173,18 @@ class FileRepository:
         store.delete([record.key for record in records])
         with self._database.write() as connection:
             connection.execute(delete(_FILES).where(mine))
+
+
+def printable(name: str) -> str:
+    """What a client asks for, without what PostgreSQL takes in no text; no name has it."""
+    return name if name.isprintable() else ""
+
+
+def confirm(connection: Connection, file_id: str) -> None:
+    """:meth:`FileRepository.confirm` as a part of another transaction."""
+    coming = _FILES.c.id == file_id, _FILES.c.state == _COMING
+    if not connection.execute(update(_FILES).where(*coming).values(state=_READY)).rowcount:
+        raise NotFoundError(f"No such File object: {file_id}")
 
 
 def _shown(team: str) -> tuple[ColumnElement[bool], ...]:

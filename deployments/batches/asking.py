@@ -7,7 +7,7 @@ import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Any, Literal
 
 from cluster.contracts.batches import BatchRecord
@@ -16,6 +16,7 @@ from deployments.gateway.answer import Answer
 from deployments.gateway.dialect import Embeddings, OpenAi
 from deployments.gateway.errors import ApiError
 from deployments.gateway.pipeline import Caller, Pipeline
+from deployments.gateway.upstream import DIED
 from validation.guards import GuardEngine
 
 logger = logging.getLogger("ray.serve")
@@ -39,24 +40,36 @@ class Asker:
     :param engine: guards of the policy that the batch has pinned.
     :param attempts: most tries of a row that fails in the model. One that finds no place waits as long as it
         takes.
+    :param suspects: held by a row under which a replica died while it is tried again: so the one that kills
+        them takes no other with it twice.
     """
 
-    def __init__(self, pipeline: Pipeline, record: BatchRecord, engine: GuardEngine, attempts: int) -> None:
-        self._pipeline, self._attempts = pipeline, attempts
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        record: BatchRecord,
+        engine: GuardEngine,
+        attempts: int,
+        suspects: asyncio.Lock,
+    ) -> None:
+        self._pipeline, self._attempts, self._suspects = pipeline, attempts, suspects
         self._endpoint = _GENERATES.get(record.endpoint)
-        self._caller = Caller(key_id=record.key_id, engine=engine)
+        self._caller = Caller(key_id=record.key_id, engine=engine, asks_again=False)
 
     async def ask(self, row: Row) -> Done:
         """The row's end. Raises KeyEndedError."""
         request_id, tries, pause_s = f"batch_req_{secrets.token_hex(12)}", 0, 0.5
+        place: AbstractAsyncContextManager[None] = nullcontext()
         while True:
             try:
-                return await self._once(row, request_id)
+                async with place:
+                    return await self._once(row, request_id)
             except ApiError as error:
                 if error.status == 401:
                     raise KeyEndedError(error.message) from None
-                failed = error.status in _TRIED_AGAIN or error.code == "replica_failed"
+                failed = error.status in _TRIED_AGAIN or error.code in DIED
                 tries += failed
+                place = self._suspects if error.code in DIED else place
                 waits = error.status == 503 or (error.status == 429 and error.retry_after_s is not None)
                 if (failed and tries >= self._attempts) or not (failed or waits):
                     line = response_line(row, request_id, error.status, error.body)

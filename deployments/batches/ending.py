@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -12,6 +13,7 @@ from typing import BinaryIO, cast
 from cluster.batches import entered
 from cluster.contracts.batches import BatchProgress, BatchRecord, BatchStatus, BatchUsage
 from cluster.contracts.files import FileRecord
+from cluster.errors import MantaError
 from cluster.files import FileRepository
 from cluster.storage import ObjectStore
 from deployments.batches.parts import Parts, rows_of, unasked_line
@@ -28,14 +30,16 @@ _UNASKED = {
 
 def finish(
     record: BatchRecord,
+    token: int,
     source: Path,
     parts: Parts,
     files: FileRepository,
     store: ObjectStore,
     expiry_s: int | None,
 ) -> BatchProgress:
-    """Make both files; returns how the batch ended. Done twice, it makes the same.
+    """Make both files; returns how the batch ended. Nobody sees them until that is reported.
 
+    :param token: of the worker's lease: each holder makes its own files, for one that lost it may go on.
     :param source: the input file on disk.
     :param expiry_s: seconds that the files stay; for ever if None.
 
@@ -59,7 +63,7 @@ def finish(
             _write(failures, unasked_line(record.id, unasked, *_UNASKED[status]))
             failed += 1
         made = {
-            kind: _keep(record, kind, file, count, files, store, expiry_s)
+            kind: _keep(record, f"{kind}/{token}", file, count, files, store, expiry_s)
             for kind, file, count in (("output", answers, completed), ("error", failures, failed))
         }
     return entered(
@@ -80,14 +84,14 @@ def _write(file: BinaryIO, line: dict[str, object]) -> None:
 
 def _keep(
     record: BatchRecord,
-    kind: str,
+    name: str,
     file: BinaryIO,
     lines: int,
     files: FileRepository,
     store: ObjectStore,
     expiry_s: int | None,
 ) -> str | None:
-    """Store one file under an id that follows from the batch; None if there is no line in it."""
+    """Store one file, named by its kind and its maker's token; None if there is no line in it."""
     if not lines:
         return None
     digest = hashlib.sha256()
@@ -96,12 +100,12 @@ def _keep(
         digest.update(part)
     now = datetime.now(UTC)
     made = FileRecord(
-        id=f"file-{hashlib.sha256(f'{record.id}/{kind}'.encode()).hexdigest()[:24]}",
+        id=f"file-{hashlib.sha256(f'{record.id}/{name}'.encode()).hexdigest()[:24]}",
         team=record.team,
         tenant=record.tenant,
         key_id=record.key_id,
         purpose="batch_output",
-        filename=f"{record.id}_{kind}.jsonl",
+        filename=f"{record.id}_{name.partition('/')[0]}.jsonl",
         bytes=file.tell(),
         lines=lines,
         sha256=digest.hexdigest(),
@@ -109,8 +113,11 @@ def _keep(
         expires_at=None if expiry_s is None else now + timedelta(seconds=expiry_s),
     )
     file.seek(0)
-    files.give_up(made, store)  # What a worker made that died before it could tell.
     files.announce(made)
-    store.upload_stream(file, made.key)
-    files.confirm(made.id)
+    try:
+        store.upload_stream(file, made.key)
+    except MantaError:
+        with suppress(MantaError):  # If that fails too, a sweep does it.
+            files.give_up(made, store)
+        raise
     return made.id

@@ -1,4 +1,4 @@
-"""What a batch has answered so far, and the two files that it ends in.
+"""What a batch has answered so far, a copy of its input, and the lines of the two files that it ends in.
 
 Answered rows become durable in small parts, ``<team>/batches/<id>/parts/<token>-<number>.jsonl``, each
 written whole. Names begin with the writer's fencing token: a worker that lost its lease may still write one,
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from cluster.contracts.batches import BatchRecord
@@ -47,7 +47,10 @@ class Parts:
 
     def __init__(self, store: ObjectStore, record: BatchRecord) -> None:
         self._store = store
+        self._folder = record.folder
         self._prefix = f"{record.folder}parts/"
+        #: Made when the batch begins: its input file may go before it has ended.
+        self.input = f"{record.folder}input.jsonl"
 
     def write(self, token: int, number: int, rows: Iterable[Done]) -> None:
         """Make rows durable. Raises UnavailableError or AccessError."""
@@ -63,9 +66,13 @@ class Parts:
                     seen.add(row.custom_id)
                     yield row
 
+    def done(self) -> Iterator[Done]:
+        """As :meth:`read`, without the lines, which may be more than memory holds."""
+        return (replace(row, line={}) for row in self.read())
+
     def delete(self) -> None:
         """They are in the files now."""
-        self._store.delete([item.key for item in self._store.list(self._prefix)])
+        self._store.delete([item.key for item in self._store.list(self._folder)])
 
 
 def rows_of(file: IO[bytes], skip: set[str]) -> Iterator[Row]:

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,6 +34,8 @@ from validation.guards.policy import GuardPolicy
 
 logger = logging.getLogger("ray.serve")
 _SWEEP_S = 3600.0
+#: For so long after a batch was made a worker is taken to be able to write a part of it.
+_KEPT = timedelta(days=3)
 #: How long a worker keeps back after the last news of interactive requests.
 _BUSY_S = 1.5
 
@@ -80,9 +82,9 @@ class BatchWorker:
         self._args, self._holder, self._make_engine = args, holder, make_engine
         self._file_expiry_s = file_expiry_s
         self._awake = asyncio.Event()
+        self._suspects = asyncio.Lock()
         self._busy_until = 0.0
         self._held = set[str]()
-        self._swept = 0.0
 
     def wake(self) -> None:
         """Look for work now."""
@@ -101,6 +103,7 @@ class BatchWorker:
     async def run(self) -> None:
         """Work until cancelled; several batches at once."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._sweep())
             tasks = set[asyncio.Task[None]]()
             while True:
                 self._awake.clear()
@@ -108,7 +111,6 @@ class BatchWorker:
                 try:
                     while len(tasks) < self._args.batches_at_once and (found := await self._claim()):
                         tasks.add(group.create_task(self._guarded(*found)))
-                    await self._sweep()
                 except MantaError as error:
                     logger.warning("Batches wait: %s", error)
                 with contextlib.suppress(TimeoutError):
@@ -119,9 +121,18 @@ class BatchWorker:
         return await asyncio.to_thread(self._batches.claim, self._holder, self._args.lease_s, set(self._held))
 
     async def _sweep(self) -> None:
-        if time.monotonic() - self._swept >= _SWEEP_S or not self._swept:
-            self._swept = time.monotonic()
-            await asyncio.to_thread(self._files.sweep, self._store)
+        while True:
+            try:
+                await asyncio.to_thread(self._files.sweep, self._store)
+                await asyncio.to_thread(self._sweep_parts)
+            except MantaError as error:
+                logger.warning("What batches and files left waits: %s", error)
+            await asyncio.sleep(_SWEEP_S)
+
+    def _sweep_parts(self) -> None:
+        """Delete what workers left of batches that have ended, because they died or wrote too late."""
+        for record in self._batches.ended(datetime.now(UTC) - _KEPT):
+            Parts(self._store, record).delete()
 
     async def _guarded(self, record: BatchRecord, token: int) -> None:
         """Work on one batch; nothing that happens to it ends the worker."""
@@ -164,30 +175,50 @@ class BatchWorker:
         with TemporaryDirectory() as folder:
             source = Path(folder) / "input.jsonl"
             try:
-                file = await asyncio.to_thread(self._files.get, record.input_file_id, record.team)
-                await asyncio.to_thread(self._store.download_file, file.key, source)
+                await asyncio.to_thread(self._bring, work, source)
             except NotFoundError:
                 error = BatchError(code="file_not_found", message="The input file is no longer there.")
                 await self._report(work, entered(record, BatchStatus.FAILED, errors=[error]))
                 return
             if record.status is BatchStatus.VALIDATING:
-                await self._report(work, entered(record, BatchStatus.IN_PROGRESS, total=file.lines))
+                total = await asyncio.to_thread(_count, source)
+                await self._report(work, entered(record, BatchStatus.IN_PROGRESS, total=total))
             if work.record.status is not BatchStatus.FINALIZING:
                 await self._answer(work, source)
                 await self._report(work, entered(work.record, BatchStatus.FINALIZING))
             end = await asyncio.to_thread(
-                finish, work.record, source, work.parts, self._files, self._store, self._file_expiry_s
+                finish,
+                work.record,
+                work.token,
+                source,
+                work.parts,
+                self._files,
+                self._store,
+                self._file_expiry_s,
             )
             await self._report(work, end)
         await asyncio.to_thread(work.parts.delete)
 
+    def _bring(self, work: _Work, source: Path) -> None:
+        """The input to this machine's disk. Raises NotFoundError if it went before the batch began."""
+        try:
+            self._store.download_file(work.parts.input, source)
+        except NotFoundError:
+            file = self._files.get(work.record.input_file_id, work.record.team)
+            self._store.download_file(file.key, source)
+            self._store.upload_file(source, work.parts.input)
+
     async def _answer(self, work: _Work, source: Path) -> None:
         """Ask every row that has no answer yet, until all have one or no more are to be asked."""
-        before = await asyncio.to_thread(lambda: list(work.parts.read()))
+        # The gateway that took the batch may know a key or a route that this process does not yet.
+        await self._pipeline.poller.look()
+        before = await asyncio.to_thread(lambda: list(work.parts.done()))
         work.record = _counted(work.record, BatchProgress.model_validate(_reset(work.record)), before)
+        if work.stops:  # Even if its policy cannot be read any more.
+            return
         done = {row.custom_id for row in before}
         engine = self._make_engine(parse_policy(work.record.policy.body, f"the policy of {work.record.id}"))
-        asker = Asker(self._pipeline, work.record, engine, self._args.attempts)
+        asker = Asker(self._pipeline, work.record, engine, self._args.attempts, self._suspects)
         with source.open("rb") as file:
             rows = rows_of(file, done)
             try:
@@ -200,7 +231,7 @@ class BatchWorker:
         await self._flush(work, last=True)
 
     async def _ask_all(self, work: _Work, rows: Iterator[Row], asker: Asker) -> None:
-        tasks = set[asyncio.Task[Done]]()
+        tasks, exhausted = set[asyncio.Task[Done]](), False
         try:
             while not work.stops:
                 # While parts cannot be written no more is asked than memory should hold.
@@ -208,6 +239,7 @@ class BatchWorker:
                 while len(tasks) < min(room, self._share()):
                     row = next(rows, None)
                     if row is None:
+                        exhausted = True
                         break
                     tasks.add(asyncio.create_task(asker.ask(row)))
                 if not tasks and not work.waiting:
@@ -225,7 +257,8 @@ class BatchWorker:
                 work.waiting += [task.result() for task in good]
                 for task in finished:
                     task.result()
-                if time.monotonic() - work.flushed >= self._args.flush_s or not tasks:
+                # Not whenever none is in flight: one row at a time would make one part each.
+                if time.monotonic() - work.flushed >= self._args.flush_s or (exhausted and not tasks):
                     await self._flush(work)
         finally:
             for task in tasks:
@@ -254,6 +287,11 @@ class BatchWorker:
         work.record = await asyncio.to_thread(
             self._batches.report, work.record.id, work.token, progress, self._args.lease_s
         )
+
+
+def _count(source: Path) -> int:
+    with source.open("rb") as file:
+        return sum(1 for line in file if line.strip())
 
 
 def _reset(record: BatchRecord) -> dict[str, object]:

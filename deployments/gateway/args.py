@@ -82,7 +82,10 @@ class GatewayArgs(BaseModel):
     )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Longest request body in bytes.")
     body_timeout_s: float = Field(
-        30.0, gt=0, description="Seconds within which a request body must be there; later it is a 408."
+        30.0,
+        gt=0,
+        description="Seconds within which a request body must be there, and longest silence of an upload; "
+        "later it is a 408.",
     )
     max_choices: int = Field(
         16, ge=1, description="Most answers to one request: n times the number of prompts."

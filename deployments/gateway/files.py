@@ -84,7 +84,7 @@ class Files:
         """``POST /v1/files``."""
         key = self._authenticate(request)
         with self._place():
-            form = await _read_form(request, self._args.max_file_bytes)
+            form = await _read_form(request, self._args.max_file_bytes, self._args.body_timeout_s)
             try:
                 upload, fields = _upload_of(form)
                 key = self._authenticate(request)  # Sending may take long; it may be revoked since.
@@ -156,7 +156,7 @@ class Files:
             tenant=key.tenant,
             key_id=key.id,
             purpose=fields.purpose,
-            filename=(upload.filename or "file")[:255],
+            filename=("".join(filter(str.isprintable, upload.filename or "")) or "file")[:255],
             bytes=size,
             lines=found.lines,
             endpoint=found.endpoint,
@@ -201,8 +201,11 @@ class Files:
             self._uploads -= 1
 
 
-async def _read_form(request: Request, limit: int) -> FormData:
-    """The form, its file on disk. Raises ApiError 413 as soon as it is too large, 400 if it is none."""
+async def _read_form(request: Request, limit: int, silence_s: float) -> FormData:
+    """The form, its file on disk.
+
+    Raises ApiError 413 as soon as it is too large, 408 if nothing comes for so long, 400 if it is none.
+    """
     from starlette.formparsers import MultiPartException, MultiPartParser
 
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
@@ -210,8 +213,16 @@ async def _read_form(request: Request, limit: int) -> FormData:
     whole = False
 
     async def limited() -> AsyncGenerator[bytes, None]:
-        size = 0
-        async for part in request.stream():
+        size, stream = 0, request.stream()
+        while True:
+            try:
+                async with asyncio.timeout(silence_s):
+                    part = await anext(stream, None)
+            except TimeoutError:
+                message = f"Nothing of the file came for {silence_s:g} seconds; send it again."
+                raise ApiError(408, message, param="file") from None
+            if part is None:
+                return
             size += len(part)
             if size > limit + _FORM_BYTES:
                 raise ApiError(413, f"A file may have at most {limit} bytes.", code="file_too_large")

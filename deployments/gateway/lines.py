@@ -147,9 +147,12 @@ def _batch_check(same: dict[str, str]) -> _Check:
         if kind is None:
             known = ", ".join(BATCH_BODIES)
             raise LineError(number, f"'{line.url}' is no endpoint of a batch: {known}.", "invalid_url", "url")
-        body = _parsed(number, kind, line.body, "body")
+        said = {name: value for name, value in line.body.items() if value is not None}  # As read_object.
+        body = _parsed(number, kind, said, "body")
         if isinstance(body, Body) and body.stream:
             raise LineError(number, "a batch does not stream.", "invalid_value", "body.stream")
+        if not body.model.isprintable():  # No model is called so, and PostgreSQL takes no NUL.
+            raise LineError(number, "its model is no name.", "invalid_value", "body.model")
         for name, value in (("url", line.url), ("model", body.model)):
             if same.setdefault(name, value) != value:
                 raise LineError(

@@ -88,6 +88,8 @@ class Call(Generic[TypedBody]):
     record: RequestRecord
     #: Whose messages stand before the client's own.
     template: PromptTemplate | None = None
+    #: Of each try, whether it is the last one.
+    tries: Sequence[bool] = (False, True)
     #: What was redacted reversibly; it lives as long as the request.
     placeholders: Placeholders = field(default_factory=Placeholders)
     #: What guards judge while the model begins, if any do; empty once they let it through.
@@ -130,6 +132,8 @@ class Caller:
     key_id: str | None = None
     #: A batch's guards: of the policy as it was then.
     engine: GuardEngine | None = None
+    #: Whether another replica is asked if one dies; a batch counts what its rows kill.
+    asks_again: bool = True
 
 
 def authenticate(authorization: str | None, view: View) -> ApiKey:
@@ -379,6 +383,7 @@ class Pipeline:
             estimate=estimate,
             record=record,
             template=template,
+            tries=(False, True) if caller.asks_again else (True,),
         )
 
     async def chunks(
@@ -391,7 +396,7 @@ class Pipeline:
 
         Closing this generator aborts the generation. Raises ApiError.
         """
-        for last in (False, True):
+        for last in call.tries:
             begun = False
             try:
                 async with aclosing(self._generate(call, answer)) as source:
@@ -480,7 +485,7 @@ class Pipeline:
         record = call.record
         try:
             with _telling(record):
-                for last in (False, True):  # Another replica is asked if one dies, once.
+                for last in call.tries:  # Another replica is asked if one dies, once.
                     try:
                         async with aclosing(self._let_through(call)) as source:
                             found = [chunk async for chunks in source for chunk in chunks]

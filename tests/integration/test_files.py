@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -135,6 +136,7 @@ def without(number: int, *path: str) -> dict[str, Any]:
             "Line 1: a batch does not",
             "invalid_value",
         ),
+        (jsonl(line(1, body=line(1)["body"] | {"model": "m\0"})), "Line 1: its model is no", "invalid_value"),
         (jsonl(line(1, colour="red")), "Line 1: Unrecognized request argument", "unknown_parameter"),
         (jsonl(*map(line, range(101))), "Line 101: a file may have at most 100 lines", "too_many_lines"),
         (b'{"a": "' + b"x" * 5_000_000 + b'"}', "Line 1: it is longer than", "line_too_long"),
@@ -263,3 +265,26 @@ async def test_storage_that_is_away_leaves_nothing(g: Fixture, team: str, monkey
     assert (refused.value.status_code, refused.value.response.headers["retry-after"]) == (503, "5")
     assert [file async for file in g.client.files.list()] == []
     object_store.cache_clear()
+
+
+async def test_an_upload_that_falls_silent_gives_its_place_back(
+    s3: S3, tmp_path: Path, monkeypatch: Any
+) -> None:
+    async def falls_silent() -> AsyncIterator[bytes]:
+        yield b"--x\r\n"
+        await asyncio.sleep(30)
+
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path))
+    forget_settings()
+    async with gateway(body_timeout_s=0.2, max_uploads=1) as running:
+        kind = "multipart/form-data; boundary=x"
+        headers = {"authorization": "Bearer sk-test", "content-type": kind}
+        for _ in range(2):
+            answer = await running.http.post("/v1/files", content=falls_silent(), headers=headers)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (408, "file")
+    forget_settings()
+
+
+async def test_what_is_null_in_a_body_is_absent(g: Fixture) -> None:
+    said = line(1)["body"] | {"stream": None, "n": None}
+    assert (await upload(g, jsonl(line(1, body=said)))).status == "processed"
