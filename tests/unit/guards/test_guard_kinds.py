@@ -277,6 +277,33 @@ def test_sql_names_only_listed_tables_and_further_statements_can_be_allowed() ->
     refused("statements", "sql", statements=["DROP"])
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        # Within itself, before it, outside its query and as a target, the name is the real table's.
+        "WITH users AS (SELECT * FROM users) SELECT * FROM users",
+        "WITH a AS (SELECT * FROM users), users AS (SELECT 1) SELECT * FROM a",
+        "SELECT * FROM users WHERE 1 IN (WITH users AS (SELECT 1) SELECT 1)",
+        "WITH users AS (SELECT 1) DELETE FROM users",
+        "WITH users AS (SELECT 1) INSERT INTO users (a) SELECT 1",
+    ],
+)
+def test_a_with_hides_no_table_behind_its_name(sql: str) -> None:
+    wanted = {"statements": ["SELECT", "INSERT", "DELETE"], "where": "text"}
+    assert [label for label, _ in found(engine("sql", tables=["orders"], **wanted), sql)] == ["SQL_TABLE"]
+    assert found(engine("sql", tables=["users"], **wanted), sql) == []
+
+
+def test_a_with_may_be_read_where_it_is_defined() -> None:
+    judge = engine("sql", where="text", tables=["orders"], statements=["SELECT", "DELETE"])
+    for sql in (
+        "WITH o AS (SELECT * FROM orders), p AS (SELECT * FROM o) SELECT * FROM (SELECT * FROM p) x, o",
+        "WITH RECURSIVE o AS (SELECT id FROM orders UNION ALL SELECT id FROM o) SELECT * FROM o",
+        "WITH o AS (SELECT id FROM orders) DELETE FROM orders WHERE id IN (SELECT id FROM o)",
+    ):
+        assert found(judge, sql) == []
+
+
 @cache
 def stream_engine(kind: str) -> GuardEngine:
     """A guard of that kind that redacts where it may."""
