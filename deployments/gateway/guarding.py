@@ -40,7 +40,6 @@ async def judge_input(
         raise ApiError(400, str(error)) from None
     record.note(verdict.findings, Direction.INPUT)
     if verdict.blocked:
-        record.judged = None  # What is kept of a request was let through by every guard.
         raise _refusal(verdict)
     record.guarded_s = record.now_s()
     return verdict.body

@@ -16,7 +16,7 @@ import random
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Generic
@@ -85,8 +85,8 @@ class Call(Generic[TypedBody]):
     estimate: Estimate
     #: What the steps tell those that stand beside them.
     record: RequestRecord
-    #: What was redacted reversibly; it lives as long as the request.
-    placeholders: Placeholders = field(default_factory=Placeholders)
+    #: What was redacted reversibly; it lives as long as the request. None of a batch: what it says is stored.
+    placeholders: Placeholders | None
     #: What guards judge while the model begins, if any do.
     unjudged: dict[str, Any] | None = None
 
@@ -226,8 +226,17 @@ async def guard_input(call: Call[TypedBody]) -> Call[TypedBody]:
         said = said | {_VARIABLES: call.body.prompt.variables}
     body = await judge_input(call.engine.before, said, call.context, call.record, call.placeholders)
     body.pop(_VARIABLES, None)
-    call.record.judged = body
+    # What is kept of a request was let through by every guard: those beside the model have yet to judge.
+    call.record.judged = body if call.engine.beside is None else None
     return replace(call, upstream_body=body, unjudged=said if call.engine.beside is not None else None)
+
+
+async def _judge_beside(
+    call: Call[Body] | Call[EmbeddingBody], engine: GuardEngine, body: dict[str, Any]
+) -> None:
+    """What guards say that judge while the model begins. Raises ApiError."""
+    await judge_input(engine, body, call.context, call.record)
+    call.record.judged = call.upstream_body
 
 
 def users_of(body: Body | EmbeddingBody) -> tuple[str, ...]:
@@ -346,6 +355,7 @@ class Pipeline:
             hold=hold,
             estimate=estimate,
             record=record,
+            placeholders=None if caller.key_id is not None else Placeholders(),
         )
 
     async def chunks(
@@ -414,8 +424,7 @@ class Pipeline:
         """What the model says, from when the guards that judge beside it let it. Raises ApiError."""
         if call.engine.beside is None or call.unjudged is None:
             return self._ask(call)
-        verdict = judge_input(call.engine.beside, call.unjudged, call.context, call.record)
-        return released_by(verdict, self._ask(call))
+        return released_by(_judge_beside(call, call.engine.beside, call.unjudged), self._ask(call))
 
     async def _ask(
         self, call: Call[Body] | Call[EmbeddingBody]
