@@ -44,6 +44,7 @@ _SCHEMA_WORDS = frozenset(
     }
 )
 _ROLES_BY_KEY = {
+    "tool_calls": "tool_call",
     "arguments": "tool_call",
     "reasoning_content": "reasoning",
     "reasoning": "reasoning",
