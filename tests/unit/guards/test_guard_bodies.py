@@ -117,6 +117,8 @@ async def test_no_place_of_a_request_is_left_out(body: dict[str, Any]) -> None:
         ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
         ({"messages": "hello"}, "messages must be a list"),
         ({"messages": ["hello"]}, r"messages\[0\] must be an object"),
+        ({"messages": [{"role": "user", "content": 5}]}, r"messages\[0\].content must be a text or a list"),
+        ({"messages": [{"content": {"text": MAIL}}]}, r"messages\[0\].content must be a text or a list"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             r"messages\[0\].content\[0\] is of type image_url",

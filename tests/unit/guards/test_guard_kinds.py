@@ -262,6 +262,9 @@ def test_json_may_stand_in_a_fence_and_other_roles_are_left_alone() -> None:
 def test_schemas_that_cannot_be_followed_safely_are_refused() -> None:
     refused("no JSON schema", "json_schema", json_schema={"type": "thing"})
     refused("within the schema", "json_schema", json_schema={"$ref": "http://127.0.0.1:1/schema.json"})
+    refused("not in the schema", "json_schema", json_schema={"$ref": "#/$defs/nobody"})
+    recursive = {"$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"}
+    assert found(engine("json_schema", json_schema=recursive), "[[]]") == []
     refused("patternProperties", "json_schema", json_schema={"patternProperties": {"(a+)+$": {}}})
     refused("action", "json_schema", action="redact")
 
