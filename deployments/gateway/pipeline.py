@@ -16,7 +16,7 @@ import random
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Generic
@@ -86,12 +86,12 @@ class Call(Generic[TypedBody]):
     estimate: Estimate
     #: What the steps tell those that stand beside them.
     record: RequestRecord
+    #: What was redacted reversibly; it lives as long as the request. None of a batch: what it says is stored.
+    placeholders: Placeholders | None
     #: Whose messages stand before the client's own.
     template: PromptTemplate | None = None
     #: Of each try, whether it is the last one.
     tries: Sequence[bool] = (False, True)
-    #: What was redacted reversibly; it lives as long as the request.
-    placeholders: Placeholders = field(default_factory=Placeholders)
     #: What guards judge while the model begins, if any do; empty once they let it through.
     unjudged: dict[str, Any] = field(default_factory=dict)
 
@@ -384,6 +384,7 @@ class Pipeline:
             record=record,
             template=template,
             tries=(False, True) if caller.asks_again else (True,),
+            placeholders=None if caller.key_id is not None else Placeholders(),
         )
 
     async def chunks(

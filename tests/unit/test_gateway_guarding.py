@@ -12,6 +12,9 @@ import openai
 import pytest
 
 from cluster.contracts import Finding, PolicyDocument, Segment, Target, UpstreamRequest
+from cluster.contracts.batches import BatchRecord
+from deployments.batches.asking import Asker
+from deployments.batches.parts import Row
 from deployments.gateway.record import RequestRecord
 from tests.unit.gateway_app import Chunk, Fixture, chat, gateway, route, snapshot
 from tests.unit.test_gateway_record import Keeps
@@ -138,6 +141,43 @@ async def test_placeholders_of_one_request_mean_nothing_in_another() -> None:
             f"It is {MAIL}.",
             "It is <EMAIL_1>.",
         ]
+
+
+async def test_what_a_batch_stores_keeps_its_redactions() -> None:
+    record = BatchRecord.model_construct(key_id="tester", endpoint="/v1/chat/completions")
+    engine = GuardEngine(parse_policy(document(REVERSIBLE).body))
+    async with guarded(REVERSIBLE) as g:
+        g.script.says = spoken("It is <EMAIL_1>, or [EMAIL_ADDRESS].")
+        asked = BODY | {"messages": [{"role": "user", "content": f"Mail {MAIL}"}]}
+        done = await Asker(g.pipeline, record, engine, 1).ask(Row(1, "a", json.dumps(asked).encode()))
+        assert g.script.requests[0].body["messages"][0]["content"] == "Mail [EMAIL_ADDRESS]"
+        assert done.answered
+        assert MAIL not in json.dumps(done.line)
+
+
+async def test_in_parallel_nothing_is_kept_of_a_request_before_it_was_judged() -> None:
+    records: list[RequestRecord] = []
+
+    class Notes:
+        def ended(self, record: RequestRecord) -> None:
+            records.append(record)
+
+    far = Far()
+    async with guarded(FAR, PII, far=far, input="parallel", observers=[Notes()]) as g:
+        g.script.says = spoken("Hi")
+        mail = BODY | {"messages": [{"role": "user", "content": MAIL}]}
+        await g.client.chat.completions.create(**mail)
+        far.may_judge.clear()
+        request = asyncio.create_task(g.client.chat.completions.create(**mail))
+        await asyncio.sleep(0.05)
+        assert len(far.asked) == 2
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+    judged, unjudged = records
+    assert judged.judged is not None
+    assert judged.judged["messages"][0]["content"] == "[EMAIL_ADDRESS]"
+    assert unjudged.judged is None
 
 
 async def test_in_parallel_the_model_begins_at_once_and_its_first_token_waits_for_the_verdict() -> None:

@@ -113,12 +113,12 @@ def parse_policy(body: Any, where: str = "the guard policy") -> GuardPolicy:
     try:
         # Strict JSON reads enumerations and tuples, and still refuses "5" where a number belongs.
         return GuardPolicy.model_validate_json(json.dumps(body), strict=True)
-    except TypeError:
+    except ValidationError as error:
+        raise UsageError(describe_validation_error(error, where)) from None
+    except (TypeError, ValueError, RecursionError):
         raise UsageError(
             f"{where}: it holds a value that JSON has no form for, such as an unquoted date."
         ) from None
-    except ValidationError as error:
-        raise UsageError(describe_validation_error(error, where)) from None
 
 
 def load_policy(name_or_path: str | Path | None = None) -> GuardPolicy:
@@ -139,6 +139,8 @@ def load_policy(name_or_path: str | Path | None = None) -> GuardPolicy:
         raise UsageError(
             f"guard policy {name} cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}."
         ) from None
+    except (ValueError, RecursionError):
+        raise UsageError(f"guard policy {name}: it holds a value that cannot be read.") from None
     except yaml.YAMLError as error:
         raise UsageError(f"guard policy {name} is no YAML: {' '.join(str(error).split())}.") from None
     return parse_policy(body, f"guard policy {name}")

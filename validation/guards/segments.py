@@ -44,6 +44,7 @@ _SCHEMA_WORDS = frozenset(
     }
 )
 _ROLES_BY_KEY = {
+    "tool_calls": "tool_call",
     "arguments": "tool_call",
     "reasoning_content": "reasoning",
     "reasoning": "reasoning",
@@ -216,6 +217,8 @@ def _parts(content: Any, message: int) -> Iterator[tuple[Keys, str]]:
 
 
 def _refuse_media(content: Any, path: str) -> None:
+    if not isinstance(content, str | list | None):
+        raise UsageError(f"{path} must be a text or a list of parts.")
     for index, part in enumerate(content if isinstance(content, list) else ()):
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
         if kind not in TEXT_PARTS:

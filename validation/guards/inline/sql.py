@@ -123,11 +123,33 @@ def _kind(node: Any, kinds: dict[Any, Statement]) -> Statement | None:
 
 
 def _tables(tree: Any) -> Iterator[str]:
-    """The tables that are named, but for those that a WITH of theirs defines."""
+    """The tables that are named, but for those that a WITH around them defines."""
     from sqlglot import exp
 
-    own = {cte.alias_or_name.lower() for cte in tree.find_all(exp.CTE)}
     for table in tree.find_all(exp.Table):
         name = ".".join(part.name for part in table.parts).lower()
-        if name not in own:
+        if name not in _defined_for(table):
             yield name
+
+
+def _defined_for(table: Any) -> set[str]:
+    """What WITHs define where ``table`` stands; the same names are real tables elsewhere."""
+    from sqlglot import exp
+
+    names: set[str] = set()
+    holder = table.parent.parent if isinstance(table.parent, exp.Schema) else table.parent
+    if isinstance(holder, exp.DML | exp.Merge) and holder.this in (table, table.parent):
+        return names  # What is written to is a real table.
+    node = table
+    while (parent := node.parent) is not None:
+        if isinstance(parent, exp.With):
+            # Within a WITH only what stands before is known, and itself if it is recursive.
+            place = [cte is node for cte in parent.expressions].index(True)
+            known = parent.expressions[: place + bool(parent.args.get("recursive"))]
+            node = parent.parent
+        else:
+            defined = parent.args.get("with_")
+            known = defined.expressions if defined else ()
+            node = parent
+        names.update(cte.alias_or_name.lower() for cte in known)
+    return names
