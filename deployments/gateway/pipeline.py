@@ -41,7 +41,7 @@ from deployments.gateway.guarding import POLICY_HEADER, judge_input, released_by
 from deployments.gateway.joining import joined
 from deployments.gateway.limits import Admission, Limiter
 from deployments.gateway.output import GuardedAnswer
-from deployments.gateway.record import Observer, RequestRecord, end
+from deployments.gateway.record import CLIENT_LEFT, Observer, RequestRecord, end
 from deployments.gateway.templates import fill, find_template
 from deployments.gateway.throttle import FailedAuthentications
 from deployments.gateway.upstream import DIED, Upstreams
@@ -189,7 +189,7 @@ def tokens_used(estimate: Estimate, answer: Answer, status: int) -> Estimate:
     if known := int(answer.usage.get("total_tokens") or 0):
         prompt = int(answer.usage.get("prompt_tokens") or 0)
         return Estimate(prompt=prompt, answer=known - prompt)
-    if status in (200, 499):
+    if status in (200, CLIENT_LEFT):
         return Estimate(prompt=estimate.prompt, answer=max(estimate.answer, answer.pieces))
     return Estimate(prompt=estimate.prompt if answer.pieces else 0, answer=answer.pieces)
 
@@ -226,8 +226,10 @@ async def guard_input(call: Call[TypedBody]) -> Call[TypedBody]:
         said = said | {_VARIABLES: call.body.prompt.variables}
     body = await judge_input(call.engine.before, said, call.context, call.record, call.placeholders)
     body.pop(_VARIABLES, None)
+    if call.engine.beside is not None:
+        return replace(call, upstream_body=body, unjudged=said)
     call.record.judged = body
-    return replace(call, upstream_body=body, unjudged=said if call.engine.beside is not None else None)
+    return replace(call, upstream_body=body)
 
 
 def users_of(body: Body | EmbeddingBody) -> tuple[str, ...]:
@@ -414,8 +416,14 @@ class Pipeline:
         """What the model says, from when the guards that judge beside it let it. Raises ApiError."""
         if call.engine.beside is None or call.unjudged is None:
             return self._ask(call)
-        verdict = judge_input(call.engine.beside, call.unjudged, call.context, call.record)
-        return released_by(verdict, self._ask(call))
+        return released_by(self._judge_beside(call.engine.beside, call, call.unjudged), self._ask(call))
+
+    async def _judge_beside(
+        self, engine: GuardEngine, call: Call[Body] | Call[EmbeddingBody], said: dict[str, Any]
+    ) -> None:
+        """The verdict on what the model is reading; until it is there, nothing counts as judged."""
+        await judge_input(engine, said, call.context, call.record)
+        call.record.judged = call.upstream_body
 
     async def _ask(
         self, call: Call[Body] | Call[EmbeddingBody]
@@ -461,7 +469,8 @@ class Pipeline:
                 return body
         finally:
             used = int(record.usage.get("total_tokens") or 0)
-            used = used or (call.estimate.total if record.status == 200 else 0)
+            # Who goes away before the end had the engine work no less.
+            used = used or (call.estimate.total if record.status in (200, CLIENT_LEFT) else 0)
             call.count(Estimate(prompt=used, answer=0))
 
     async def respond(self, call: Call[Body], answer: Answer) -> AsyncGenerator[list[dict[str, Any]], None]:

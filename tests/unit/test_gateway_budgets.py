@@ -88,6 +88,19 @@ async def test_who_goes_away_before_anybody_counted_pays_the_estimate() -> None:
     assert keeps.records[0].cost >= Decimal("0.000998")
 
 
+async def test_who_goes_away_while_vectors_are_made_pays_the_estimate() -> None:
+    keeps = Keeps()
+    async with gateway(priced(budget_day=1), budgets=budgets(), observers=[keeps]) as g:
+        g.script.says, g.script.pause_s = [{"data": []}], 60.0
+        body = {"model": "m", "input": "hello " * 1000}
+        gone = asyncio.create_task(g.http.post("/v1/embeddings", json=body, headers=AUTH))
+        await g.script.begun.wait()
+        gone.cancel()
+        await asyncio.wait([gone])
+    (record,) = keeps.records
+    assert (record.status, record.cost >= 1500 * PRICE.cost(1, 0)) == (499, True)
+
+
 async def test_a_price_and_a_budget_reach_gateways_through_a_snapshot() -> None:
     told = Snapshot.model_validate_json(priced(budget_day=5).model_dump_json())
     assert told.routes[0].price == PRICE
