@@ -172,8 +172,11 @@ class Poller:
         try:
             snapshot = await asyncio.to_thread(self._read, number)
             if snapshot is not None:
-                self._view = await asyncio.to_thread(View.of, snapshot, self._make_engine, self._view)
-                logger.info("Snapshot %d is in use.", snapshot.number)
+                view = await asyncio.to_thread(View.of, snapshot, self._make_engine, self._view)
+                # Who administers keys looks, too: what takes longer to come must not bring revoked ones back.
+                if self._view is None or self._view.number < view.number:
+                    self._view = view
+                    logger.info("Snapshot %d is in use.", snapshot.number)
             self._failing = False
         except MantaError as error:
             self._complain(str(error))
