@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from cluster.contracts import ApiKey, FormerSecret, KeyLimits, Snapshot
 from deployments.gateway.errors import ApiError
 from deployments.gateway.limits import Limiter, ReplicaCount
+from deployments.gateway.threads import in_thread
 from deployments.gateway.throttle import FailedAuthentications
 from deployments.gateway.view import Poller
 from tests.unit.gateway_app import KEY, Fixture, chat, gateway, key, snapshot, usage
@@ -101,6 +102,20 @@ async def test_an_older_snapshot_that_comes_late_brings_no_key_back() -> None:
     go_on.set()
     await late
     assert poller.view.key(KEY) is None
+
+
+async def test_clients_who_wait_for_sql_hold_up_no_revocation() -> None:
+    go_on = threading.Event()
+    async with gateway() as g:
+        waiting = [asyncio.create_task(in_thread(lambda: go_on.wait(60))) for _ in range(64)]
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(30):
+                await g.publish(snapshot(number=2, keys=[]))
+        finally:
+            go_on.set()
+            await asyncio.gather(*waiting)
+        assert g.poller.view.key(KEY) is None
 
 
 async def test_keys_whose_hashes_begin_alike_are_told_apart() -> None:
