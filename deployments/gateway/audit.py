@@ -139,7 +139,7 @@ def _left_unjudged(record: RequestRecord) -> bool:
     if policy is None or not record.stream:
         return False
     late = any(
-        guard.changes and guard.on != Direction.INPUT and policy.stream_of(guard) == "stream_first"
+        guard.changes and guard.on in (Direction.OUTPUT, "both") and policy.stream_of(guard) == "stream_first"
         for guard in policy.guards
     )
     return late and (
