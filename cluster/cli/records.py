@@ -12,6 +12,7 @@ import click
 from cluster.cli.duration import Duration
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Moment(click.ParamType[datetime]):
@@ -31,9 +32,12 @@ class Moment(click.ParamType[datetime]):
             return datetime.now(UTC) - ago
         try:
             found = datetime.fromisoformat(value)
-        except ValueError:
+            found = found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
             self.fail(f"{value!r} is no time: write a day (2026-11-01), or 7d for so long ago", param, ctx)
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
+        if found < _FIRST:
+            self.fail(f"{value!r} is too long ago: there are no records from before 1970", param, ctx)
+        return found
 
 
 @click.command()

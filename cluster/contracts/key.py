@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Annotated
 
-from pydantic import AwareDatetime, Field, field_validator
+from pydantic import AwareDatetime, Field, StringConstraints, field_validator
 
 from cluster.contracts.base import Contract, Slug
 from cluster.contracts.snapshot import KeyLimits, Scope
+
+#: No half surrogates, which no snapshot could hold: the pattern makes pydantic read it as Unicode.
+ModelName = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 
 
 class KeyTerms(Contract):
@@ -17,7 +21,7 @@ class KeyTerms(Contract):
     owner: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$", description="Who answers for it.")
     team: Slug = Field(description="The team that it belongs to.")
     tenant: Slug = Field("default", description="The tenant that it belongs to.")
-    models: list[str] | None = Field(
+    models: list[ModelName] | None = Field(
         None, min_length=1, description="Public names of the models that it may use; all if absent."
     )
     policy: Slug | None = Field(None, description="Guard policy that overrides the route's.")

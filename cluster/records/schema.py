@@ -86,7 +86,7 @@ AUDIT = Table(
         Column("policy", "string", "Name of the guard policy; null if the request did not get that far."),
         Column("policy_digest", "string", "SHA-256 of the policy's canonical content."),
         Column("findings", "findings", "What guards found. score: 0 to 1; never the text itself."),
-        Column("error_code", "string", "code of the error body, else its type; null without an error."),
+        Column("error_code", "string", "code of the error body; null if it has none."),
         Column("prompt_template", "string", "name@version of the prompt template; null without one."),
         Column("admitted_s", "float64", "Seconds from arrival to the end of authentication and limits."),
         Column("guarded_s", "float64", "Seconds from arrival to the verdict of the input guards."),

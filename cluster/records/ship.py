@@ -55,7 +55,7 @@ def _ship(segment: Segment, store: ObjectStore) -> int:
     rows = 0
     with segment.path.open("rb") as file:
         for part, lines in enumerate(_blocks(file)):
-            table = _parse(segment, lines)
+            table = _parse(segment, part, lines)
             for team, day, own in _partitions(table):
                 key = file_key(team, segment.table, day, f"{segment.name}-{part}")
                 store.put_if_absent(key, to_parquet(own))
@@ -82,7 +82,7 @@ def _blocks(file: io.BufferedReader) -> Iterator[bytes]:
             yield block
 
 
-def _parse(segment: Segment, lines: bytes) -> pa.Table:
+def _parse(segment: Segment, part: int, lines: bytes) -> pa.Table:
     """The rows. Lines that are none are kept beside the spool and told: they must not hold up others."""
     import pyarrow as pa
 
@@ -97,7 +97,7 @@ def _parse(segment: Segment, lines: bytes) -> pa.Table:
                 good.append(line)
             except pa.ArrowInvalid:
                 bad.append(line)
-        kept = segment.path.parents[1] / f"{segment.name}.{segment.table}.rejected"
+        kept = segment.path.parents[1] / f"{segment.name}-{part}.{segment.table}.rejected"
         kept.write_bytes(b"".join(bad))
         logger.error("%d lines of %s are no records: they are kept in %s.", len(bad), segment.path, kept)
         return _read(b"".join(good), schema) if good else schema.empty_table()

@@ -9,6 +9,9 @@ from deployments.gateway.errors import ApiError
 
 _STREAMED = {"chat": "chat.completion.chunk", "completions": "text_completion"}
 _WHOLE = {"chat": "chat.completion", "completions": "text_completion"}
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+#: More than any engine makes of one request, and less than what a ledger of money cannot hold.
+_MOST_TOKENS = 10**9
 _PREFIX = {"chat": "chatcmpl", "completions": "cmpl"}
 
 
@@ -47,11 +50,11 @@ class Answer:
     def note_usage(self, chunk: dict[str, Any]) -> None:
         """Take in what an upstream's chunk tells of tokens: its usage, final or running, and its pieces."""
         self.pieces += sum(map(_goes_on, chunk.get("choices") or []))
-        usage = chunk.get("usage")
+        usage = counts(chunk.get("usage"))
         if not usage:
             return
         if not chunk.get("choices"):
-            self._usage = {name: usage[name] for name in usage if usage[name] is not None}
+            self._usage = usage
             return
         for choice in chunk["choices"]:
             index = choice.get("index", 0)
@@ -75,6 +78,23 @@ class Answer:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
+def counts(usage: Any) -> dict[str, Any]:
+    """What an upstream tells of tokens, as far as it can be: money is counted by it. Empty if nothing is."""
+    if not isinstance(usage, dict):
+        return {}
+    told = {name: usage.get(name) for name in _COUNTS}
+    if any(count is not None and not _is_count(count) for count in told.values()):
+        return {}
+    found = {name: value for name, value in usage.items() if value is not None}
+    if "total_tokens" not in found and {"prompt_tokens", "completion_tokens"} <= found.keys():
+        found["total_tokens"] = found["prompt_tokens"] + found["completion_tokens"]
+    return found
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_TOKENS
+
+
 def _goes_on(choice: dict[str, Any]) -> bool:
     said = {"text": choice.get("text")} | (choice.get("delta") or {})
     return any(value for field, value in said.items() if field != "role")
@@ -88,7 +108,7 @@ def embeddings(found: list[dict[str, Any]], model: str, expected: int) -> dict[s
     data = found[0].get("data") if len(found) == 1 else None
     if not isinstance(data, list) or sorted(item.get("index", -1) for item in data) != list(range(expected)):
         raise ApiError(502, "The model did not make a vector for each input.", kind="server_error")
-    usage = found[0].get("usage") or {}
+    usage = counts(found[0].get("usage"))
     return {
         "object": "list",
         "data": [

@@ -111,7 +111,7 @@ class GatewayArgs(BaseModel):
         gt=0,
         le=1,
         description="Part of a key's budget that a replica may spend before SQL has answered: together "
-        "replicas overspend a budget by at most one such part each.",
+        "replicas overspend a budget by at most one such part each, and what the last requests cost.",
     )
     budget_interval_s: float = Field(
         2.0, gt=0, description="Seconds between reports to SQL of what keys with a budget spent."

@@ -37,7 +37,7 @@ class Audit:
         row["prompt_template"] = record.prompt
         row["admitted_s"], row["guarded_s"] = record.admitted_s, record.guarded_s
         row["sent_s"] = record.sent_s
-        row["cost"] = _cost(record)
+        row["cost"] = None if record.cost is None else float(record.cost)
         self._sink.put("audit", line("audit", row))
 
 
@@ -101,15 +101,15 @@ def keeps_text(record: RequestRecord) -> bool:
 def texts(record: RequestRecord, longest: int) -> dict[str, str]:
     """``prompt`` and ``answer``, as JSON cut at ``longest`` code points, if the policy allows them.
 
-    Where reversible redactions were put back for the client, what was let out is not redacted: the answer is
-    left out then.
+    Where reversible redactions were put back for the client, or text left before guards that object to it had
+    judged it, what was let out is not redacted: the answer is left out then.
     """
     if not keeps_text(record):
         return {}
     found = {}
     if record.judged is not None:
         found["prompt"] = _json(prompt_of(record.judged))[:longest]
-    if record.released is not None and not _restored(record):
+    if record.released is not None and not (_restored(record) or _left_unjudged(record)):
         choices = record.released.choices()
         found["answer"] = _json([choice.get("message", choice.get("text")) for choice in choices])[:longest]
     return found
@@ -133,11 +133,22 @@ def _restored(record: RequestRecord) -> bool:
     )
 
 
-def _cost(record: RequestRecord) -> float | None:
-    """What the request cost, where its model has a price."""
-    if getattr(record.route, "price", None) is None:
-        return None
-    return float(getattr(record, "cost", 0))
+def _left_unjudged(record: RequestRecord) -> bool:
+    """Whether a stream let out text that a guard of mode ``stream_first`` refused too late, or never saw."""
+    policy = record.policy
+    if policy is None or not record.stream:
+        return False
+    late = any(
+        guard.changes and guard.on in (Direction.OUTPUT, "both") and policy.stream_of(guard) == "stream_first"
+        for guard in policy.guards
+    )
+    return late and (
+        record.status != 200
+        or any(
+            direction is Direction.OUTPUT and not finding.shadow and finding.action is not Action.FLAG
+            for direction, finding in record.findings
+        )
+    )
 
 
 def _json(content: Any) -> str:

@@ -16,8 +16,8 @@ what comes next. A request is let in while the replica has something left:
 
 A lease is ``budget_lease_share`` of the budget, or what the key spent here since the last answer if that is
 more. Together replicas overspend a budget by at most one such share each, plus what each one's last requests
-cost beyond their estimates. An idle key's lease goes back; a replica that is killed keeps its one from others
-until the period ends.
+cost beyond it: one is let in while anything is left, however much it may cost, and estimates may fall short.
+An idle key's lease goes back; a replica that is killed keeps its one from others until the period ends.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ from starlette.responses import JSONResponse
 from cluster.contracts import ApiKey, Direction, Segment
 from cluster.records import line, subject_hash
 from deployments.gateway.audit import moment
-from deployments.gateway.errors import ApiError, from_validation
+from deployments.gateway.errors import ApiError, from_validation, guard_unavailable
 from deployments.gateway.limits import Limiter
 from deployments.gateway.sink import RecordSink
 from deployments.gateway.view import View
-from validation.guards import GuardContext, GuardEngine
+from validation.guards import GuardContext, GuardEngine, only_failed
 
 MAX_BYTES = 64 * 1024
 #: What answers' ids begin with; the rest is the request's id.
@@ -125,11 +125,13 @@ def parse_feedback(raw: bytes) -> FeedbackBody:
 
 
 async def _judged(engine: GuardEngine, text: str | None, path: str, context: GuardContext) -> str | None:
-    """What the guards leave of a text. Raises ApiError 400 for what they block."""
+    """What the guards leave of a text. Raises ApiError 400 for what they block, 503 if one cannot judge."""
     if not text:
         return None
     segment = Segment(text=text, direction=Direction.INPUT, path=path)
     verdict = await engine.judge(segment, context)
+    if verdict.blocked and only_failed(verdict.findings):
+        raise guard_unavailable(verdict.reason)
     if verdict.blocked:
         raise ApiError(
             400, "Your feedback was blocked by a guard.", code="content_filter", param=path.partition(".")[0]

@@ -6,7 +6,6 @@ SQL and storage are asked in threads, by these endpoints alone.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ from cluster.errors import MantaError
 from deployments.gateway.args import GatewayArgs
 from deployments.gateway.errors import ApiError, from_validation
 from deployments.gateway.lines import LineLimits, check_lines
-from deployments.gateway.threads import in_thread
+from deployments.gateway.threads import in_thread, waited
 
 if TYPE_CHECKING:
     from cluster.files import FileRepository
@@ -275,7 +274,7 @@ def _measure(file: BinaryIO) -> tuple[int, str]:
 
 async def _rest(first: bytes, chunks: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
     yield first
-    while part := await asyncio.to_thread(next, chunks, b""):
+    while part := await waited(lambda: next(chunks, b"")):
         yield part
 
 

@@ -16,7 +16,7 @@ import random
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Generic
@@ -502,6 +502,7 @@ class Pipeline:
                 return body
         finally:
             used = int(record.usage.get("total_tokens") or 0)
+            # Who goes away before the end had the engine work no less.
             used = used or (call.estimate.total if record.status in (200, CLIENT_LEFT) else 0)
             call.count(Estimate(prompt=used, answer=0))
 

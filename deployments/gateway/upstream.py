@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ REPLICA_FAILED = "replica_failed"
 #: Codes of a replica or an engine that died over a request: another one may do it.
 DIED = frozenset({REPLICA_FAILED, "engine_stopped"})
 _PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
+_WORD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -216,9 +218,16 @@ def _refused(status: int, body: bytes) -> ApiError:
     if status in (400, 404, 422):
         try:
             error = json.loads(body)["error"]
-            return ApiError(status, str(error["message"]), param=error.get("param"), code=error.get("code"))
+            return ApiError(
+                status, str(error["message"]), param=_word(error.get("param")), code=_word(error.get("code"))
+            )
         except (ValueError, KeyError, TypeError):
             return ApiError(status, "The model's server does not take this request.")
     if status in (429, 503):
         return overloaded("The model's server")
     return ApiError(502, "The model's server failed on this request.", kind="server_error")
+
+
+def _word(said: object) -> str | None:
+    """A code or a path as it may stand in records and labels: vLLM's server sends its status as the code."""
+    return said if isinstance(said, str) and _WORD.fullmatch(said) else None

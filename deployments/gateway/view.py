@@ -138,7 +138,6 @@ class Poller:
         self._interval_s = interval_s
         self._view: View | None = None
         self._failing = False
-        self._looking = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -169,18 +168,20 @@ class Poller:
 
     async def look(self) -> None:
         """Take the newest snapshot if there is one and it is good."""
-        async with self._looking:  # A look that began earlier must not end with an older one.
-            number = self._view.number if self._view else 0
-            try:
-                snapshot = await asyncio.to_thread(self._read, number)
-                if snapshot is not None:
-                    self._view = await asyncio.to_thread(View.of, snapshot, self._make_engine, self._view)
+        number = self._view.number if self._view else 0
+        try:
+            snapshot = await asyncio.to_thread(self._read, number)
+            if snapshot is not None:
+                view = await asyncio.to_thread(View.of, snapshot, self._make_engine, self._view)
+                # Who administers keys looks, too: what takes longer to come must not bring revoked ones back.
+                if self._view is None or self._view.number < view.number:
+                    self._view = view
                     logger.info("Snapshot %d is in use.", snapshot.number)
-                self._failing = False
-            except MantaError as error:
-                self._complain(str(error))
-            except Exception as error:  # A poller that dies would freeze revocations.
-                self._complain(f"{type(error).__name__}: {error}")
+            self._failing = False
+        except MantaError as error:
+            self._complain(str(error))
+        except Exception as error:  # A poller that dies would freeze revocations.
+            self._complain(f"{type(error).__name__}: {error}")
 
     def _complain(self, message: str) -> None:
         if not self._failing:

@@ -297,6 +297,21 @@ def test_a_segment_that_is_shipped_again_doubles_nothing(
     spool.end()
 
 
+def test_every_line_that_is_no_record_is_kept(
+    store: ObjectStore, team: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster.records import ship as shipping
+    from cluster.records.spool import Spool
+
+    monkeypatch.setattr(shipping, "_BLOCK", 1)  # A line each.
+    spool = Spool(tmp_path)
+    spool.append("audit", b'{"request_id": 5}\n' + audit_line(team, 1) + b'{"request_id": 6}\n')
+    spool.end()
+    assert ship(tmp_path, store) == 1
+    kept = {file.read_bytes() for file in tmp_path.glob("*.rejected")}
+    assert kept == {b'{"request_id": 5}\n', b'{"request_id": 6}\n'}
+
+
 def audit_line(team: str, number: int) -> bytes:
     row = {"request_id": f"r{number}", "time": f"2026-11-22T10:00:{number % 60:02}.000001Z", "team": team}
     return line("audit", row | {"status": 200, "outcome": "ok"})

@@ -9,7 +9,7 @@ from decimal import Decimal
 from itertools import cycle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
@@ -65,6 +65,7 @@ class Replica:
 # Prices
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**7), st.integers(0, 10**7), st.decimals(0, 1000, places=6))
 def test_a_cost_is_exact(prompt: int, answer: int, price: Decimal) -> None:
     made = Price(input_per_million_tokens=price, output_per_million_tokens=2 * price)

@@ -103,6 +103,8 @@ MISTAKES: list[tuple[str, str, Any, int, str | None, str | None, str]] = [
     ("POST", "", TERMS | {"limits": {"budget_day": -1}}, 400, "invalid_value", "limits.budget_day", "limits"),
     ("POST", "", TERMS | {"limits": {"budget_day": "NaN"}}, 400, "invalid_value", "limits.budget_day", ""),
     ("POST", "", TERMS | {"owner": "\ud800"}, 400, "invalid_value", "owner", "owner"),
+    # A snapshot with it could not be written, nor any after it.
+    ("POST", "", TERMS | {"models": ["\ud800"]}, 400, "invalid_value", "models[0]", "models"),
     ("POST", "", TERMS | {"scopes": ["root"]}, 400, "invalid_value", "scopes[0]", "admin"),
     ("POST", "", TERMS | {"owner": "a\0b"}, 400, "invalid_value", "owner", "pattern"),
     (

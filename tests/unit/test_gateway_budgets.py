@@ -88,6 +88,43 @@ async def test_who_goes_away_before_anybody_counted_pays_the_estimate() -> None:
     assert keeps.records[0].cost >= Decimal("0.000998")
 
 
+async def test_who_goes_away_while_vectors_are_made_pays_the_estimate() -> None:
+    keeps = Keeps()
+    async with gateway(priced(budget_day=1), budgets=budgets(), observers=[keeps]) as g:
+        g.script.says, g.script.pause_s = [{"data": []}], 60.0
+        body = {"model": "m", "input": "hello " * 1000}
+        gone = asyncio.create_task(g.http.post("/v1/embeddings", json=body, headers=AUTH))
+        await g.script.begun.wait()
+        gone.cancel()
+        await asyncio.wait([gone])
+    (record,) = keeps.records
+    assert (record.status, record.cost >= 1500 * PRICE.cost(1, 0)) == (499, True)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"prompt_tokens": -5, "completion_tokens": -5, "total_tokens": -10},
+        {"prompt_tokens": 5, "completion_tokens": "many", "total_tokens": "many"},
+        {"total_tokens": 10**30},
+        {"total_tokens": 1.5},
+        5,
+    ],
+)
+async def test_tokens_that_no_engine_counts_are_not_believed(told: Any) -> None:
+    keeps = Keeps()
+    async with gateway(priced(budget_day=1), budgets=budgets(), observers=[keeps]) as g:
+        g.script.says = [chat("ok", finish="stop"), {"choices": [], "usage": told}]
+        body = BODY | {"max_tokens": 499}
+        assert (await g.http.post(URL, json=body, headers=AUTH)).status_code == 200
+        told_well = {"prompt_tokens": 7, "completion_tokens": 3}
+        g.script.says = [chat("ok", finish="stop"), {"choices": [], "usage": told_well}]
+        assert (await g.http.post(URL, json=body, headers=AUTH)).status_code == 200
+    estimated, exact = (record.cost for record in keeps.records)
+    assert Decimal("0.000998") <= estimated < Decimal("0.0011")
+    assert exact == Decimal("0.0000062625")
+
+
 async def test_a_price_and_a_budget_reach_gateways_through_a_snapshot() -> None:
     told = Snapshot.model_validate_json(priced(budget_day=5).model_dump_json())
     assert told.routes[0].price == PRICE

@@ -15,8 +15,9 @@ from cluster.contracts import Finding, PolicyDocument, Segment, Target, Upstream
 from cluster.contracts.batches import BatchRecord
 from deployments.batches.asking import Asker
 from deployments.batches.parts import Row
+from deployments.gateway.audit import keeps_text, texts
 from deployments.gateway.record import RequestRecord
-from tests.unit.gateway_app import Chunk, Fixture, chat, gateway, route, snapshot
+from tests.unit.gateway_app import KEY, Chunk, Fixture, chat, gateway, key, route, snapshot
 from tests.unit.test_gateway_record import Keeps
 from validation.guards import GuardEngine, parse_policy
 from validation.guards.breaker import GuardUnavailableError
@@ -222,10 +223,9 @@ async def test_in_parallel_a_refusal_aborts_the_generation_and_no_token_leaves(s
 
 
 async def test_in_parallel_a_client_that_goes_away_stops_both() -> None:
-    far = Far()
+    far, keeps = Far(), Keeps()
     far.may_judge.clear()
-    keeps = Keeps()
-    async with guarded(FAR, far=far, input="parallel", observers=[keeps]) as g:
+    async with guarded(FAR, far=far, input="parallel", record_text="redacted", observers=[keeps]) as g:
         g.script.says = spoken("Hi ")
         g.script.pause_s = 30
         request = asyncio.create_task(g.client.chat.completions.create(**BODY))
@@ -234,8 +234,23 @@ async def test_in_parallel_a_client_that_goes_away_stops_both() -> None:
         with pytest.raises(asyncio.CancelledError):
             await request
         assert g.script.closed == 1
-    (record,) = keeps.records
-    assert record.judged is None, "no guard has let it through"
+        assert "prompt" not in texts(keeps.records[0], 1000), "nobody has judged it"
+        far.may_judge.set()
+        g.script.pause_s, g.script.says = 0, spoken("Hi ")
+        await g.client.chat.completions.create(**BODY)
+        assert "hello" in texts(keeps.records[1], 1000)["prompt"]
+
+
+async def test_what_left_before_it_was_judged_is_not_kept_where_a_guard_objects() -> None:
+    keeps = Keeps()
+    async with guarded(PII, stream="stream_first", record_text="redacted", observers=[keeps]) as g:
+        g.pipeline._keeps_answer = keeps_text  # As the traffic record has it.
+        g.script.says = spoken("Write ", "to jane.d", "oe@example.com", " and ", "so on")
+        await streamed(g)
+        g.script.says = spoken("Write ", "soon")
+        await streamed(g)
+    assert MAIL not in str(texts(keeps.records[0], 1000))
+    assert "Write soon" in texts(keeps.records[1], 1000)["answer"]
 
 
 async def test_in_parallel_a_failure_of_the_model_is_told_after_the_verdict() -> None:
@@ -266,6 +281,11 @@ async def test_a_guard_that_cannot_judge_is_no_fault_of_the_client(where: str, w
         assert (told.value.status_code, told.value.code) == (503, "guard_unavailable")
         assert told.value.response.headers["retry-after"] == "1"
         assert "hello" not in told.value.message
+    rated = snapshot(keys=[key(policy="p")], policies=[document(FAR)])
+    async with gateway(rated, engines=lambda policy: GuardEngine(policy, far)) as g:
+        body = {"request_id": "r", "comment": "fine"}
+        answer = await g.http.post("/v1/feedback", json=body, headers={"authorization": f"Bearer {KEY}"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "guard_unavailable")
     async with guarded(FAR | {"on_error": "open"}, far=far, input=where) as g:
         g.script.says = spoken("Hi")
         assert (await g.client.chat.completions.create(**BODY)).choices[0].message.content == "Hi"

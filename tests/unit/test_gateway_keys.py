@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -19,9 +20,13 @@ from hypothesis import strategies as st
 from cluster.contracts import ApiKey, FormerSecret, KeyLimits, Snapshot
 from deployments.gateway.errors import ApiError
 from deployments.gateway.limits import Limiter, ReplicaCount
+from deployments.gateway.threads import in_thread
 from deployments.gateway.throttle import FailedAuthentications
+from deployments.gateway.view import Poller
 from tests.unit.gateway_app import KEY, Fixture, chat, gateway, key, snapshot, usage
 from tests.unit.test_gateway_requests import AUTH, BODY, URL, error_of
+from validation.guards import GuardEngine
+from validation.guards.policy import GuardPolicy
 
 HOUR = timedelta(hours=1)
 RATE = ("limit", "remaining", "reset")
@@ -78,6 +83,39 @@ async def test_the_secret_before_a_rotation_is_good_until_its_time() -> None:
         assert [await status_of(g, secret) for secret in (KEY, "sk-old")] == [200, 401]
         await g.publish(snapshot(number=3, keys=[key(former=former, revoked=True)]))
         assert [await status_of(g, secret) for secret in (KEY, "sk-old")] == [401, 401]
+
+
+async def test_an_older_snapshot_that_comes_late_brings_no_key_back() -> None:
+    begun, go_on, published = threading.Event(), threading.Event(), [snapshot()]
+
+    def engines(policy: GuardPolicy) -> GuardEngine:
+        if not begun.is_set():
+            begun.set()
+            assert go_on.wait(60)
+        return GuardEngine(policy)
+
+    poller = Poller(lambda after: published[-1] if published[-1].number > after else None, engines, 3600.0)
+    late = asyncio.create_task(poller.look())
+    assert await asyncio.to_thread(begun.wait, 60)
+    published.append(snapshot(number=2, keys=[]))
+    await poller.look()
+    go_on.set()
+    await late
+    assert poller.view.key(KEY) is None
+
+
+async def test_clients_who_wait_for_sql_hold_up_no_revocation() -> None:
+    go_on = threading.Event()
+    async with gateway() as g:
+        waiting = [asyncio.create_task(in_thread(lambda: go_on.wait(60))) for _ in range(64)]
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(30):
+                await g.publish(snapshot(number=2, keys=[]))
+        finally:
+            go_on.set()
+            await asyncio.gather(*waiting)
+        assert g.poller.view.key(KEY) is None
 
 
 async def test_keys_whose_hashes_begin_alike_are_told_apart() -> None:

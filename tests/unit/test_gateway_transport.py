@@ -212,6 +212,7 @@ async def test_our_own_key_never_goes_elsewhere(elsewhere: str, monkeypatch: pyt
     ("answer", "status", "message"),
     [
         ((400, b'{"error": {"message": "Bad n.", "param": "n"}}'), 400, "Bad n."),
+        ((400, b'{"error": {"message": "Bad n.", "param": 1, "code": 400}}'), 400, "Bad n."),
         ((404, b"<html>"), 404, "does not take"),
         ((401, b'{"error": {"message": "sk-theirs is wrong"}}'), 502, "failed"),
         ((429, b""), 503, "overloaded"),
@@ -228,6 +229,8 @@ async def test_failures_elsewhere(
         await ask(elsewhere)
     assert failed.value.status == status
     assert message in failed.value.message
+    # Records and metrics take nothing else.
+    assert all(isinstance(said, str | None) for said in (failed.value.code, failed.value.param))
     assert "sk-theirs" not in failed.value.message
 
 
