@@ -158,6 +158,24 @@ def test_a_column_that_the_version_before_lacks_is_told() -> None:
     ]
 
 
+@pytest.mark.parametrize("scores", [[2.0**20] * 5, [-(2.0**20)] * 5, [0.0, 2.0**20, 2.0**21], [3.0]])
+def test_data_at_the_edges_of_all_bins_is_like_itself(scores: list[float]) -> None:
+    data = pa.table({"row_id": [f"r{n}" for n in range(len(scores))], "score": scores})
+    spec = ProfileSpec(split=None, numbers={"score": NUMBERS})
+    before = Previous("x", merge_profiles(spec, [profile_block(spec, data)]))
+    kwargs = {"column": "score", "partition_object": parameter("previous_score_partition"), "threshold": 0.6}
+    assert judged(suite_of(("column_kl_divergence_to_be_less_than", kwargs)), data, before).success
+
+
+@pytest.mark.parametrize("scores", [[1.0, math.inf, -math.inf], [1e300, -1e300, 1e308]])
+def test_what_is_not_finite_is_not_told(scores: list[float]) -> None:
+    spec = ProfileSpec(split=None, numbers={"score": NUMBERS})
+    before = Previous("x", merge_profiles(spec, [profile_block(spec, pa.table({"score": scores}))]))
+    told = [value for value in parameters(before, SCHEMA).values() if isinstance(value, float)]
+    assert "previous_score_median" in parameters(before, SCHEMA)
+    assert all(map(math.isfinite, told))
+
+
 @pytest.mark.parametrize("before", [["cat", "dog"], ["true"], ["3.5"]])
 def test_categories_of_another_type_are_told_as_not_known(before: list[str]) -> None:
     spec = ProfileSpec(split=None, categories=["label"])

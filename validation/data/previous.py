@@ -21,6 +21,7 @@ A column is written with ``_`` for whatever is no letter or digit: lengths of ``
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -111,7 +112,12 @@ def parameters(previous: Previous, schema: pa.Schema) -> dict[str, Any]:
     for name, told in columns.items():
         if written[_plain(name)] == 1:  # Else nobody knows which column is meant.
             found |= {f"{_plain(name)}_{statistic}": value for statistic, value in told.items()}
-    return {f"previous_{name}": value for name, value in found.items() if value is not None}
+    # A limit that is no number, or infinite, would fail or pass whatever comes.
+    return {
+        f"previous_{name}": value
+        for name, value in found.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
 
 
 def _of_histogram(histogram: Histogram) -> dict[str, Any]:
@@ -136,6 +142,8 @@ def _partition(histogram: Histogram) -> dict[str, list[float]]:
     joined = [sum(counts[:low]), *counts[low : high + 1], sum(counts[high + 1 :])]
     shares = [(count + 1 / len(joined)) / (histogram.values + 1) for count in joined]
     edges = histogram.edges[low - 1 : high + 1]
+    # Great Expectations' last bin has its upper edge in, the profile's has not.
+    edges[-1] = math.nextafter(edges[-1], -math.inf)
     return {"bins": edges, "weights": shares[1:-1], "tail_weights": [shares[0], shares[-1]]}
 
 
