@@ -6,6 +6,7 @@ SQL and storage are asked in threads, by these endpoints alone.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
