@@ -14,7 +14,7 @@ from cluster.contracts.batches import BatchRecord
 from deployments.batches.parts import Done, Row, response_line
 from deployments.gateway.answer import Answer
 from deployments.gateway.dialect import Embeddings, OpenAi
-from deployments.gateway.errors import ApiError
+from deployments.gateway.errors import GUARD_UNAVAILABLE, ApiError
 from deployments.gateway.pipeline import Caller, Pipeline
 from deployments.gateway.upstream import DIED
 from validation.guards import GuardEngine
@@ -27,6 +27,8 @@ _GENERATES: dict[str, Literal["chat", "completions"]] = {
 #: Failures that may be the row's own fault: tried again, but not for ever.
 _TRIED_AGAIN = (500, 502, 504)
 _LONGEST_PAUSE_S = 30.0
+#: Answers that a guard cannot judge now, until the row is given up: with the pauses, some ten minutes.
+_MOST_UNJUDGED = 25
 _INTERNAL = ApiError(500, "The server had an error while processing your request.", kind="server_error")
 
 
@@ -58,7 +60,7 @@ class Asker:
 
     async def ask(self, row: Row) -> Done:
         """The row's end. Raises KeyEndedError."""
-        request_id, tries, pause_s = f"batch_req_{secrets.token_hex(12)}", 0, 0.5
+        request_id, tries, unjudged, pause_s = f"batch_req_{secrets.token_hex(12)}", 0, 0, 0.5
         place: AbstractAsyncContextManager[None] = nullcontext()
         while True:
             try:
@@ -68,6 +70,9 @@ class Asker:
                 if error.status == 401:
                     raise KeyEndedError(error.message) from None
                 failed = error.status in _TRIED_AGAIN or error.code in DIED
+                unjudged += error.code == GUARD_UNAVAILABLE
+                if unjudged >= _MOST_UNJUDGED:  # It may be this row's own text that a guard fails on.
+                    failed, tries = True, self._attempts
                 tries += failed
                 place = self._suspects if error.code in DIED else place
                 waits = error.status == 503 or (error.status == 429 and error.retry_after_s is not None)

@@ -10,6 +10,9 @@ from pydantic_core import ErrorDetails
 
 from cluster.contracts import UpstreamError
 
+#: Code of an error that says that a guard cannot judge now.
+GUARD_UNAVAILABLE = "guard_unavailable"
+
 
 class ApiError(Exception):
     """An answer that is an error: ``{"error": {"message", "type", "param", "code"}}``.
@@ -186,4 +189,4 @@ def overloaded(what: str) -> ApiError:
 
 def guard_unavailable(reason: str) -> ApiError:
     """A guard failed, so nothing may pass; that is not the client's fault."""
-    return ApiError(503, reason, kind="server_error", code="guard_unavailable", retry_after_s=1)
+    return ApiError(503, reason, kind="server_error", code=GUARD_UNAVAILABLE, retry_after_s=1)

@@ -64,7 +64,10 @@ def configuration(name: str, model: Path, words: str) -> dict[str, Any]:
 def deploy(served: Served, code: Path, tmp_path: Path) -> Iterator[Callable[..., None]]:
     """`manta deploy` of a paced application that says these words, or without words its removal."""
 
+    there = set[str]()
+
     def deploy(name: str, words: str | None) -> None:
+        (there.add if words else there.discard)(name)
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(configuration(name, served.model_dir, words or "")))
         asked = [str(file)] if words else ["--delete", name]
@@ -72,7 +75,7 @@ def deploy(served: Served, code: Path, tmp_path: Path) -> Iterator[Callable[...,
         assert done.returncode == 0, done.stdout + done.stderr
 
     yield deploy
-    for name in NAMES:
+    for name in there:
         served.cluster.manta("deploy", "--delete", name, cwd=code)
 
 
@@ -90,8 +93,8 @@ async def test_two_applications_added_upgraded_and_removed_under_load(
     before = _replicas(served)
     async with served.async_client() as client:
         engine = Load(client, BASE, clients=1, max_tokens=4)
-        first = Load(client, one, stream=True, clients=4, max_tokens=30)
-        second = Load(client, two, stream=True, clients=4, max_tokens=30)
+        first = Load(client, one, stream=True, clients=2, max_tokens=30)
+        second = Load(client, two, stream=True, clients=2, max_tokens=30)
         async with engine.running():
             await asyncio.to_thread(deploy, one, "old")
             await until_answers(first)

@@ -178,15 +178,16 @@ async def test_database_and_storage_are_away(rig: Rig, s3: S3, request: pytest.F
 @contextmanager
 def without_control_plane(s3: S3) -> Iterator[None]:
     """The S3 server takes connections and answers none; the database is not there."""
-    database = Path(load_settings().database_url.removeprefix("sqlite:///"))
-    away = database.with_suffix(".away")
-    database.rename(away)
+    # The folder: a database that is missing in one that is there would be made anew.
+    folder = Path(load_settings().database_url.removeprefix("sqlite:///")).parent
+    away = folder.with_name(f"{folder.name}.away")
+    folder.rename(away)
     os.kill(s3.pid, signal.SIGSTOP)
     try:
         yield
     finally:
         os.kill(s3.pid, signal.SIGCONT)
-        away.rename(database)
+        away.rename(folder)
 
 
 def late_key(rig: Rig) -> str:

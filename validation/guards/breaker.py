@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 
-#: Failures in a row after which a guard is not asked.
+#: Requests in a row on which a guard has failed, after which it is not asked.
 FAILURES = 5
 #: Seconds for which it is not asked; then one question tries it.
 RESET_S = 5.0
@@ -27,20 +28,24 @@ class Breaker:
         self._most = failures
         self._reset_s = reset_s
         self._clock = clock
-        self._failures = 0
+        self._failed = set[str]()
         self._open_until = 0.0
 
     def check(self) -> None:
         """Before the guard is asked. Raises GuardUnavailableError while it is not to be."""
-        if self._failures < self._most:
+        if len(self._failed) < self._most:
             return
         if self._clock() < self._open_until:
             raise GuardUnavailableError
         # Who comes now tries it; all others go on being refused until that is known.
         self._open_until = self._clock() + self._reset_s
 
-    def note(self, *, failed: bool) -> None:
-        """How it went."""
-        self._failures = self._failures + 1 if failed else 0
-        if self._failures >= self._most:
+    def failed(self, request_id: str) -> None:
+        """It failed on a part of that request: however many parts one has, it alone shuts nobody out."""
+        self._failed.add(request_id or uuid.uuid4().hex)
+        if len(self._failed) >= self._most:
             self._open_until = self._clock() + self._reset_s
+
+    def succeeded(self) -> None:
+        """It is well."""
+        self._failed.clear()

@@ -345,7 +345,7 @@ class GuardEngine:
         found = await asyncio.gather(*(one(start, text) for start, text in units))
         return [finding for findings in found for finding in findings]
 
-    async def _ask(self, spec: UnitSpec, segment: Segment) -> Sequence[Finding | Hit]:
+    async def _ask(self, spec: UnitSpec, segment: Segment, context: GuardContext) -> Sequence[Finding | Hit]:
         """Ask a guard that judges units; one elsewhere only while its breaker is closed.
 
         Raises whatever goes wrong.
@@ -361,9 +361,9 @@ class GuardEngine:
         except GuardUnavailableError:
             raise  # It is well, but has too much to do.
         except Exception:
-            breaker.note(failed=True)
+            breaker.failed(context.request_id)
             raise
-        breaker.note(failed=False)
+        breaker.succeeded()
         return found
 
     async def _check_unit(
@@ -371,7 +371,7 @@ class GuardEngine:
     ) -> list[Finding]:
         end = start + len(segment.text)
         try:
-            found = await self._ask(spec, segment)
+            found = await self._ask(spec, segment, context)
             return [
                 # Whatever the other side says, the place and the consequence are decided here.
                 self.finding(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import subprocess
 import sys
+from itertools import count
 from typing import Any
 
 import pytest
@@ -208,9 +209,12 @@ async def test_a_guard_that_fails_again_and_again_is_left_alone_and_what_it_judg
     engine.breakers["far"] = Breaker(failures=3, reset_s=10, clock=lambda: now[0])
     engine.breakers["well"] = Breaker(failures=1000)
 
+    requests = count()
+
     async def asked(text: str) -> int:
         before = far.asked.count("far")
-        assert (await engine.judge(user(text), CONTEXT)).blocked
+        context = GuardContext(request_id=f"r-{next(requests)}")
+        assert (await engine.judge(user(text), context)).blocked
         return far.asked.count("far") - before
 
     assert [await asked("One.") for _ in range(5)] == [1, 1, 1, 0, 0]
@@ -219,6 +223,14 @@ async def test_a_guard_that_fails_again_and_again_is_left_alone_and_what_it_judg
     now[0], far.what = 22, "nothing"
     assert not (await engine.judge(user("One."), CONTEXT)).blocked
     assert (await engine.judge(user("One. Two."), CONTEXT)).findings == []
+
+
+async def test_one_request_does_not_shut_out_the_others() -> None:
+    far = Far("raises")
+    engine = GuardEngine(policy(PACKAGED), far)
+    assert (await engine.judge(user("One. Two. Three. Four. Five. Six."), CONTEXT)).blocked
+    far.what = "nothing"
+    assert not (await engine.judge(user("Hello."), CONTEXT)).blocked
 
 
 async def test_a_guard_with_too_much_to_do_is_asked_again() -> None:
