@@ -150,7 +150,9 @@ async def test_what_a_batch_stores_keeps_its_redactions() -> None:
     async with guarded(REVERSIBLE) as g:
         g.script.says = spoken("It is <EMAIL_1>, or [EMAIL_ADDRESS].")
         asked = BODY | {"messages": [{"role": "user", "content": f"Mail {MAIL}"}]}
-        done = await Asker(g.pipeline, record, engine, 1).ask(Row(1, "a", json.dumps(asked).encode()))
+        done = await Asker(g.pipeline, record, engine, 1, asyncio.Lock()).ask(
+            Row(1, "a", json.dumps(asked).encode())
+        )
         assert g.script.requests[0].body["messages"][0]["content"] == "Mail [EMAIL_ADDRESS]"
         assert done.answered
         assert MAIL not in json.dumps(done.line)
