@@ -65,7 +65,7 @@ def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
     "moment", ["0001-01-01", "0001-01-01T00:00+14:00", "9999-12-31T23:59-12:00", "1969-12-31", "soon"]
 )
 def test_a_time_that_no_record_can_have_is_wrong_usage(
-    capsys: pytest.CaptureFixture[str], moment: str
+    capsys: pytest.CaptureFixture[str], empty_home: Path, moment: str
 ) -> None:
     status, _, said = run(capsys, "usage", "--since", moment)
     assert status == 2
