@@ -13,9 +13,10 @@ from typing import Any, Literal
 from cluster.contracts.batches import BatchRecord
 from deployments.batches.parts import Done, Row, response_line
 from deployments.gateway.answer import Answer
+from deployments.gateway.call import Caller
 from deployments.gateway.dialect import Embeddings, OpenAi
 from deployments.gateway.errors import GUARD_UNAVAILABLE, ApiError
-from deployments.gateway.pipeline import Caller, Pipeline
+from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.upstream import DIED
 from validation.guards import GuardEngine
 

@@ -26,15 +26,17 @@ from deployments.gateway.admin import KeyAdmin, Rotation
 from deployments.gateway.answer import Answer
 from deployments.gateway.assembly import Assembled
 from deployments.gateway.batches import Batches, BatchRequest, Workers, tell_when_busy
+from deployments.gateway.call import Caller
 from deployments.gateway.dialect import Dialect, Embeddings, OpenAi, Writer
 from deployments.gateway.errors import ApiError
 from deployments.gateway.feedback import MAX_BYTES, Feedback, FeedbackBody
 from deployments.gateway.files import Files
 from deployments.gateway.messages import Messages, MessagesBody
 from deployments.gateway.openapi import document
-from deployments.gateway.pipeline import Caller, Pipeline, find_route
+from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.record import CLIENT_LEFT
 from deployments.gateway.responses import Responses, ResponsesBody
+from deployments.gateway.steps import find_route
 
 logger = logging.getLogger("ray.serve")
 #: What is posted where, as the OpenAPI document has it. Messages and responses become chats.

@@ -153,7 +153,7 @@ class Batches:
     def _terms(self, key: ApiKey, view: View, wanted: BatchRequest) -> BatchTerms:
         """What goes on record. Raises ApiError, MantaError."""
         from cluster.batches import new_batch_id
-        from deployments.gateway.pipeline import find_route
+        from deployments.gateway.steps import find_route
 
         file = self._files.get(wanted.input_file_id, key.team)
         if file.purpose != "batch" or file.endpoint is None or file.model is None:

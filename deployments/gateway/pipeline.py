@@ -12,273 +12,51 @@ are made from the same guarded chunks.
 from __future__ import annotations
 
 import asyncio
-import random
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Generic
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 
 from cluster.contracts import (
     ApiKey,
     Direction,
-    Principal,
-    PromptTemplate,
-    Route,
-    Target,
     UpstreamRequest,
 )
-from cluster.contracts.request import Body, ChatBody, EmbeddingBody
+from cluster.contracts.request import Body, EmbeddingBody
 from deployments.gateway.answer import Answer, Assembly, embeddings
 from deployments.gateway.args import GatewayArgs
-from deployments.gateway.budget import Budgets, Hold
-from deployments.gateway.dialect import Endpoint, Reader, TypedBody
-from deployments.gateway.errors import ApiError, overloaded, unknown_model
-from deployments.gateway.guarding import POLICY_HEADER, judge_input, released_by
+from deployments.gateway.budget import Budgets
+from deployments.gateway.call import Call, Caller, Estimate
+from deployments.gateway.dialect import Reader, TypedBody
+from deployments.gateway.errors import ApiError, overloaded
+from deployments.gateway.guarding import POLICY_HEADER, released_by
 from deployments.gateway.joining import joined
-from deployments.gateway.limits import Admission, Limiter
+from deployments.gateway.limits import Limiter
 from deployments.gateway.output import GuardedAnswer
 from deployments.gateway.record import CLIENT_LEFT, Observer, RequestRecord, end
-from deployments.gateway.templates import fill, find_template
+from deployments.gateway.steps import (
+    authenticate,
+    check_limits,
+    choose_target,
+    estimate_tokens,
+    find_route,
+    for_the_engine,
+    guard_input,
+    guard_input_beside,
+    put_prompt,
+    tokens_used,
+    users_of,
+)
 from deployments.gateway.throttle import FailedAuthentications
 from deployments.gateway.upstream import DIED, Upstreams
 from deployments.gateway.view import Poller, View
-from validation.guards import GuardContext, GuardEngine, Placeholders
+from validation.guards import Placeholders
 
-#: Fields that the gateway answers to, or sets itself.
-_NOT_THE_ENGINES = {"stream", "stream_options", "model", "user"}
-#: Where guards see the variables of a prompt template; the engine does not.
-_VARIABLES = "prompt_variables"
 #: A body that is still being sent costs its bytes only.
 _READ_FOR_EACH_PLACE = 4
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Of a request: likely to be used at most, or used."""
-
-    prompt: int
-    answer: int
-
-    @property
-    def total(self) -> int:
-        """Of both."""
-        return self.prompt + self.answer
-
-
-@dataclass(frozen=True)
-class Call(Generic[TypedBody]):
-    """The typed request."""
-
-    request_id: str
-    endpoint: Endpoint
-    key: ApiKey
-    route: Route
-    engine: GuardEngine
-    body: TypedBody
-    upstream_body: dict[str, Any]
-    admission: Admission
-    hold: Hold
-    estimate: Estimate
-    #: What the steps tell those that stand beside them.
-    record: RequestRecord
-    #: What was redacted reversibly; it lives as long as the request. None of a batch: what it says is stored.
-    placeholders: Placeholders | None
-    #: Whose messages stand before the client's own.
-    template: PromptTemplate | None = None
-    #: Of each try, whether it is the last one.
-    tries: Sequence[bool] = (False, True)
-    #: What guards judge while the model begins, if any do; empty once they let it through.
-    unjudged: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers of its answer."""
-        return self.admission.headers() | {POLICY_HEADER: self.engine.policy.tag}
-
-    @property
-    def principal(self) -> Principal:
-        """Who asks."""
-        return Principal(key_id=self.key.id, team=self.key.team, tenant=self.key.tenant)
-
-    @property
-    def context(self) -> GuardContext:
-        """What guards may know of the request."""
-        return self.engine.context(self.request_id, self.principal, self.upstream_body)
-
-    def count(self, used: Estimate) -> None:
-        """Take note of what it used in the end: tokens of the key's limit, money of its budget."""
-        self.admission.tokens = used.total
-        if self.route.price is not None:
-            self.record.cost = self.hold.cost = self.route.price.cost(used.prompt, used.answer)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks: as far as HTTP tells, or a batch."""
-
-    #: The header.
-    authorization: str | None = None
-    #: The address that the connection came from: a load balancer's, if one stands before.
-    address: str = ""
-    #: W3C's headers of a trace that this is a part of.
-    traceparent: str | None = None
-    tracestate: str | None = None
-    #: A batch's key, which was authenticated when it was made.
-    key_id: str | None = None
-    #: A batch's guards: of the policy as it was then.
-    engine: GuardEngine | None = None
-    #: Whether another replica is asked if one dies; a batch counts what its rows kill.
-    asks_again: bool = True
-
-
-def authenticate(authorization: str | None, view: View) -> ApiKey:
-    """The key of who asks. Raises ApiError 401."""
-    scheme, _, secret = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not secret.strip():
-        raise ApiError(
-            401,
-            "You didn't provide an API key: send it as 'Authorization: Bearer KEY'.",
-            code="invalid_api_key",
-        )
-    key = view.key(secret.strip())
-    if key is None:
-        raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
-    if key.expires_at is not None and key.expires_at <= datetime.now(UTC):
-        raise ApiError(401, "This API key has expired.", code="invalid_api_key")
-    return key
-
-
-def find_route(view: View, key: ApiKey, model: str) -> Route:
-    """The route of a public model name. Raises ApiError 404."""
-    route = view.routes.get(model)
-    if route is None or (key.models is not None and model not in key.models):
-        raise unknown_model(model)
-    return route
-
-
-def check_limits(body: Body | EmbeddingBody, args: GatewayArgs) -> None:
-    """Raises ApiError 400 for a request that asks for too much."""
-    if isinstance(body, EmbeddingBody):
-        return  # Its type bounds the inputs, and it generates nothing.
-    if body.choices > args.max_choices:
-        raise ApiError(
-            400,
-            f"This request asks for {body.choices} choices; at most {args.max_choices} are allowed.",
-            param="n",
-        )
-    if args.max_output_tokens is not None:
-        for field in ("max_tokens", "max_completion_tokens"):
-            if (getattr(body, field, None) or 0) > args.max_output_tokens:
-                raise ApiError(400, f"'{field}' may be at most {args.max_output_tokens}.", param=field)
-
-
-def estimate_tokens(raw: bytes, body: Body | EmbeddingBody, args: GatewayArgs) -> Estimate:
-    """Four bytes of the body for each token, and all tokens that it asks for."""
-    if isinstance(body, EmbeddingBody):
-        return Estimate(prompt=len(raw) // 4, answer=0)
-    wanted = getattr(body, "max_completion_tokens", None)
-    wanted = body.max_tokens if wanted is None else wanted
-    each = args.assumed_output_tokens if wanted is None else wanted
-    return Estimate(prompt=len(raw) // 4, answer=body.choices * each)
-
-
-def tokens_used(estimate: Estimate, answer: Answer, status: int) -> Estimate:
-    """Tokens that an answer which ended with ``status`` counts for.
-
-    Engines behind a URL tell them at the end only, so nobody knows what was generated for who went away
-    before: the estimate, but not less than came. Of an answer that failed only what came counts.
-    """
-    if known := int(answer.usage.get("total_tokens") or 0):
-        prompt = int(answer.usage.get("prompt_tokens") or 0)
-        return Estimate(prompt=prompt, answer=known - prompt)
-    if status in (200, CLIENT_LEFT):
-        return Estimate(prompt=estimate.prompt, answer=max(estimate.answer, answer.pieces))
-    return Estimate(prompt=estimate.prompt if answer.pieces else 0, answer=answer.pieces)
-
-
-def _for_the_engine(body: Body | EmbeddingBody) -> dict[str, Any]:
-    """What was said, without what is null: templates tell an absent field from one that is none."""
-    return body.model_dump(exclude_unset=True, exclude_none=True, exclude=_NOT_THE_ENGINES)
-
-
-def put_prompt(
-    body: Body | EmbeddingBody, upstream: dict[str, Any], view: View, record: RequestRecord
-) -> tuple[dict[str, Any], PromptTemplate | None]:
-    """The request with the template that it names before its messages, and that template.
-
-    Raises ApiError 404 for one that is not published, 400 for variables that are not the template's.
-    """
-    if not isinstance(body, ChatBody) or body.prompt is None:
-        return upstream, None
-    template = find_template(view.prompts, body.prompt)
-    record.prompt = template.ref
-    messages = [*fill(template, body.prompt), *upstream["messages"]]
-    others = {name: value for name, value in upstream.items() if name != "prompt"}
-    return others | {"messages": messages}, template
-
-
-async def guard_input(call: Call[TypedBody]) -> Call[TypedBody]:
-    """Judge every text of the request; redact what the policy redacts.
-
-    Raises ApiError 400 with code ``content_filter`` for what the policy blocks. With a policy that judges in
-    parallel, what cannot change the request judges it later: ``call.unjudged``.
-    """
-    said = call.upstream_body
-    if isinstance(call.body, ChatBody) and call.body.prompt is not None:
-        # What a client puts into a template's system message is no less the client's.
-        said = said | {_VARIABLES: call.body.prompt.variables}
-    body = await judge_input(call.engine.before, said, call.context, call.record, call.placeholders)
-    if (variables := body.pop(_VARIABLES, None)) != said.get(_VARIABLES):
-        body = await _fill_again(call, body, variables)
-    if call.engine.beside is not None:
-        return replace(call, upstream_body=body, unjudged=dict(said))
-    call.record.judged = body
-    return replace(call, upstream_body=body)
-
-
-async def _fill_again(
-    call: Call[TypedBody], body: dict[str, Any], variables: dict[str, Any]
-) -> dict[str, Any]:
-    """The request with its template filled with what was left of the variables.
-
-    Guards may skip the role of the message that they stand in.
-    """
-    assert isinstance(call.body, ChatBody)
-    assert call.body.prompt is not None
-    assert call.template is not None
-    filled = fill(call.template, call.body.prompt.model_copy(update={"variables": variables}))
-    judged = await judge_input(
-        call.engine.before, {"messages": filled}, call.context, call.record, call.placeholders
-    )
-    return body | {"messages": [*judged["messages"], *body["messages"][len(filled) :]]}
-
-
-async def guard_input_beside(call: Call[Body] | Call[EmbeddingBody], beside: GuardEngine) -> None:
-    """The rest of the verdict on a request whose model has begun. Raises as :func:`guard_input` does."""
-    await judge_input(beside, call.unjudged, call.context, call.record)
-    call.unjudged.clear()  # One verdict, however many replicas are asked.
-    call.record.judged = call.upstream_body
-
-
-def users_of(body: Body | EmbeddingBody) -> tuple[str, ...]:
-    """Ids of end users that the client named."""
-    named = (body.safety_identifier if isinstance(body, Body) else None, body.user)
-    return tuple(dict.fromkeys(filter(None, named)))
-
-
-def choose_target(targets: Sequence[Target]) -> Target:
-    """One of the targets, by weight. Raises ApiError 503 if all weights are 0."""
-    weights = [target.weight for target in targets]
-    if not any(weights):
-        raise ApiError(
-            503, "No target of this model takes traffic now.", kind="server_error", retry_after_s=5
-        )
-    return random.choices(targets, weights)[0]  # noqa: S311  (spreads load, protects nothing)
 
 
 class Pipeline:
@@ -369,7 +147,7 @@ class Pipeline:
         record.admitted_s = record.now_s()
         engine = caller.engine or view.engine(record.key, record.route)
         record.policy = engine.policy
-        upstream_body, template = put_prompt(body, _for_the_engine(body), view, record)
+        upstream_body, template = put_prompt(body, for_the_engine(body), view, record)
         return Call(
             request_id=record.request_id,
             endpoint=dialect.endpoint,
