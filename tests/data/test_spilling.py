@@ -33,7 +33,11 @@ print(json.dumps({"artifact": result.artifact, "spilled_mib": int(told[1]) if to
 """
 
 
-def test_a_corpus_larger_than_the_object_store_completes(tmp_path: Path, store: ObjectStore) -> None:
+def test_a_corpus_larger_than_the_object_store_completes(
+    tmp_path: Path, store: ObjectStore, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--spilling"):
+        pytest.skip("takes minutes: give --spilling")
     words = 0
     for number in range(FILES):
         with (tmp_path / f"{number}.jsonl").open("w") as stream:
