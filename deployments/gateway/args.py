@@ -93,7 +93,8 @@ class GatewayArgs(BaseModel):
     max_output_tokens: int | None = Field(
         None,
         ge=1,
-        description="Most tokens a request may ask for; the model's context is the limit if absent.",
+        description="Most tokens a request may ask for; one that names no number is bounded by the model's "
+        "context alone.",
     )
     assumed_output_tokens: int = Field(
         256,
