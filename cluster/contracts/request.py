@@ -249,6 +249,10 @@ class ChatBody(Body):
         return value
 
 
+#: What a text completion that names no number has at most, at OpenAI's and in vLLM.
+COMPLETION_TOKENS = 16
+
+
 class CompletionBody(Body):
     """``POST /v1/completions``."""
 

@@ -21,6 +21,8 @@ class Estimate:
 
     prompt: int
     answer: int
+    #: Tokens that the answer has at most, whatever is likely; None if that is not known, or not asked.
+    most: int | None = None
 
     @property
     def total(self) -> int:
@@ -42,6 +44,8 @@ class Call(Generic[TypedBody]):
     admission: Admission
     hold: Hold
     estimate: Estimate
+    #: Most tokens of each choice of a chat that names no number itself.
+    output_bound: int | None
     #: What the steps tell those that stand beside them.
     record: RequestRecord
     #: What was redacted reversibly; it lives as long as the request. None of a batch: what it says is stored.

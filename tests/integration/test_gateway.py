@@ -203,7 +203,7 @@ def test_a_budget_from_the_admin_api_is_spent_to_its_end_and_told_to_the_cent(se
         except openai.RateLimitError as error:
             refused = error
     assert refused.code == "insufficient_quota"
-    assert cents > 60
+    assert cents > 30  # What is left at the end is less than one request may cost.
 
     def spent() -> str:
         shown = httpx.get(f"{base}/admin/keys/budgeted", headers=admin, timeout=30).json()
