@@ -136,6 +136,8 @@ class ToolCall(RequestPart):
     id: ToolCallId
     type: Literal["function"] = "function"
     function: FunctionCall
+    # What the client's streaming helper leaves in a message that it put together.
+    index: int | None = Field(None, exclude=True)
 
 
 class TextPart(RequestPart):

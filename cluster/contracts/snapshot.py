@@ -2,9 +2,9 @@
 
 A gateway refuses fields that it does not know, for it might let through what they forbid. So a field that
 came after the first release of its schema is left out while it says nothing: a gateway that is not upgraded
-yet goes on reading snapshots until one makes use of that field (a key's limits, bounds and budgets, its scopes, its
-expiry, the secret before a rotation, a route's price), and then keeps the last that it understood:
-revocations do not reach it. Upgrade gateways first.
+yet goes on reading snapshots until one makes use of that field (a key's limits, bound of output and budgets,
+its scopes, its expiry, the secret before a rotation, a route's price), and then keeps the last that it
+understood: revocations do not reach it. Upgrade gateways first.
 """
 
 from __future__ import annotations

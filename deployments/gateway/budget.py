@@ -24,7 +24,8 @@ too much: few such requests could be at work at once, and small budgets would le
 A lease is ``budget_lease_share`` of the budget, or what the key spent here since the last answer if that is
 more. Together replicas overspend a budget by at most one such share each; beyond that only by prompts of
 more than a token for four bytes (digits, some scripts; a filled-in template) in the last requests that are
-let in. An idle key's lease goes back; a replica that is killed keeps its one from others until the period ends.
+let in. An idle key's lease goes back; a replica that is killed keeps its one from others until the period
+ends.
 """
 
 from __future__ import annotations
