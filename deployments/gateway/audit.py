@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.contracts import Action, Direction, Finding
 from cluster.records import line, subject_hash
+from deployments.gateway.metrics import guard_times
 from deployments.gateway.record import CLIENT_LEFT, RequestRecord
 from deployments.gateway.sink import RecordSink
 
@@ -34,6 +35,10 @@ class Audit:
         row["policy_digest"] = policy.digest if policy else None
         row["error_code"] = record.error_code
         row["findings"] = findings(record.findings)
+        row["guard_times"] = [
+            {"guard": guard, "direction": direction.value, "seconds": seconds}
+            for direction, guard, seconds in guard_times(record)
+        ]
         row["prompt_template"] = record.prompt
         row["admitted_s"], row["guarded_s"] = record.admitted_s, record.guarded_s
         row["sent_s"] = record.sent_s

@@ -70,7 +70,8 @@ class Call(Generic[TypedBody]):
     @property
     def context(self) -> GuardContext:
         """What guards may know of the request."""
-        return self.engine.context(self.request_id, self.principal, self.upstream_body)
+        times = self.record.guard_times
+        return self.engine.context(self.request_id, self.principal, self.upstream_body, times)
 
     def count(self, used: Estimate) -> None:
         """Take note of what it used in the end: tokens of the key's limit, money of its budget."""
