@@ -96,6 +96,9 @@ AUDIT = Table(
         Column("cost", "float64", "Price in the currency of the price list; null if the model has no price."),
         *_TEXT,
         Column("guard_times", "guard_times", "Seconds that each guard took, over all texts of a direction."),
+        Column(
+            "attempt", "int64", "Which try of a batch's row, from 1, under one request_id; null for others."
+        ),
     ),
     texts=("prompt", "answer"),
 )

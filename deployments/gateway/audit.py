@@ -1,9 +1,10 @@
 """The audit: one row a request in the table ``audit`` (:mod:`cluster.records.schema` says what a column is).
 
 Every request that asks for a generation is in it: answered, blocked, refused, failed, cancelled, and those
-whose key was not accepted. Left out are only attempts that are throttled after too many wrong keys: who
-guesses keys must not fill the disk. A row holds no text unless the policy's ``record_text`` says so, and then
-only what the guards let through.
+whose key was not accepted. Of a batch's row it is each try: ``attempt`` says which, and they share a request
+id. Left out are only attempts that are throttled after too many wrong keys: who guesses keys must not fill
+the disk. A row holds no text unless the policy's ``record_text`` says so, and then only what the guards let
+through.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Audit:
             {"guard": guard, "direction": direction.value, "seconds": seconds}
             for direction, guard, seconds in guard_times(record)
         ]
+        row["attempt"] = record.attempt
         row["prompt_template"] = record.prompt
         row["admitted_s"], row["guarded_s"] = record.admitted_s, record.guarded_s
         row["sent_s"] = record.sent_s

@@ -97,3 +97,5 @@ class Caller:
     engine: GuardEngine | None = None
     #: Whether another replica is asked if one dies; a batch counts what its rows kill.
     asks_again: bool = True
+    #: Which try of a batch's row it is, from 1.
+    attempt: int | None = None

@@ -111,6 +111,7 @@ class Pipeline:
         Raises ApiError. Leaving the context ends the request, whatever became of it.
         """
         record = RequestRecord(request_id, dialect.name, caller.traceparent, caller.tracestate)
+        record.attempt = caller.attempt
         with ExitStack() as stack:
             stack.callback(end, record, self._observers)
             with _telling(record):

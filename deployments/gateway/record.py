@@ -33,6 +33,8 @@ class RequestRecord:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     key: ApiKey | None = None
     route: Route | None = None
+    #: Which try of a batch's row it is, from 1: they share its request id.
+    attempt: int | None = None
     #: Where it went.
     target: Target | None = None
     policy: GuardPolicy | None = None
