@@ -93,8 +93,15 @@ class GatewayArgs(BaseModel):
     max_output_tokens: int | None = Field(
         None,
         ge=1,
-        description="Most tokens a request may ask for; one that names no number is bounded by the model's "
-        "context alone.",
+        description="Most tokens of one answer: a request that asks for more is refused, and one that names "
+        "no number gets no more. A key may have a bound of its own, and the lower one holds. Without either "
+        "the model's context bounds it.",
+    )
+    budgeted_output_tokens: int = Field(
+        4096,
+        ge=1,
+        description="Most tokens of an answer to a request that names no number and has no other bound, if "
+        "its key has a budget for the model: so much is reserved of that budget until the answer has ended.",
     )
     assumed_output_tokens: int = Field(
         256,
@@ -112,7 +119,7 @@ class GatewayArgs(BaseModel):
         gt=0,
         le=1,
         description="Part of a key's budget that a replica may spend before SQL has answered: together "
-        "replicas overspend a budget by at most one such part each, and what the last requests cost.",
+        "replicas overspend a budget by at most one such part each.",
     )
     budget_interval_s: float = Field(
         2.0, gt=0, description="Seconds between reports to SQL of what keys with a budget spent."
