@@ -55,7 +55,9 @@ def test_two_workers_learn_and_a_second_run_finds_it(
     assert [record["step"] for record in steps] == list(range(1, 17))
     assert steps[-1]["loss"] < steps[0]["loss"] - 1
     # 64 rows by 8 a step: two epochs, each row twice.
-    assert manifest.counts == {"samples_seen": 128, "left_out_too_long": 0}
+    tokens = manifest.counts["tokens_seen"]
+    assert manifest.counts == {"samples_seen": 128, "tokens_seen": tokens, "left_out_too_long": 0}
+    assert tokens > 128 * 10
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "training.jsonl"} == {
         file.path for file in manifest.files
     }
