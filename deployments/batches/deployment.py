@@ -11,6 +11,8 @@ from deployments.gateway.args import GatewayArgs
 from deployments.own_address import listen_on_own_address
 
 logger = logging.getLogger("ray.serve")
+#: What a gateway's look for a newer snapshot may take.
+_LOOK_S = 1.0
 
 
 @serve.deployment(name="batches", ray_actor_options={"num_cpus": 0.1})
@@ -54,6 +56,7 @@ class BatchWorkers:
             holder,
             RayTrainings(args.tuning, store, settings.team),
             args.file_expiry_s,
+            args.snapshot_interval_s + _LOOK_S,
         )
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(_told)

@@ -66,6 +66,7 @@ class TuningWorker:
 
     :param poller: knows which keys are good.
     :param holder: its name in leases.
+    :param publish_s: seconds after which every gateway knows what was published.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class TuningWorker:
         holder: str,
         trainings: Trainings,
         file_expiry_s: int | None,
+        publish_s: float,
     ) -> None:
         self._poller, self._jobs, self._files, self._store = poller, jobs, files, store
         self._args, self._holder, self._trainings = args, holder, trainings
-        self._file_expiry_s = file_expiry_s
+        self._file_expiry_s, self._publish_s = file_expiry_s, publish_s
         self._awake = asyncio.Event()
         self._places = asyncio.Semaphore(args.jobs_at_once)
         self._held = set[str]()
@@ -317,6 +319,7 @@ class TuningWorker:
             await self._asked(lambda: publish(record, model, result["digest"], self._store))
         except RefusedError as refused:
             raise JobFailedError("model_not_available", str(refused), "model") from None
+        await asyncio.sleep(self._publish_s)  # Whoever hears that it is there may ask it at once.
         await self._report(
             work,
             make_event(record.id, "created model", f"New fine-tuned model created: {record.tuned_name}"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import openai
 import pytest
+import uvicorn
 from openai.types.fine_tuning import FineTuningJob
 
 from cluster import snapshots
@@ -30,12 +33,15 @@ from deployments.tuning.trainings import Base, Order, base_of, words
 from deployments.tuning.worker import TuningWorker
 from jobs.tune import TuneConfig
 from tests.conftest import S3, forget_settings
+from tests.ports import free_ports
 from tests.unit.gateway_app import Fixture, chat, gateway, key, route, snapshot, usage
 
 pytestmark = pytest.mark.integration
 _RATE = "learning_rate_multiplier"
 _QUICK = TuningArgs(poll_s=0.05, lease_s=0.6)
 _BASE = Base("default/model/m/0123456789abcdef", "default/adapters/", 16)
+#: For what is the same whatever the database.
+_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 _STEPS = [
     {"step": 1, "loss": 2.5, "samples_seen": 8, "elapsed_s": 1.0},
     {"step": 2, "loss": 1.5, "samples_seen": 16, "elapsed_s": 2.0},
@@ -116,6 +122,7 @@ class Running(Fixture):
             f"worker-{len(self.workers)}",
             self.cluster,
             3600,
+            0.3,
         )
         self.workers.append(asyncio.create_task(worker.run()))
         return self.workers[-1]
@@ -292,31 +299,34 @@ async def test_lists_are_the_teams_and_paged(g: Running) -> None:
         assert refused.value.code == "unsupported_operation"
 
 
-@pytest.mark.parametrize(
-    ("wanted", "status", "param"),
-    [
-        ({"model": "nobody"}, 404, "model"),
-        ({"model": "elsewhere"}, 400, "model"),
-        ({"suffix": "x" * 65}, 400, "suffix"),
-        ({"suffix": "a:b"}, 400, "suffix"),
-        ({"seed": -1}, 400, "seed"),
-        ({"metadata": {"a": "x" * 513}}, 400, "metadata"),
-        ({"training_file": "file-none"}, 404, None),
-        ({"hyperparameters": {"n_epochs": 0}}, 400, "hyperparameters.n_epochs"),
-        ({"hyperparameters": {"batch_size": 1.5}}, 400, "hyperparameters.batch_size"),
-        ({"hyperparameters": {_RATE: "fast"}}, 400, f"hyperparameters.{_RATE}"),
-        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}}, 400, "method.type"),
-        ({"method": {"type": "reinforcement"}}, 400, "method.type"),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, 400, "integrations"),
-    ],
-)  # fmt: skip
-async def test_what_cannot_be_asked_for(g: Running, wanted: Any, status: int, param: str | None) -> None:
-    with pytest.raises(openai.APIStatusError) as refused:
-        await g.submit(**wanted)
-    assert (refused.value.status_code, refused.value.param) == (status, param)
+_WRONG: list[tuple[dict[str, Any], int, str | None]] = [
+    ({"model": "nobody"}, 404, "model"),
+    ({"model": "elsewhere"}, 400, "model"),
+    ({"suffix": "x" * 65}, 400, "suffix"),
+    ({"suffix": "a:b"}, 400, "suffix"),
+    ({"seed": -1}, 400, "seed"),
+    ({"metadata": {"a": "x" * 513}}, 400, "metadata"),
+    ({"training_file": "file-none"}, 404, None),
+    ({"hyperparameters": {"n_epochs": 0}}, 400, "hyperparameters.n_epochs"),
+    ({"hyperparameters": {"batch_size": 1.5}}, 400, "hyperparameters.batch_size"),
+    ({"hyperparameters": {_RATE: "fast"}}, 400, f"hyperparameters.{_RATE}"),
+    ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}}, 400, "method.type"),
+    ({"method": {"type": "reinforcement"}}, 400, "method.type"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, 400, "integrations"),
+]
+
+
+@_SQLITE
+async def test_what_cannot_be_asked_for(g: Running) -> None:
+    file = await g.upload()
+    for wanted, status, param in _WRONG:
+        with pytest.raises(openai.APIStatusError) as refused:
+            await g.submit(**{"training_file": file} | wanted)
+        assert (refused.value.status_code, refused.value.param) == (status, param), wanted
     assert (await g.client.fine_tuning.jobs.list()).data == []
 
 
+@_SQLITE
 async def test_files_that_do_not_fit(g: Running) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await g.submit(training_file=await g.upload(9))
@@ -369,6 +379,7 @@ async def test_files_that_do_not_fit(g: Running) -> None:
     assert g.cluster.orders == []
 
 
+@_SQLITE
 async def test_an_application_that_takes_no_adapters(g: Running, store: ObjectStore) -> None:
     g.cluster.bases.clear()
     g.start_worker()
@@ -385,6 +396,7 @@ async def test_an_application_that_takes_no_adapters(g: Running, store: ObjectSt
     assert base_of("app", served, store, "default") == Base("a/b/c/d", "others/adapters/", 4)
 
 
+@_SQLITE
 async def test_cancel_stops_what_runs(g: Running) -> None:
     g.start_worker()
     job = await g.reaches(await g.submit(), "running")
@@ -427,6 +439,7 @@ async def test_a_killed_worker_and_a_lost_cluster(g: Running) -> None:
     await g.reaches(job, "succeeded")
 
 
+@_SQLITE
 async def test_trainings_that_fail_are_begun_again_and_given_up(g: Running) -> None:
     g.start_worker(attempts=2)
     job = await g.reaches(await g.submit(), "running")
@@ -439,6 +452,7 @@ async def test_trainings_that_fail_are_begun_again_and_given_up(g: Running) -> N
     assert len({order.record.submission_id for order in g.cluster.orders}) == 2
 
 
+@_SQLITE
 async def test_a_key_that_ends_ends_its_job(g: Running, team: str) -> None:
     g.start_worker()
     job = await g.reaches(await g.submit(), "running")
@@ -453,6 +467,7 @@ async def test_a_key_that_ends_ends_its_job(g: Running, team: str) -> None:
     await g.happens(lambda: g.cluster.stopped)
 
 
+@_SQLITE
 async def test_a_base_that_changes_meanwhile_gets_no_adapter_of_the_old_one(g: Running) -> None:
     g.start_worker()
     job = await g.reaches(await g.submit(), "running")
@@ -498,6 +513,7 @@ def test_what_auto_chooses(examples: int, epochs: int, batch: int) -> None:
     assert workers * rows * passes == batch
 
 
+@_SQLITE
 async def test_a_training_is_ordered_as_the_job_reads_it(g: Running) -> None:
     g.start_worker(num_workers=2, resources_per_worker={"GPU": 1})
     asked = {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 0.5}
@@ -509,3 +525,39 @@ async def test_a_training_is_ordered_as_the_job_reads_it(g: Running) -> None:
     assert (training.seed, training.num_train_epochs, training.learning_rate) == (11, 4, 1e-4)
     assert training.rows_per_step(config.num_workers) == 6
     assert config.base_model == _BASE.address
+
+
+@_SQLITE
+async def test_readme(g: Running, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """README's lines, over HTTP."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (snippet,) = [part for part in re.findall(r"```python\n(.*?)```", readme, re.S) if "fine_tuning" in part]
+    assert "gemma-3-270m" in snippet
+    g.start_worker()
+    g.script.says = [chat("yes", finish="stop"), usage(1, 1)]
+
+    async def train_and_publish() -> None:
+        await g.happens(lambda: g.cluster.orders)
+        g.cluster.succeeds(g.cluster.orders[0])
+        name = g.cluster.orders[0].record.tuned_name
+        while True:  # As the poller of a gateway does.
+            found = snapshots.newest(store=g.store)
+            mine = [made for made in (found.routes if found else []) if made.model == name]
+            if mine:
+                routes = [*g.snapshots[-1].routes, *mine]
+                await g.publish(g.snapshots[-1].model_copy(update={"number": 2, "routes": routes}))
+                return
+            await asyncio.sleep(0.02)
+
+    training = asyncio.create_task(train_and_publish())
+    port = free_ports(1)
+    server = uvicorn.Server(uvicorn.Config(g.app, port=port, lifespan="off", log_level="warning"))
+    serving = asyncio.create_task(server.serve())
+    await g.happens(lambda: server.started)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="sk-test")
+    names = {"client": client, "json": json, "time": time}
+    await asyncio.to_thread(exec, snippet.replace("gemma-3-270m", g.model), names)
+    server.should_exit = True
+    await serving
+    await training
+    assert capsys.readouterr().out.splitlines()[-1] == "yes"
