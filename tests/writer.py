@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cluster.contracts import ArtifactRef, CodeRevision, Manifest, Principal
+from cluster.contracts import ArtifactRef, CodeRevision, Manifest, Principal, PromptMessage, PromptTemplate
 from cluster.snapshots import publish
 from cluster.storage import ArtifactStore, Attempt, object_store
 
@@ -60,7 +60,8 @@ def main(case: str, ref: str, run_id: str, extra: str = "") -> None:
 
 
 def with_prompt(old, name):
-    return old.model_copy(update={"prompts": old.prompts | {name: "text"}})
+    template = PromptTemplate(name=name, version=1, messages=[PromptMessage(role="system", content="text")])
+    return old.model_copy(update={"prompts": old.prompts | {template.ref: template}})
 
 
 def tell(line: str) -> None:

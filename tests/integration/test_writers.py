@@ -170,7 +170,7 @@ def test_racing_publishers_lose_no_change(store, start, team):
     for publisher in publishers:
         assert publisher.wait(60) == 0
     after = snapshots.newest()
-    names = {f"{team}-{number}-{turn}" for number in range(4) for turn in range(4)}
+    names = {f"{team}-{number}-{turn}@1" for number in range(4) for turn in range(4)}
     assert names <= after.prompts.keys()
     assert after.number == (before.number if before else 0) + 16
     numbers = [
