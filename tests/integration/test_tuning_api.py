@@ -111,7 +111,7 @@ class Running(Fixture):
     store: ObjectStore
     workers: list[asyncio.Task[None]]
 
-    def start_worker(self, **args: Any) -> asyncio.Task[None]:
+    def start_worker(self, publish_s: float = 0.3, **args: Any) -> asyncio.Task[None]:
         url = load_settings().database_url
         worker = TuningWorker(
             self.poller,
@@ -122,7 +122,7 @@ class Running(Fixture):
             f"worker-{len(self.workers)}",
             self.cluster,
             3600,
-            0.3,
+            publish_s,
         )
         self.workers.append(asyncio.create_task(worker.run()))
         return self.workers[-1]
@@ -418,6 +418,23 @@ async def test_cancel_stops_what_runs(g: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="already succeeded"):
         await g.client.fine_tuning.jobs.cancel(done.id)
     assert len(g.cluster.orders) == 2
+
+
+@_SQLITE
+async def test_a_cancel_in_the_last_moment_takes_the_route_away(g: Running) -> None:
+    def published() -> set[str]:
+        found = snapshots.newest(store=g.store)
+        return {made.model for made in (found.routes if found else [])}
+
+    g.start_worker(publish_s=2.0)
+    job = await g.reaches(await g.submit(), "running")
+    (order,) = g.cluster.orders
+    g.cluster.succeeds(order)
+    await g.happens(lambda: order.record.tuned_name in published())
+    assert (await g.client.fine_tuning.jobs.cancel(job.id)).status == "cancelled"
+    await g.happens(lambda: order.record.tuned_name not in published())
+    job = await g.client.fine_tuning.jobs.retrieve(job.id)
+    assert (job.status, job.fine_tuned_model, job.result_files) == ("cancelled", None, [])
 
 
 async def test_a_killed_worker_and_a_lost_cluster(g: Running) -> None:
