@@ -66,6 +66,26 @@ class BatchArgs(BaseModel):
     lease_s: float = Field(30.0, gt=0, description="Seconds until a silent worker's batch is another's.")
 
 
+class TuningArgs(BaseModel):
+    """Limits of the worker of ``/v1/fine_tuning/jobs``, and how models are trained for it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    jobs_at_once: int = Field(1, ge=1, description="Trainings of one worker at once; others are queued.")
+    poll_s: float = Field(2.0, gt=0, description="Seconds between looks at jobs and at their trainings.")
+    lease_s: float = Field(30.0, gt=0, description="Seconds until a silent worker's job is another's.")
+    attempts: int = Field(3, ge=1, description="Trainings that may fail until their job does.")
+    num_workers: int = Field(1, ge=1, description="Training workers, if they divide the batch size.")
+    resources_per_worker: dict[str, float] = Field(
+        default_factory=lambda: {"CPU": 0.5}, description="Ray resources of each worker, e.g. CPU, GPU."
+    )
+    learning_rate: float = Field(2e-4, gt=0, description="What learning_rate_multiplier multiplies.")
+    rows_per_pass: int = Field(8, ge=1, description="Most rows of one forward pass of one worker.")
+    max_length: int = Field(1024, ge=8, description="Examples of more tokens are left out.")
+    lora_rank: int = Field(8, ge=1, description="Rank of adapters, if the application allows so much.")
+    save_steps: int = Field(20, ge=1, description="Steps between two checkpoints.")
+
+
 class GatewayArgs(BaseModel):
     """Limits of one gateway replica. Replicas and CPUs are Serve's: ``deployments: [{name: gateway}]``."""
 
@@ -144,3 +164,6 @@ class GatewayArgs(BaseModel):
         30 * 24 * 3600, ge=3600, description="Seconds after which files go that say nothing; never if absent."
     )
     batches: BatchArgs = Field(default_factory=BatchArgs, description="Of the worker of ``/v1/batches``.")
+    tuning: TuningArgs = Field(
+        default_factory=TuningArgs, description="Of the worker of ``/v1/fine_tuning/jobs``."
+    )

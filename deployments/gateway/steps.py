@@ -48,10 +48,17 @@ def authenticate(authorization: str | None, view: View) -> ApiKey:
     return key
 
 
+def may_use(key: ApiKey, route: Route) -> bool:
+    """Whether a key may use a model: a tuned one if it is its team's, and its base or itself is allowed."""
+    if route.team is not None and route.team != key.team:
+        return False
+    return key.models is None or route.model in key.models or route.base in key.models
+
+
 def find_route(view: View, key: ApiKey, model: str) -> Route:
     """The route of a public model name. Raises ApiError 404."""
     route = view.routes.get(model)
-    if route is None or (key.models is not None and model not in key.models):
+    if route is None or not may_use(key, route):
         raise unknown_model(model)
     return route
 
