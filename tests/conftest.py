@@ -178,6 +178,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--conformance-ray", default="3", help="Suites to draw for the merge through Ray Data.")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the lanes in this hook too.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests without real parts come first; those of the whole cluster, whose environment stays, last.
 
