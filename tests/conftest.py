@@ -156,7 +156,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Of data/test_dataset.py, test_conformance.py, model/test_kill_matrix.py and test_gateway_faults.py."""
+    """Of `make test`, data/test_dataset.py, test_conformance.py, test_faults.py, test_gateway_faults.py."""
     data = parser.getgroup("data", "CI for data")
     data.addoption(
         "--dataset", help="Judge this dataset and run nothing else: an artifact's address or a path."
@@ -165,6 +165,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--reference", help="Profile to compare it with: a profile.json or a dataset that has one."
     )
     data.addoption("--suite", help="Suite that it must hold: a shipped one's name, or a file.")
+    parser.getgroup("lanes").addoption(
+        "--lanes",
+        action="store_true",
+        help="Share the tests between two processes by what they start. Only with -n 2 --dist each.",
+    )
     group = parser.getgroup("kills")
     group.addoption("--kill-matrix", action="store_true", help="Run every verb at every point.")
     group.addoption("--kill-seeds", default="1", help="Seeds of the points in mid-write: 1,2,...")
@@ -178,15 +183,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--conformance-ray", default="3", help="Suites to draw for the merge through Ray Data.")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the lanes in this hook too.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests without real parts come first; those of the whole cluster, whose environment stays, last.
 
     Those of several nodes come before these: two clusters at once are much for two cores. Who points at a
     dataset wants to know of that, and of nothing else.
 
-    pytest-xdist runs the same order in two lanes, each in a process of its own: tests with storage and the
-    small Ray, and the others. So one process has one cluster at a time, and both have about as much to do.
+    In two lanes the first process has the tests with storage and the small Ray, and the second all others:
+    one cluster at a time in each, and about as much to do.
     """
     if config.getoption("--dataset"):
         others = [item for item in items if item.get_closest_marker("dataset") is None]
@@ -202,9 +206,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return int("s3" in names)
 
     items.sort(key=place)
-    for item in items:
-        # The lanes of `make test`; otherwise this means nothing.
-        item.add_marker(pytest.mark.xdist_group("storage" if place(item) == 1 else "cluster"))
+    worker = getattr(config, "workerinput", None)
+    if config.getoption("--lanes") and worker:
+        lane = [item for item in items if (place(item) == 1) is (worker["workerid"] == "gw0")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in lane])
+        items[:] = lane
 
 
 @pytest.fixture
