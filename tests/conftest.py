@@ -168,7 +168,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("lanes").addoption(
         "--lanes",
         action="store_true",
-        help="Share the tests between two processes by what they start. Only with -n 2 --dist each.",
+        help="Run the tests in two processes side by side, shared between them by what they start.",
     )
     group = parser.getgroup("kills")
     group.addoption("--kill-matrix", action="store_true", help="Run every verb at every point.")
@@ -181,6 +181,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     group.addoption("--conformance-cases", default="50", help="Suites to draw for the merge in one process.")
     group.addoption("--conformance-ray", default="3", help="Suites to draw for the merge through Ray Data.")
+
+
+@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist looks at its options.
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Two processes of pytest-xdist that both see all tests, and each takes those of its lane.
+
+    A lane whose process dies is not begun anew: it would be the other's.
+    """
+    if config.getoption("--lanes") and not hasattr(config, "workerinput"):
+        config.option.numprocesses, config.option.dist, config.option.maxworkerrestart = 2, "each", "0"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
