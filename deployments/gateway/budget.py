@@ -11,6 +11,7 @@ much is held until it has ended, and then what it did cost counts:
 - it gave less, for the budget has no more: the lease alone. What does not fit there is answered 429
   ``insufficient_quota``, which official clients do not try again, while a cheaper request may still be let
   in; the ledger is asked anew as long as somebody asks here;
+- it would fit if requests at work here cost nothing: 429 with ``Retry-After``, for they seldom cost the most;
 - it does not fit in both and SQL could not answer yet (or it alone costs more than a lease): the request
   waits for that, two seconds at most, instead of being refused;
 - it does not fit in both and SQL does not answer: 503 with ``Retry-After``. Nobody knows whether money is
@@ -123,7 +124,17 @@ class Meter:
 
     def refusal(self, most: Decimal) -> ApiError:
         """The answer to a request that costs ``most`` at most, for which not enough is left."""
-        if self.over(most):
+        over = self.over(most)
+        if over and self.reserved and self.spent + most <= (self.granted if self.used_up else self.budget):
+            return ApiError(
+                429,
+                f"Requests at work hold what key {self.key_id} has left of its budget of {self.budget:f} "
+                f"a {self.span}, and this one may cost {_plain(most)}. Please try again in 1s.",
+                kind="requests",
+                code="rate_limit_exceeded",
+                retry_after_s=1,
+            )
+        if over:
             why = f"has used its budget of {self.budget:f} a {self.span}."
             if self.left > 0:  # A request that names a lower maximum may fit.
                 why = (
@@ -192,22 +203,29 @@ class Budgets:
 
         :param output_tokens: most tokens of the answer; it is held to them.
         """
-        for meter in self._meters_of(key, price):
-            most = _NOTHING if price is None else price.cost(input_tokens, output_tokens)
-            if most <= meter.left or meter.over(most) or self._failing:
-                continue
+        most = _NOTHING if price is None else price.cost(input_tokens, output_tokens)
+        meters = self._meters_of(key, price)
+        if self._known(meters, most):
+            return
+        for meter in meters:  # Of all: what one was granted must not go back while another one is asked.
             meter.waiting += most
-            try:
-                async with asyncio.timeout(_PATIENCE_S):
-                    while not (most <= meter.left or meter.over(most) or self._failing):
-                        self._need.set()
-                        await self._answered.wait()
-            except TimeoutError:
-                return  # `hold` says what follows.
-            finally:
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                while not self._known(meters, most):
+                    self._need.set()
+                    await self._answered.wait()
+        except TimeoutError:
+            return  # `hold` says what follows.
+        finally:
+            for meter in meters:
                 meter.waiting -= most
-            if most > meter.left:
-                self._need.set()  # What was granted for it is for others.
+        if any(most > meter.left for meter in meters):
+            self._need.set()  # What was granted for it is for others.
+
+    def _known(self, meters: Sequence[Meter], most: Decimal) -> bool:
+        """Whether `hold` needs nothing more of SQL, or would not get it."""
+        lacking = [meter for meter in meters if most > meter.left]
+        return self._failing or not lacking or any(meter.over(most) for meter in lacking)
 
     @contextmanager
     def hold(self, key: ApiKey, price: Price | None, input_tokens: int, output_tokens: int) -> Iterator[Hold]:

@@ -254,13 +254,31 @@ async def test_a_dead_replicas_lease_stays_and_an_idle_ones_goes_back(database_u
     assert (use.spent, use.reserved) == (Decimal("0.60"), Decimal("0.40"))
 
 
-async def test_requests_at_work_are_counted_by_their_estimate(database_url: str) -> None:
+async def test_what_requests_at_work_hold_may_come_back_and_is_worth_another_try(database_url: str) -> None:
     replica, bot = Replica(database_url, "a", share=1.0), key(budget_day=1)
     with replica.budgets.hold(bot, CENT, 60, 0):
-        assert replica.ask(bot, 60) == "insufficient_quota"
+        assert replica.ask(bot, 101) == "insufficient_quota"
+        with pytest.raises(ApiError) as refused, replica.budgets.hold(bot, CENT, 60, 0):
+            pass
+        assert (refused.value.status, refused.value.retry_after_s) == (429, 1)
         with replica.budgets.hold(bot, CENT, 0, 40):
-            assert replica.ask(bot) == "insufficient_quota"
-    assert replica.ask(bot, 100, used=1) is None  # What they did not use came back.
+            assert replica.ask(bot) == "rate_limit_exceeded"
+            await replica.budgets.settle()
+            assert replica.ask(bot) == "rate_limit_exceeded"
+    assert replica.ask(bot, 100, used=50) is None  # What they did not use came back.
+    with replica.budgets.hold(bot, CENT, 1, 0):
+        assert replica.ask(bot, 51) == "insufficient_quota"  # Whatever becomes of the one at work.
+
+
+async def test_a_request_that_costs_more_than_the_leases_of_two_budgets_gets_both(database_url: str) -> None:
+    replica, bot = Replica(database_url, "a", interval_s=0.01), key(budget_day=1, budget_month=10)
+    await replica.budgets.start()
+    for _ in range(2):
+        await replica.budgets.ready(bot, CENT, 0, 50)
+        assert replica.ask(bot, 50) is None
+    await replica.budgets.ready(bot, CENT, 0, 50)
+    assert replica.ask(bot, 50) == "insufficient_quota"  # The day's.
+    await replica.budgets.stop()
 
 
 async def test_a_budget_that_is_raised_lets_in_again(database_url: str) -> None:
