@@ -316,16 +316,22 @@ class GuardEngine:
         windows = await in_thread(lambda: [read(segment) for segment in segments])
 
         async def judged(slot: InlineSlot) -> list[list[Finding]]:
+            # A thread that is too late goes on, and leaves its times there for nobody.
+            own = context.model_copy(update={"times": GuardTimes()})
             work = in_thread(
                 lambda: [
-                    self._check_inline(slot, read, segment, context)
+                    self._check_inline(slot, read, segment, own)
                     for read, segment in zip(windows, segments, strict=True)
                 ]
             )
             try:
-                return await asyncio.wait_for(work, slot.spec.timeout_s)
+                found = await asyncio.wait_for(work, slot.spec.timeout_s)
             except TimeoutError as error:
+                for direction in {s.direction for s in segments if slot.spec.covers(s.direction, s.role)}:
+                    context.times.of(direction)[slot.spec.name] += slot.spec.timeout_s
                 return [self._late(slot.spec, error, segment, context) for segment in segments]
+            context.times.add(own.times)
+            return found
 
         found = await asyncio.gather(*(judged(slot) for slot in self.inline))
         return [[item for findings in of_text for item in findings] for of_text in zip(*found, strict=True)]

@@ -13,7 +13,8 @@ class GuardTimes:
     """Seconds by direction and guard, over all texts that it judged.
 
     Of our own guards the time that they were at work; of packaged ones the time that a text waited for their
-    answer, so what they judge at the same time counts once for each text.
+    answer, so what they judge at the same time counts once for each text. A guard that was given up counts its
+    time-out.
     """
 
     input: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -22,3 +23,9 @@ class GuardTimes:
     def of(self, direction: Direction) -> dict[str, float]:
         """By guard; to be added to."""
         return self.input if direction is Direction.INPUT else self.output
+
+    def add(self, others: GuardTimes) -> None:
+        """Take in what guards left elsewhere."""
+        for direction in Direction:
+            for guard, seconds in others.of(direction).items():
+                self.of(direction)[guard] += seconds

@@ -190,8 +190,10 @@ async def test_a_packaged_guard_that_fails_blocks(
 
 async def test_a_long_text_that_takes_too_long_is_refused() -> None:
     engine = GuardEngine(policy({**PII, "timeout_s": 0.0001}))
-    verdict = await engine.judge(user("1 " * 100_000), CONTEXT)
+    context = GuardContext(request_id="r-7")
+    verdict = await engine.judge(user("1 " * 100_000), context)
     assert verdict.blocked
+    assert context.times.input == {"pii": 0.0001}  # The slowest is not missing among the times.
     assert verdict.reason == "Guard pii could not judge the text in messages[0].content, so it was refused."
 
 
