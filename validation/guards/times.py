@@ -13,8 +13,8 @@ class GuardTimes:
     """Seconds by direction and guard, over all texts that it judged.
 
     Of our own guards the time that they were at work; of packaged ones the time that a text waited for their
-    answer, so what they judge at the same time counts once for each text. A guard that was given up counts its
-    time-out.
+    answer, so what they judge at the same time counts once for each text. A guard that was given up counts
+    its time-out.
     """
 
     input: dict[str, float] = field(default_factory=lambda: defaultdict(float))
