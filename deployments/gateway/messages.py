@@ -52,6 +52,8 @@ class _ToolUse(_Block):
     name: str
     input: dict[str, Any]
     caller: dict[str, Any] | None = None
+    # The client's own dump of what it got holds it.
+    toolset_name: None = None
 
 
 class _ToolResult(_Block):

@@ -28,6 +28,8 @@ class _OutputText(RequestPart):
     text: str
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    # What the client's `.parse` and `.stream` add to a text that they read; it goes no further.
+    parsed: Any = Field(None, exclude=True)
 
 
 class _Refusal(RequestPart):
@@ -52,6 +54,8 @@ class _FunctionCall(_Item):
     call_id: ToolCallId
     name: str
     arguments: str
+    # As above.
+    parsed_arguments: Any = Field(None, exclude=True)
 
 
 class _FunctionCallOutput(_Item):

@@ -226,6 +226,7 @@ SAMPLES: dict[str, tuple[Any, Body]] = {
                             "name": "x",
                             "input": {"gg": "hh"},
                             "caller": {"type": "ii"},
+                            "toolset_name": None,
                         },
                     ],
                 },

@@ -116,6 +116,28 @@ class TestResponses:
             assert messages[1]["tool_calls"][0]["id"] == messages[2]["tool_call_id"] == "call_1"
             assert MAIL not in json.dumps(messages)
 
+    @pytest.mark.parametrize("more", [None, {}, {"exclude_none": True}])
+    async def test_what_the_clients_stream_put_together_may_be_sent_back(
+        self, more: dict[str, Any] | None
+    ) -> None:
+        """It holds what the client read of texts and arguments."""
+        tool: Any = {"type": "function", "name": "weather", "parameters": PARAMETERS, "strict": True}
+        async with gateway() as g:
+            g.script.says = called('{"city": "Bern"}')
+            async with g.client.responses.stream(model="m", input="Weather?", tools=[tool]) as stream:
+                said: list[Any] = (await stream.get_final_response()).output
+            assert said[1].parsed_arguments == {"city": "Bern"}
+            history: list[Any] = said if more is None else [item.model_dump(**more) for item in said]
+            result = {"type": "function_call_output", "call_id": "call_1", "output": "sunny"}
+            g.script.says = spoken("Sunny.")
+            await g.client.responses.create(model="m", input=[*history, result])
+            call = {"name": "weather", "arguments": '{"city": "Bern"}'}
+            assert g.script.requests[-1].body["messages"][0] == {
+                "role": "assistant",
+                "content": "Let me see. ",
+                "tool_calls": [{"id": "call_1", "type": "function", "function": call}],
+            }
+
     async def test_the_shape_of_a_text_is_that_of_a_chat(self) -> None:
         from pydantic import BaseModel
 
@@ -245,6 +267,7 @@ class TestMessages:
             assert (use.id, use.name, use.input) == ("call_1", "weather", {"city": "Bern"})
             sent = g.script.requests[0].body
             assert (sent["tool_choice"], sent["parallel_tool_calls"]) == ("required", False)
+            said = first.content if stream else [block.model_dump() for block in first.content]
             g.script.says = spoken("Sunny.")
             result = {"type": "tool_result", "tool_use_id": use.id, "content": f"sunny, says {MAIL}"}
             await claude(g).messages.create(
@@ -252,7 +275,7 @@ class TestMessages:
                 | {
                     "messages": [
                         *ASKED["messages"],
-                        {"role": "assistant", "content": first.content},
+                        {"role": "assistant", "content": said},
                         {"role": "user", "content": [result, {"type": "text", "text": "So?"}]},
                     ]
                 }
