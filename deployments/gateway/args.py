@@ -121,7 +121,8 @@ class GatewayArgs(BaseModel):
         4096,
         ge=1,
         description="Most tokens of an answer to a request that names no number and has no other bound, if "
-        "its key has a budget for the model: so much is reserved of that budget until the answer has ended.",
+        "its key has a budget for the model: so much is reserved of that budget until the answer has ended. "
+        "A server behind a base_url is asked for so many, and may refuse it if its context has no such room.",
     )
     assumed_output_tokens: int = Field(
         256,

@@ -78,7 +78,7 @@ def answered(client: OpenAI, batch: Batch) -> int:
 def end(client: OpenAI, batch: Batch) -> None:
     """Cancel it, and wait until it is over."""
     client.batches.cancel(batch.id)
-    while client.batches.retrieve(batch.id).status not in ("cancelled", "completed"):
+    while client.batches.retrieve(batch.id).status not in ("cancelled", "completed", "failed", "expired"):
         time.sleep(0.2)
 
 

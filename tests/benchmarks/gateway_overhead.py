@@ -196,6 +196,8 @@ def ready_seconds(rounds: int) -> dict[str, float]:
             )
             whole.start()
             while not _healthy(f"{name}-2", name):
+                if not whole.is_alive() and not _healthy(f"{name}-2", name):
+                    raise SystemExit(f"{name} does not start: no figure.")
                 time.sleep(0.05)
             seconds[name].append(time.perf_counter() - start)
             whole.join()
