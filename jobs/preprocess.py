@@ -48,7 +48,7 @@ from validation.data.gate import plan_gate
 from validation.data.language import Language
 from validation.data.near_duplicates import NearDuplicates
 from validation.data.personal import PersonalData
-from validation.data.previous import Previous
+from validation.data.previous import Previous, compares
 from validation.data.quality import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
 from validation.data.schema import SUMMARY_KEY as SCHEMA
 from validation.data.tokens import FILE as TOKENIZER
@@ -278,7 +278,7 @@ def run(config: PreprocessConfig) -> JobResult:
         if job.done:
             return job.result(job.done)
         pipeline = Pipeline(job, files, num_cpus=config.num_cpus)
-        before = version_before(job)
+        before = version_before(job, needed=any(compares(s) for s in (final, contract) if s))
         marking = _marking(config, pipeline, contract, evaluation, labels, model, before)
         finished = Finishing(marking.form, marking.shape).suite_schema()
         parts = _parts(config, job, files, inputs, marking) if config.incremental else None

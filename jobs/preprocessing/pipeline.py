@@ -40,6 +40,7 @@ from jobs.preprocessing.publishing import MAX_EXAMPLES, Facts, profile_spec
 from jobs.preprocessing.reading import READ, SIZE, read_tables
 from jobs.preprocessing.rows import (
     file_of,
+    is_copy,
     line_of,
     quarantine_schema,
 )
@@ -157,16 +158,24 @@ class Pipeline:
             self._refuse_repeated(form.id_column)
 
     def _refuse_repeated(self, id_column: str) -> None:
+        """Refuse ids that are not unique; those of rows that augmentation made are among them."""
         import ray
 
-        rows = self.tally.rows["read"]
+        rows = self.tally.rows["read"] + self.tally.rows["augmented"]
         repeated = ray.get(find_exact(self._each(id_keys, self._marked), rows, self._cpus))
         if len(repeated):
             number = repeated["ordinal"][0].as_py()
             (row_id,) = filter(None, ray.get(self._each(id_at, self._marked, number)))
+            place = f"line {line_of(number)} of {self._files[file_of(number)].address}"
+            if is_copy(number) or is_copy(repeated["repeats"][0].as_py()):
+                raise RefusedError(
+                    f"augment {self._marking.augment}: a copy is called {row_id!r}, and so is another row "
+                    f"({place}): copies get their row's id with #1 and so on; give the rows of {id_column} "
+                    "other ids."
+                )
             raise RefusedError(
                 f"column {id_column} is no row id: {len(repeated)} rows repeat one, such as {row_id!r} at "
-                f"line {line_of(number)} of {self._files[file_of(number)].address}."
+                f"{place}."
             )
 
     def _refuse_broken_rules(self, rules: Sequence[Tolerance]) -> None:

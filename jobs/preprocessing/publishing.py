@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cluster.contracts import ArtifactInput, Manifest
-from cluster.errors import MantaError
+from cluster.errors import MantaError, RefusedError
 from cluster.job import JobRun
 from cluster.job.provenance import package_versions
 from jobs.preprocessing.account import Tally, nested
@@ -163,17 +163,25 @@ def _examples(rows: Sequence[Mapping[str, Any]], mask: Mask) -> Iterable[CardExa
         yield CardExample(**{**row, **told})
 
 
-def version_before(job: JobRun) -> Previous | None:
-    """The latest version of the dataset, if it has a profile that can be read."""
+def version_before(job: JobRun, *, needed: bool) -> Previous | None:
+    """The latest version of the dataset; None if it is the first, or its profile cannot be read.
+
+    Raises what keeps the profile from being read, RefusedError if there is none, when it is ``needed``: a
+    suite that compares with it must not pass for want of it.
+    """
     from validation.data.previous import Previous
     from validation.data.profile import Profile
 
     try:
         before: Manifest | None = job.artifacts.latest(job.ref.team, job.ref.kind, job.ref.name)
-        if before is None or PROFILE not in {file.path for file in before.files}:
+        if before is None:
             return None
+        if PROFILE not in {file.path for file in before.files}:
+            raise RefusedError(f"{before.ref} has no {PROFILE} to be compared with.")
         profile = Profile.from_json(job.artifacts.read(before, PROFILE))
     except MantaError as problem:
+        if needed:
+            raise
         job.progress(f"drift is not measured: {problem}")
         return None
     return Previous(str(before.ref), profile, before.counts)

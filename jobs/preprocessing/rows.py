@@ -74,6 +74,11 @@ def line_of(number: int) -> int:
     return int(number >> _COPY_BITS & (2**_LINE_BITS - 1))
 
 
+def is_copy(number: int) -> bool:
+    """Whether augmentation made the row."""
+    return bool(number & (2**_COPY_BITS - 1))
+
+
 def rows_by_file(ordinals: pa.ChunkedArray) -> dict[str, int]:
     """How many rows were read of each file, by its number; copies that augmentation made do not count."""
     import numpy as np

@@ -276,11 +276,14 @@ def _banded(row: Any) -> dict[str, Any]:
     return {"bands": [str(digest[i : i + 8]) for i in range(0, 112, 8)]}
 
 
-def timed(run: Callable[[], set[str]]) -> tuple[float, set[str]]:
-    """Seconds, and what is kept."""
+def timed(name: str, rows: int, run: Callable[[], set[str]]) -> tuple[float, set[str]]:
+    """Seconds, and what is kept; told at once, for the whole takes long."""
     begun = time.perf_counter()
     kept = run()
-    return time.perf_counter() - begun, kept
+    spent = time.perf_counter() - begun
+    told = f"{name:14} {spent:7.1f} s, {rows / spent:7.1f} documents/s, {len(kept):,} of {rows:,} kept"
+    print(told, file=sys.stderr, flush=True)
+    return spent, kept
 
 
 def main() -> None:
@@ -301,22 +304,13 @@ def main() -> None:
         many = write(folder / "many", texts, copies)
         with platform(num_cpus=2):
             with Peak() as single:
-                seconds, kept = timed(lambda: ours(paths, "one"))
+                seconds, kept = timed("ours", len(texts), lambda: ours(paths, "one"))
             with Peak() as several:
-                ours(many, "many")
-        trove, kept_trove = timed(lambda: datatrove(paths, folder / "datatrove"))
-        hub, kept_hub = timed(lambda: hf_datasets(paths, folder / "hub"))
+                timed(f"ours, {copies} times", len(texts) * copies, lambda: ours(many, "many"))
+        trove, kept_trove = timed("datatrove", len(texts), lambda: datatrove(paths, folder / "datatrove"))
+        hub, _ = timed("datasets", len(texts), lambda: hf_datasets(paths, folder / "hub"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    for name, spent, ids in (
-        ("ours", seconds, kept),
-        ("datatrove", trove, kept_trove),
-        ("datasets", hub, kept_hub),
-    ):
-        print(
-            f"{name:10} {len(texts) / spent:8.1f} documents/s, {len(ids):,} of {len(texts):,} kept",
-            file=sys.stderr,
-        )
     print(
         f"peak of a process: {single.bytes / 2**20:.0f} MiB, {several.bytes / 2**20:.0f} MiB", file=sys.stderr
     )

@@ -406,6 +406,16 @@ def test_augmented_rows_and_groups(corpus: Corpus) -> None:
         corpus(train, **fields | {"augment": "tests.data.test_preprocess_text:whisper"})
 
 
+def test_a_copy_never_takes_the_id_of_another_row(corpus: Corpus) -> None:
+    ids = ["x#1", "y", "x"]
+    rows = [{"id": row_id, "text": prose(number, 2)} for number, row_id in enumerate(ids)]
+    train = corpus.at.file("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    fields = PLAIN | {"columns": {"id": "string", "text": "string"}, "id_column": "id"}
+    with pytest.raises(RefusedError, match="a copy is called 'x#1', and so is another row"):
+        corpus(train, **fields, augment="tests.data.test_preprocess_text:shout")
+    assert corpus(train, **fields)["train"] == 3
+
+
 def die_once(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Kills the worker that it runs in, once."""
     word = Path(row["text"].split()[0])

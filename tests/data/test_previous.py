@@ -147,15 +147,32 @@ def test_a_first_version_has_nothing_to_be_compared_with() -> None:
     assert judged(DRIFT, table(60), None).suite_digest == judged(DRIFT, table(60), BEFORE).suite_digest
 
 
-def test_a_column_that_the_version_before_lacks_is_told() -> None:
+def untold(entry: tuple[str, dict[str, Any]], data: pa.Table, previous: Previous) -> str:
+    """What a suite is refused with whose figure the version before does not tell."""
+    with pytest.raises(UsageError) as caught:
+        plan_gate(suite_of(entry), data.schema, previous=previous)
+    return str(caught.value)
+
+
+def test_a_column_that_the_version_before_lacks_is_refused() -> None:
     data = table(60).append_column("new", pa.array(range(60), pa.int64()))
-    suite = suite_of(
-        ("column_max_to_be_between", {"column": "new", "max_value": parameter("previous_new_maximum")})
+    entry = ("column_max_to_be_between", {"column": "new", "max_value": parameter("previous_new_maximum")})
+    assert untold(entry, data, BEFORE).startswith(
+        "suite drift: expectation 1 (expect_column_max_to_be_between(new)): default/dataset/d@1 does not "
+        "tell previous_new_maximum: the column is new there"
     )
-    told = judged(suite, data, BEFORE).left_out
-    assert told == [
-        "expect_column_max_to_be_between(new): default/dataset/d@1 does not tell previous_new_maximum"
-    ]
+    # A first version has nothing to lack.
+    assert judged(suite_of(entry), data, None).left_out
+
+
+def test_more_categories_than_are_counted_are_refused() -> None:
+    spec = ProfileSpec(split=None, categories=["label"], max_categories=3)
+    many = merge_profiles(spec, [profile_block(spec, table(60, labels=9))])
+    entry = (
+        "column_distinct_values_to_be_in_set",
+        {"column": "label", "value_set": parameter("previous_label_values")},
+    )
+    assert "x does not tell previous_label_values" in untold(entry, table(60), Previous("x", many))
 
 
 @pytest.mark.parametrize("scores", [[2.0**20] * 5, [-(2.0**20)] * 5, [0.0, 2.0**20, 2.0**21], [3.0]])
@@ -177,15 +194,14 @@ def test_what_is_not_finite_is_not_told(scores: list[float]) -> None:
 
 
 @pytest.mark.parametrize("before", [["cat", "dog"], ["true"], ["3.5"]])
-def test_categories_of_another_type_are_told_as_not_known(before: list[str]) -> None:
+def test_categories_of_another_type_are_refused(before: list[str]) -> None:
     spec = ProfileSpec(split=None, categories=["label"])
     profile = merge_profiles(spec, [profile_block(spec, pa.table({"label": before}))])
     entry = (
         "column_distinct_values_to_be_in_set",
         {"column": "label", "value_set": parameter("previous_label_values")},
     )
-    report = judged(suite_of(entry), table(60), Previous("x", profile))
-    assert report.left_out == [f"expect_{entry[0]}(label): x does not tell previous_label_values"]
+    assert "x does not tell previous_label_values" in untold(entry, table(60), Previous("x", profile))
 
 
 @pytest.mark.parametrize(
@@ -221,6 +237,8 @@ def test_messages_without_text_have_no_lengths_and_stop_nobody_else() -> None:
             "$PARAMETER 'previous_scores_mean' is nothing that the version before tells",
         ),
         ("previous_score_average", "one of mean, minimum"),
+        ("previous_score_words_mean", "'previous_score_words_mean' is nothing"),
+        ("previous_text_mean", "'previous_text_mean' is nothing"),
         ("rows * 2", "'rows * 2' is nothing"),
         ("previous_rows *", "has no value"),
         ("previous_rows / 0", "has no value"),

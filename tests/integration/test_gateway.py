@@ -203,7 +203,7 @@ def test_a_budget_from_the_admin_api_is_spent_to_its_end_and_told_to_the_cent(se
         except openai.RateLimitError as error:
             refused = error
     assert refused.code == "insufficient_quota"
-    assert cents > 60
+    assert cents > 30  # What is left at the end is less than one request may cost.
 
     def spent() -> str:
         shown = httpx.get(f"{base}/admin/keys/budgeted", headers=admin, timeout=30).json()
@@ -362,10 +362,12 @@ def test_the_gateways_process_holds_no_engine(served: Served) -> None:
 
 
 def test_deploying_again_restarts_nothing(served: Served) -> None:
-    before = _replicas(served)
+    before, asked = _replicas(served), _configurations()
     done = json.loads(served.must_deploy(str(served.file), "--json", timeout=300).splitlines()[-1])
     assert done["applications"] == {"gateway": "RUNNING", BASE: "RUNNING"}
     assert done["code"] == served.result["code"]
+    # Where Serve was asked for another thing, that is why it restarts; else replicas died by themselves.
+    assert _configurations() == asked
     assert _replicas(served) == before
 
 
@@ -454,6 +456,14 @@ def test_more_replicas_than_cpus_is_refused_before_anything_changes(served: Serv
     assert done.returncode == 1
     assert "500" in done.stderr
     assert "CPUs" in done.stderr
+
+
+def _configurations() -> dict[str, Any]:
+    """What Serve was asked for, by application."""
+    from cluster.ray_api import RayApi
+
+    found = RayApi.from_environment(load_settings().ports.dashboard).applications()
+    return {name: app["deployed_app_config"] for name, app in found.items()}
 
 
 def _replicas(served: Served) -> dict[str, set[str]]:

@@ -47,15 +47,19 @@ def curve(artifacts: ArtifactStore, manifest: Manifest) -> list[dict]:
 def test_two_workers_learn_and_a_second_run_finds_it(
     local_ray, artifacts: ArtifactStore, dataset: Manifest, tiny_model: Path, capfd
 ) -> None:
-    wanted = config(dataset, tiny_model, "tuned", training={"max_steps": 16, "save_steps": 8})
+    training = {"max_steps": 16, "save_steps": 8}
+    wanted = config(dataset, tiny_model, "tuned", training=training, validation_split="test")
     done = run(wanted)
     manifest = artifacts.open(done.artifact)
     artifacts.verify(manifest)
     steps = curve(artifacts, manifest)
     assert [record["step"] for record in steps] == list(range(1, 17))
     assert steps[-1]["loss"] < steps[0]["loss"] - 1
+    assert done.summary["valid_loss"] < steps[0]["loss"] - 1
     # 64 rows by 8 a step: two epochs, each row twice.
-    assert manifest.counts == {"samples_seen": 128, "left_out_too_long": 0}
+    tokens = manifest.counts["tokens_seen"]
+    assert manifest.counts == {"samples_seen": 128, "tokens_seen": tokens, "left_out_too_long": 0}
+    assert tokens > 128 * 10
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "training.jsonl"} == {
         file.path for file in manifest.files
     }

@@ -97,9 +97,10 @@ def plan_gate(
     ``row_id`` names the string column that identifies a row. Rows that break an expectation of a severity in
     ``drop`` get a reason. ``result_format`` is Great Expectations' own; without one, a summary with
     :data:`MAX_EXAMPLES` examples by ``row_id``. ``previous`` is the version that the suite's parameters tell
-    of (see :mod:`validation.data.previous`); what it does not tell leaves an expectation out.
+    of (see :mod:`validation.data.previous`); without one, expectations that compare are left out.
 
-    Raises UsageError that names the expectation which Great Expectations does not accept or cannot plan.
+    Raises UsageError that names the expectation which Great Expectations does not accept or cannot plan, or
+    which names a figure that ``previous`` does not tell.
     """
     from validation.data.engine.execution import metrics_of
 

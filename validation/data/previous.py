@@ -2,7 +2,8 @@
 
 A suite names them where it would write a value: ``min_value: {$PARAMETER: previous_rows * 0.9}``. Great
 Expectations' own parser evaluates the expression. There is nothing to compare a first version with:
-expectations that do are left out of its judgement, and told in the report.
+expectations that do are left out of its judgement, and told in the report. A later version must tell what the
+suite names, or the suite is refused: a gate that was asked for never stands open unseen.
 
 ===================================== =================================================================
 ``previous_rows``                     rows kept; ``previous_input_rows``, ``previous_quarantined_rows``,
@@ -24,7 +25,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,8 +45,9 @@ _COUNTS = {
     "test": "test_rows",
 }
 _QUANTILES = {"p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
-STATISTICS = ("mean", "minimum", "maximum", *_QUANTILES, "null_share")
-STATISTICS += ("partition", "distinct", "values", "value_partition")
+_OF_NUMBERS = ("mean", "minimum", "maximum", *_QUANTILES, "partition", "null_share")
+_OF_CATEGORIES = ("distinct", "values", "value_partition", "null_share")
+STATISTICS = (*_OF_NUMBERS, *_OF_CATEGORIES[:-1])
 _NAMES = re.compile(r"\bprevious_\w+", re.ASCII)
 
 
@@ -71,10 +73,10 @@ class Compared(NamedTuple):
 def compared(suite: Suite, previous: Previous | None, schema: pa.Schema) -> Compared:
     """Give the suite's parameters their values; imports Great Expectations if it has any.
 
-    Raises UsageError that names the expectation whose parameter is none of those above, or whose expression
-    cannot be evaluated.
+    Raises UsageError that names the expectation whose parameter is none of those above or nothing that the
+    version before tells, or whose expression cannot be evaluated.
     """
-    if PARAMETER not in str(suite.document["expectations"]):
+    if not compares(suite):
         return Compared(suite)
     values = parameters(previous, schema) if previous else {}
     kept, left_out = [], list[str]()
@@ -82,19 +84,31 @@ def compared(suite: Suite, previous: Previous | None, schema: pa.Schema) -> Comp
         expressions = list(_expressions(entry.get("kwargs") if isinstance(entry, dict) else None))
         where = f"suite {suite.name}: expectation {number} ({_label(entry)})"
         named = [name for text in expressions for name in _named(text, schema, where)]
-        missing = sorted({name for name in named if name not in values})
-        if missing:
-            why = (
-                f"{previous.address} does not tell {', '.join(missing)}" if previous else "no version before"
-            )
-            left_out.append(f"{_label(entry)}: {why}")
-        elif previous and expressions:
+        if not expressions:
+            kept.append(entry)
+        elif previous is None:
+            left_out.append(f"{_label(entry)}: no version before")
+        else:
+            _refuse_untold(named, values, previous, where)
             noted = f"{'; '.join(expressions)}, of {previous.address}"
             kept.append(_noted({**entry, "kwargs": _filled(entry["kwargs"], values, where)}, noted))
-        else:
-            kept.append(entry)
     document = {**suite.document, "expectations": kept}
     return Compared(replace(suite, document=document), tuple(left_out))
+
+
+def compares(suite: Suite) -> bool:
+    """Whether the suite asks for a figure of the version before."""
+    return PARAMETER in str(suite.document["expectations"])
+
+
+def _refuse_untold(names: Sequence[str], values: Mapping[str, Any], previous: Previous, where: str) -> None:
+    missing = sorted(set(names) - set(values))
+    if missing:
+        raise UsageError(
+            f"{where}: {previous.address} does not tell {', '.join(missing)}: the column is new there or of "
+            f"another type, has no such figure, or more values than are counted; take the expectation out of "
+            f"the suite, or name a figure that its profile.json has."
+        )
 
 
 def parameters(previous: Previous, schema: pa.Schema) -> dict[str, Any]:
@@ -185,17 +199,28 @@ def _named(expression: str, schema: pa.Schema, where: str) -> list[str]:
     """The parameters in an expression. Raises UsageError for one that no version could tell."""
     names = _NAMES.findall(expression)
     known = {"rows", *_COUNTS.values()}
-    columns = [_plain(name) for name in schema.names]
-    columns += [f"{name}_{unit}" for name in columns for unit in ("characters", "words", "messages")]
-    known |= {f"{column}_{statistic}" for column in columns for statistic in STATISTICS}
+    known |= {f"{_plain(name)}_{told}" for name in schema.names for told in _told_of(schema.field(name).type)}
     unknown = [name for name in names if name.removeprefix("previous_") not in known]
     if unknown or not names:
         raise UsageError(
             f"{where}: {PARAMETER} {unknown[0] if unknown else expression!r} is nothing that the version "
             f"before tells: write previous_rows, previous_input_rows or previous_<column>_<statistic>, "
-            f"with a column of the data and one of {', '.join(STATISTICS)}."
+            f"with a column of the data (of text, its characters or words) and one of "
+            f"{', '.join(STATISTICS)}."
         )
     return names
+
+
+def _told_of(kind: pa.DataType) -> list[str]:
+    """What a profile may tell of a column of that type: of texts and messages, their lengths."""
+    import pyarrow.types as types
+
+    found = list(_OF_CATEGORIES)
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        found += _OF_NUMBERS
+    elif not types.is_boolean(kind):
+        found += [f"{unit}_{told}" for unit in ("characters", "words", "messages") for told in _OF_NUMBERS]
+    return found
 
 
 def _filled(value: Any, values: Mapping[str, Any], where: str) -> Any:
