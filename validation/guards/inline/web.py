@@ -44,9 +44,18 @@ _JSX = rf"(?:click|change|submit|input|keydown|keyup|blur|select){_FEW}={_FEW}\{
 _TAG, _HANDLER = 512, 1_024
 
 
+_BREAK = r"[\t\n\r]|&(?:tab|newline);|&\#(?:0{0,5}(?:9|10|13)(?![0-9])|x0{0,5}[9ad](?![0-9a-f]));?"
+
+
 def _spread(word: str) -> str:
-    """A scheme as browsers read it: tabs and line ends within it do not count."""
-    return r"[\t\n\r]?".join(word)
+    """A scheme as browsers read it: tabs and line ends do not count, and any character may be an entity."""
+    return rf"(?:{_BREAK})?".join(map(_entity_or, word))
+
+
+def _entity_or(char: str) -> str:
+    code, upper = ord(char), ord(char.upper())
+    decimal, hexadecimal = f"(?:{code}|{upper})", f"(?:{code:x}|{upper:x})"
+    return rf"(?:{char}|&\#0{{0,5}}{decimal}(?![0-9]);?|&\#x0{{0,5}}{hexadecimal}(?![0-9a-f]);?)"
 
 
 def _names(words: Iterable[str], then: str = "", unfinished: bool = False) -> str:
@@ -54,12 +63,12 @@ def _names(words: Iterable[str], then: str = "", unfinished: bool = False) -> st
 
 
 _RUNS = (
-    rf"((?:{_spread('javascript')}|{_spread('vbscript')})\s?(?::|&colon;|&\#0{{0,5}}58;|&\#x0{{0,5}}3a;)"
+    rf"((?:{_spread('javascript')}|{_spread('vbscript')})\s?(?:&colon;|{_entity_or(':')})"
     rf"[^ <>\"'`\]]{{1,{_ADDRESS}}}"
     rf"|data:(?:text/(?:html|xml|javascript)|application/|image/svg)[^\s<>\"'`)\]]{{0,{_ADDRESS}}})"
 )
 #: What may still become such an address, at the end of what has come.
-_MAY_RUN = r"[jvd][^ \"'<>`\]]*+\Z"
+_MAY_RUN = r"[jvd&][^ \"'<>`\]]*+\Z"
 _ATTRIBUTE = r"(?<![\w-])(?!\Z)"
 _OPEN_ACTIVE = _names(_ACTIVE, rf"{_FEW}(?:\Z|={_QUOTE}(?:\Z|{_MAY_RUN}))", unfinished=True)
 _OPEN_TAG = _names(("script", *_ELEMENTS), r"(?![\w-])[^<>]*+\Z", unfinished=True)
@@ -80,8 +89,8 @@ _SCRIPTS = Scanner(
         rf"|{_ATTRIBUTE}{_OPEN_ACTIVE}"
         rf"|<(?:\Z|{_MAY_RUN}|{_OPEN_TAG})"
     ),
-    longest=32 + 20 + _ADDRESS + 2,
-    gate=re.compile(r"[:;]|<script|\bon[a-z]"),
+    longest=32 + 320 + _ADDRESS + 2,  # Each of a scheme's characters, and what breaks it, may be an entity.
+    gate=re.compile(r"[:;]|&#|<script|\bon[a-z]"),
     folded=True,
 )
 # Markdown's description may hold brackets in pairs, here two within one another.
