@@ -128,16 +128,37 @@ _IMAGES = (
     rf"(?<![\w-])srcset{_FEW}={_FEW}{_QUOTED}{_SET}",
 )
 _QUOTES = {sign: f"[^{sign}]" for sign in "\"'`"}
+#: Elements that load or go where this attribute leads, and what stands in that address if it has no quotes of
+#: its own: of a refresh it stands within those of another attribute.
+_LEADING = {"link": ("href", _BARE), "meta": ("url", r"[^\s>\"'`]")}
+_IMAGES += tuple(
+    rf"<{element}(?![\w-])[^<>]{{0,{_TAG}}}?(?<![\w-]){name}{_FEW}={_FEW}{_QUOTED}"
+    rf"{_address_of(_IN_QUOTES, bare)}"
+    for element, (name, bare) in _LEADING.items()
+)
 _SET_BEGUN = _begun(_QUOTES, _BARE, begin="")
 _MARKDOWN_BEGUN = _begun({"<": r"[^>\n]"}, r"\S")
 _OPEN_LOADED = _names(_LOADED, rf"{_FEW}(?:\Z|={_FEW}{_begun(_QUOTES, _BARE)})", unfinished=True)
 _OPEN_SET = _names(["srcset"], rf"{_FEW}(?:\Z|={_FEW}{_SET_BEGUN})", unfinished=True)
 _OPEN_URL = _names(["url("], rf"{_FEW}{_begun(_QUOTES, _BARE_STYLE)}", unfinished=True)
+_OPEN_LEADING = "|".join(
+    rf"<{_open}"
+    for _open in (
+        _names(
+            [element],
+            rf"(?![\w-])(?:[^<>]*+\Z"
+            rf"|[^<>]{{0,{_TAG}}}?(?<![\w-]){name}{_FEW}={_FEW}{_begun(_QUOTES, bare)})",
+            unfinished=True,
+        )
+        for element, (name, bare) in _LEADING.items()
+    )
+)
 _OPEN_DESCRIPTION = rf"(?:\\?\Z|\[(?:{_INNER}){{0,{_ALT}}}+(?:\\?\Z|\[(?:{_INNERMOST}){{0,{_ALT}}}+\\?\Z))"
 _MAY_BE_IMAGE = re.compile(
     rf"!(?:\Z|\[{_DESCRIPTION}(?:{_OPEN_DESCRIPTION}|\](?:\Z|\({_FEW}{_MARKDOWN_BEGUN})))"
     rf"|\](?:\Z|:{_FEW}{_MARKDOWN_BEGUN})"
     rf"|{_ATTRIBUTE}(?:{_OPEN_LOADED}|{_OPEN_SET}|{_OPEN_URL})"
+    rf"|{_OPEN_LEADING}"
 )
 _LINKS = rf"(?<!\w)(https?:[/\\]{{2}}{_CHAR}{{1,{_ADDRESS}}})"
 _OPEN_LINK = _names(["http"], rf"(?:\Z|[s:]{_CHAR}*+\Z)", unfinished=True)
