@@ -118,7 +118,7 @@ def _begun(openers: Mapping[str, str], alone: str, begin: str = r"[h/\\]") -> st
 _MARKDOWN = _ANGLED + _address_of(r"[^>\n]", r"\S")
 _IN_QUOTES = r"(?:(?!\1)[\s\S])"
 _SET = _address_of(_IN_QUOTES, _BARE, scheme="")
-_IMAGES = (
+_IMAGES: tuple[str, ...] = (
     rf"!\[{_DESCRIPTION}\]\({_FEW}{_MARKDOWN}",
     # Where ![...][1] leads; an ordinary link may lead there as well.
     rf"\]:{_FEW}{_MARKDOWN}",
