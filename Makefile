@@ -16,8 +16,8 @@ setup: ## Make the environment only (EXTRA=gpu: CUDA; EXTRA=client: to submit); 
 demo: setup ## Run the whole life of a model on this machine, and write the report
 	@$(BIN)/manta demo
 
-test: setup ## Run all tests, with real parts
-	$(BIN)/python -m pytest
+test: setup ## Run all tests, with real parts, in two lanes side by side
+	$(BIN)/python -m pytest --lanes
 
 test-fast: setup ## Run only the tests that need no Ray and no engine
 	$(BIN)/python -m pytest -m "not integration and not slow"

@@ -65,6 +65,9 @@ class UtcDateTime(TypeDecorator[datetime]):
 class Database:
     """One SQL database, shared by many processes. Cheap to make: it connects at first use.
 
+    The folder of a SQLite database is made here, if need be, and never again: one that vanishes later is away
+    and will come back, and must find its place free.
+
     Raises UsageError for a URL that SQLAlchemy does not understand or that names a SQLite database in
     memory, which no other process could see.
     """
@@ -115,7 +118,10 @@ class Database:
         machine that vanished keeps its locks until the server finds out.
         """
         if self._sqlite:
-            with file_lock(self.path.with_name(f"{self.path.name}.{_slug(name)}.lock")):
+            if not self.path.parent.is_dir():
+                raise UnavailableError(f"Database {self} does not answer: its folder is not there.")
+            lock = self.path.with_name(f"{self.path.name}.{_slug(name)}.lock")
+            with file_lock(lock, make_folder=False):
                 yield
             return
         with self._told(), self.engine.connect() as connection:
@@ -170,7 +176,7 @@ class Database:
         connection.isolation_level = None  # pysqlite's own BEGIN comes too late to queue writers.
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             # The change needs the file to itself, and SQLite does not wait for that as it does for locks.
-            with file_lock(self.path.with_name(f"{self.path.name}.wal.lock")):
+            with file_lock(self.path.with_name(f"{self.path.name}.wal.lock"), make_folder=False):
                 connection.execute("PRAGMA journal_mode=WAL")
 
     @contextmanager

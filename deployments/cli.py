@@ -86,7 +86,7 @@ def _deploy(file: Path, wait_s: float | None, dry_run: bool, say: Say) -> dict[s
     from cluster.job.preflight import preflight
     from cluster.job.submit import find_working_dir, read_runtime_env
     from cluster.storage import object_store
-    from deployments.package import upload_code
+    from deployments.package import upload_code, upload_jobs
     from deployments.plan import bundles, make_plan, read_file
     from deployments.rollout import Serve, roll_out
 
@@ -109,6 +109,7 @@ def _deploy(file: Path, wait_s: float | None, dry_run: bool, say: Say) -> dict[s
             "routes": routes,
             "policies": [p.name for p in plan.policies],
         }
+    upload_jobs(root, environment, object_store())
     snapshot, states = roll_out(serve, plan, wait_s=wait_s, say=say)
     return {"applications": states, "routes": routes, "snapshot": snapshot.number, "code": code}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -403,8 +403,11 @@ def with_routes(snapshot: Snapshot, plan: Plan, removed: Iterable[str] = ()) -> 
     """
     gone = {*plan.names, *removed}
     old = {route.model: route for route in snapshot.routes}
+    new = {route.model: route for route in plan.routes}
     routes = {
-        model: route for model, route in old.items() if not any(t.application in gone for t in route.targets)
+        model: kept
+        for model, route in old.items()
+        if (kept := _kept(route, gone, old.get(route.base or ""), new.get(route.base or ""))) is not None
     }
     _check_policies(snapshot, plan, routes.values())
     for route in plan.routes:
@@ -419,6 +422,18 @@ def with_routes(snapshot: Snapshot, plan: Plan, removed: Iterable[str] = ()) -> 
     used = {route.policy for route in routes.values()} | {key.policy for key in snapshot.keys}
     policies = [p for p in snapshot.policies if p.name in used - names] + plan.policies
     return snapshot.model_copy(update={"routes": list(routes.values()), "policies": policies})
+
+
+def _kept(route: Route, gone: Collection[str], before: Route | None, now: Route | None) -> Route | None:
+    """The route after its applications are deployed anew or removed; None if it goes with them.
+
+    A tuned model's stays while its base does, and follows its policy and price.
+    """
+    if not any(target.application in gone for target in route.targets):
+        return route
+    if before is None or now is None or before.targets[0] != now.targets[0]:
+        return None
+    return route.model_copy(update={"policy": now.policy, "price": now.price})
 
 
 def _check_policies(snapshot: Snapshot, plan: Plan, others: Iterable[Route]) -> None:

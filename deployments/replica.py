@@ -7,6 +7,8 @@ import hashlib
 import os
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ class ModelServer(LLMServer):
             yield sse.encode_error(from_exception(error, str(request.get("request_id", ""))))
 
     async def _events(self, request: UpstreamRequest) -> AsyncGenerator[bytes, None]:
-        from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
+        from ray.serve.llm.openai_api_models import CompletionRequest
 
         if request.endpoint == "embeddings":
             raise UsageError("This model generates text; it makes no embeddings.")
@@ -59,7 +61,7 @@ class ModelServer(LLMServer):
         if ":" in body["model"]:
             await self.engine.resolve_lora(await self._load_model(body["model"]))
         if request.endpoint == "chat":
-            answers = await self.chat(ChatCompletionRequest(**body))
+            answers = await self.chat(chat_request(body, request.output_bound))
         else:
             answers = await self.completions(CompletionRequest(**body))
         async for answer in answers:
@@ -71,6 +73,30 @@ class ModelServer(LLMServer):
                     yield sse.encode_error(from_engine(sse.decode(item)["error"]))
                     return
                 yield item.encode()
+
+
+def chat_request(body: dict[str, Any], bound: int | None) -> Any:
+    """vLLM's request, whose answer has at most ``bound`` tokens if it names no number itself.
+
+    vLLM refuses a request that names more tokens than its context has room for. A bound is none that the
+    client named: it only ends the answer, so its tokens are not counted into the context.
+    """
+    from ray.serve.llm.openai_api_models import ChatCompletionRequest
+
+    if bound is None:
+        return ChatCompletionRequest(**body)
+    return _bounded_type()(**body | {"max_completion_tokens": bound})
+
+
+@cache
+def _bounded_type() -> Any:
+    from ray.serve.llm.openai_api_models import ChatCompletionRequest
+
+    class Bounded(ChatCompletionRequest):  # type: ignore[misc]
+        def build_tok_params(self, model_config: Any) -> Any:
+            return replace(super().build_tok_params(model_config), max_output_tokens=0)
+
+    return Bounded
 
 
 class Engine(VLLMEngine):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from ray.train import Result
 
+    from jobs.training.progress import OnStep
     from jobs.training.worker import WorkerPlan
 
 CODE_EPOCH = 2
@@ -48,11 +49,14 @@ class FinetuneConfig(JobConfig):
 
     #: The inputs' digests stand for dataset and base_model.
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
-        {"dataset", "base_model", "resources_per_worker", "max_failures"}
+        {"dataset", "base_model", "resources_per_worker", "max_failures", "validation_split"}
     )
 
     dataset: str = Field(description="A dataset artifact's address, or latest:<name>.")
     split: str = Field("train", description="Which split of the dataset to learn from.")
+    validation_split: str | None = Field(
+        None, description="Split whose loss is measured when training ends; none if absent."
+    )
     base_model: str = Field(
         description="demo, a folder, s3://..., a Hugging Face id, or a model artifact's address."
     )
@@ -78,8 +82,11 @@ class FinetuneConfig(JobConfig):
         return meaning
 
 
-def run(config: FinetuneConfig) -> JobResult:
+def run(config: FinetuneConfig, on_step: OnStep | None = None) -> JobResult:
     """Fine-tune, or find it done.
+
+    :param on_step: gets what is told of each of the steps that are (``logging_steps``): step, steps, loss,
+        samples_seen, elapsed_s.
 
     Raises NotFoundError for an unknown dataset or model, RefusedError for more resources than the cluster
     has, a dataset without conversations or with rows that cannot be learned from, UnavailableError if there
@@ -101,7 +108,7 @@ def run(config: FinetuneConfig) -> JobResult:
             asker="Fine-tuning",
             remedy="lower num_workers or resources_per_worker",
         )
-        trained = _train(job, config, base, dataset)
+        trained = _train(job, config, base, dataset, on_step)
         manifest = _store(job, config, base, dataset, trained)
         _discard(job)
         return job.result(manifest)
@@ -113,7 +120,9 @@ def _progress() -> Callable[[str], None]:
     return lambda said: print(f"[{time.monotonic() - started:7.1f} s] {said}", flush=True)
 
 
-def _train(job: JobRun, config: FinetuneConfig, base: Manifest, dataset: Manifest) -> Result:
+def _train(
+    job: JobRun, config: FinetuneConfig, base: Manifest, dataset: Manifest, on_step: OnStep | None
+) -> Result:
     from jobs.training.progress import worker_progress
     from jobs.training.storage import earlier_checkpoint
     from jobs.training.worker import WorkerPlan
@@ -122,11 +131,12 @@ def _train(job: JobRun, config: FinetuneConfig, base: Manifest, dataset: Manifes
     if earlier is not None:
         job.progress(f"run {earlier.run_id} left a checkpoint at step {earlier.step}: going on from there")
     job.progress(f"{config.num_workers} workers load {base.ref}")
-    with worker_progress(job) as progress:
+    with worker_progress(job, on_step) as progress:
         plan = WorkerPlan(
             base=base,
             dataset=dataset,
             split=config.split,
+            validation_split=config.validation_split,
             arguments=config.training,
             lora=config.lora,
             resume=earlier.checkpoint if earlier else None,
@@ -195,7 +205,13 @@ def _store(
         "training_s": round(state["elapsed_s"], 1),
         "lora_rank": config.lora.r,
     }
-    counts = {"samples_seen": state["samples_seen"], "left_out_too_long": state["too_long"]}
+    if state["valid_loss"] is not None:
+        summary["valid_loss"] = state["valid_loss"]
+    counts = {
+        "samples_seen": state["samples_seen"],
+        "tokens_seen": state["tokens_seen"],
+        "left_out_too_long": state["too_long"],
+    }
     return job.commit(counts=counts, summary=summary, data_digest=digest)
 
 

@@ -123,7 +123,7 @@ def _register(
         tags={TAG_EVALUATION: str(evaluation.ref)},
     )
     assert model.adapter is not None
-    _publish_adapter(job, checkpoint, model.adapter)
+    publish_adapter(job.artifacts, checkpoint, model.adapter)
     registry.set_alias(
         config.name,
         config.alias,
@@ -136,19 +136,20 @@ def _register(
     return model
 
 
-def _publish_adapter(job: JobRun, checkpoint: Manifest, prefix: str) -> None:
+def publish_adapter(artifacts: ArtifactStore, checkpoint: Manifest, prefix: str) -> None:
     """Copy the adapter to where engines load it from. What is there already must be the same.
 
     Raises RefusedError if other content stands under the name: engines keep adapters by name for ever.
     """
+    store = artifacts.store
     files = [file for file in checkpoint.files if file.path.startswith(_ADAPTER)]
     # Whoever loads an adapter looks for its configuration first, so that comes last.
     for file in sorted(files, key=lambda file: file.path.endswith("adapter_config.json")):
         key = prefix + file.path.removeprefix(_ADAPTER)
-        data = job.artifacts.read(checkpoint, file.path)
-        if not job.store.put_if_absent(key, data) and _sha256(job.store.get(key)) != file.sha256:
+        data = artifacts.read(checkpoint, file.path)
+        if not store.put_if_absent(key, data) and _sha256(store.get(key)) != file.sha256:
             raise RefusedError(
-                f"{job.store.uri(key)} holds another adapter: an adapter's name keeps its content for ever;"
+                f"{store.uri(key)} holds another adapter: an adapter's name keeps its content for ever;"
                 " delete it if nothing serves it, then promote again."
             )
 

@@ -41,6 +41,7 @@ def key() -> None:
 @click.option("--requests-per-minute", type=_MANY, help="Most requests a minute.")
 @click.option("--tokens-per-minute", type=_MANY, help="Most tokens of prompts and answers a minute.")
 @click.option("--concurrent-requests", type=_MANY, help="Most requests at work at once.")
+@click.option("--max-output-tokens", type=_MANY, help="Most tokens of one answer.")
 @click.option("--budget-day", type=Amount(), help="Most money a day in UTC, in MANTA_CURRENCY.")
 @click.option("--budget-month", type=Amount(), help="Most money a calendar month in UTC.")
 @click.option(
@@ -58,6 +59,7 @@ def create(
     requests_per_minute: int | None,
     tokens_per_minute: int | None,
     concurrent_requests: int | None,
+    max_output_tokens: int | None,
     budget_day: Decimal | None,
     budget_month: Decimal | None,
     scopes: tuple[str, ...],
@@ -82,6 +84,7 @@ def create(
             "requests_per_minute": requests_per_minute,
             "tokens_per_minute": tokens_per_minute,
             "concurrent_requests": concurrent_requests,
+            "max_output_tokens": max_output_tokens,
             "budget_day": budget_day,
             "budget_month": budget_month,
         },
@@ -101,6 +104,7 @@ def create(
 @click.option("--requests-per-minute", type=OrNone(_MANY), help="Most requests a minute; or none.")
 @click.option("--tokens-per-minute", type=OrNone(_MANY), help="Most tokens a minute; or none.")
 @click.option("--concurrent-requests", type=OrNone(_MANY), help="Most requests at work at once; or none.")
+@click.option("--max-output-tokens", type=OrNone(_MANY), help="Most tokens of one answer; or none.")
 @click.option("--budget-day", type=OrNone(Amount()), help="Most money a day in UTC; or none.")
 @click.option("--budget-month", type=OrNone(Amount()), help="Most money a calendar month in UTC; or none.")
 @click.option("--expires", type=OrNone(Duration(zero=False)), help="Good for so long from now; or none.")

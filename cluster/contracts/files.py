@@ -10,7 +10,7 @@ from pydantic import Field
 from cluster.contracts.base import Contract, Slug
 
 UploadPurpose = Literal["batch", "fine-tune"]
-FilePurpose = Literal["batch", "fine-tune", "batch_output"]
+FilePurpose = Literal["batch", "fine-tune", "batch_output", "fine-tune-results"]
 #: What clients may upload; the others are made here.
 UPLOAD_PURPOSES: tuple[UploadPurpose, ...] = get_args(UploadPurpose)
 

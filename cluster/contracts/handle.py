@@ -29,6 +29,13 @@ class UpstreamRequest(Contract):
     )
     body: dict[str, Any] = Field(description="The OpenAI request body, with the engine's model name in it.")
     principal: Principal = Field(description="Who asks.")
+    output_bound: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens of each answer of a chat that names no number. It asks for none: unlike "
+        "one that the body names, it may exceed what the model's context has room for.",
+        exclude_if=lambda bound: bound is None,  # A replica of before knows no such field.
+    )
 
 
 class UpstreamError(Contract):

@@ -136,6 +136,8 @@ class ToolCall(RequestPart):
     id: ToolCallId
     type: Literal["function"] = "function"
     function: FunctionCall
+    # What the client's streaming helper leaves in a message that it put together.
+    index: int | None = Field(None, exclude=True)
 
 
 class TextPart(RequestPart):
@@ -247,6 +249,10 @@ class ChatBody(Body):
         if not value and info.data.get("prompt") is None:
             raise ValueError("an empty list holds no message")
         return value
+
+
+#: What a text completion that names no number has at most, at OpenAI's and in vLLM.
+COMPLETION_TOKENS = 16
 
 
 class CompletionBody(Body):

@@ -2,9 +2,9 @@
 
 A gateway refuses fields that it does not know, for it might let through what they forbid. So a field that
 came after the first release of its schema is left out while it says nothing: a gateway that is not upgraded
-yet goes on reading snapshots until one makes use of that field (a key's limits and budgets, its scopes, its
-expiry, the secret before a rotation, a route's price), and then keeps the last that it understood:
-revocations do not reach it. Upgrade gateways first.
+yet goes on reading snapshots until one makes use of that field (a key's limits, bound of output and budgets,
+its scopes, its expiry, the secret before a rotation, a route's price and team), and then keeps the last that
+it understood: revocations do not reach it. Upgrade gateways first.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ class KeyLimits(Contract):
     )
     concurrent_requests: int | None = Field(
         None, ge=1, description="Requests at work at once; all if absent."
+    )
+    max_output_tokens: int | None = Field(
+        None, ge=1, description="Tokens of one answer; any if absent.", exclude_if=_is_absent
     )
     budget_day: Money | None = Field(
         None, ge=0, description="Money a day in UTC; any if absent.", exclude_if=_is_absent
@@ -119,6 +122,14 @@ class Route(Contract):
     owned_by: str = Field("manta", description="Team that owns it.")
     price: Price | None = Field(
         None, description="What its tokens cost; nothing if absent.", exclude_if=_is_absent
+    )
+    team: Slug | None = Field(
+        None, description="The one team whose keys may use it; all if absent.", exclude_if=_is_absent
+    )
+    base: str | None = Field(
+        None,
+        description="Public name of the model that it was tuned from; a key that may use that may use it.",
+        exclude_if=_is_absent,
     )
 
 

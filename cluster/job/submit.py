@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import cluster
 from cluster.errors import NotFoundError, RefusedError, UnavailableError, UsageError
-from cluster.ray_api import RayApi
+from cluster.ray_api import RayApi, read_token
 from cluster.settings import load_settings
 
 if TYPE_CHECKING:
@@ -69,14 +69,35 @@ def submit(
     root = (working_dir or find_working_dir()).absolute()
     words = [*entrypoint(root, verb, config, overrides), *(["--json"] if as_json else [])]
     runtime_env = read_runtime_env(root)
-    settings, client = load_settings(), connect()
+    settings = load_settings()
+    return send(
+        connect(),
+        words,
+        {**runtime_env, "working_dir": str(root)},
+        submission_id=submission_id,
+        metadata={"verb": verb, "team": settings.team, "user": settings.user},
+    )
+
+
+def send(
+    client: JobSubmissionClient,
+    words: Sequence[str],
+    runtime_env: dict[str, Any],
+    *,
+    submission_id: str | None,
+    metadata: dict[str, str],
+) -> str:
+    """Submit a command and return its submission id at once.
+
+    Raises UnavailableError when the cluster does not answer, RefusedError when Ray refuses the job.
+    """
     try:
         return str(
             client.submit_job(
                 entrypoint=shlex.join(words),
                 submission_id=submission_id,
-                runtime_env={**runtime_env, "working_dir": str(root)},
-                metadata={"verb": verb, "team": settings.team, "user": settings.user},
+                runtime_env=runtime_env,
+                metadata=metadata,
             )
         )
     except (RuntimeError, ValueError) as error:
@@ -86,6 +107,13 @@ def submit(
         raise RefusedError(f"Ray refused the job: {_last_line(str(error))}") from None
     except OSError:  # Its HTTP library's errors are all of this kind.
         raise _gone(client) from None
+
+
+def stop(submission_id: str, client: JobSubmissionClient | None = None) -> None:
+    """End a job that runs; nothing happens to one that has ended or is unknown. Raises UnavailableError."""
+    client = client or connect()
+    with suppress(NotFoundError):
+        _ask(client, submission_id, lambda: client.stop_job(submission_id))
 
 
 def entrypoint(
@@ -101,14 +129,17 @@ def entrypoint(
     return [*words, *overrides]
 
 
-def connect() -> JobSubmissionClient:
-    """Ray's client for the cluster that RAY_API_SERVER_ADDRESS names, else the local one.
+def connect(address: str | None = None) -> JobSubmissionClient:
+    """Ray's client for ``address``, else the cluster that RAY_API_SERVER_ADDRESS names, else the local one.
 
     Ray's own waits for ever for a head that has vanished; this one raises an OSError.
 
     Raises UnavailableError or AccessError, both before Ray is imported.
     """
-    api = RayApi.from_environment(load_settings().ports.dashboard)
+    if address is None:
+        api = RayApi.from_environment(load_settings().ports.dashboard)
+    else:
+        api = RayApi(address, read_token())
     api.version()
     from ray.job_submission import JobSubmissionClient
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TableName = Literal["audit", "traffic", "feedback"]
-ColumnType = Literal["string", "strings", "int64", "float64", "bool", "timestamp", "findings", "labels"]
+ColumnType = Literal[
+    "string", "strings", "int64", "float64", "bool", "timestamp", "findings", "labels", "guard_times"
+]
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,10 @@ AUDIT = Table(
         Column("sent_s", "float64", "Seconds from arrival to the request to the engine; null if none went."),
         Column("cost", "float64", "Price in the currency of the price list; null if the model has no price."),
         *_TEXT,
+        Column("guard_times", "guard_times", "Seconds that each guard took, over all texts of a direction."),
+        Column(
+            "attempt", "int64", "Which try of a batch's row, from 1, under one request_id; null for others."
+        ),
     ),
     texts=("prompt", "answer"),
 )
@@ -163,6 +169,7 @@ def _arrow(kind: ColumnType) -> pa.DataType:
         "bool": pa.bool_(),
         "timestamp": pa.timestamp("us", "UTC"),
         "labels": pa.list_(pa.struct({"name": text, "value": text})),
+        "guard_times": pa.list_(pa.struct({"guard": text, "direction": text, "seconds": pa.float64()})),
         "findings": pa.list_(
             pa.struct(
                 {

@@ -26,6 +26,7 @@ class Usage:
 
     #: Team and key id, public model, or day (YYYY-MM-DD, UTC); "-" where there was none.
     group: tuple[str, ...]
+    #: Of a batch's row each try: it had a place, and may have cost something.
     requests: int
     blocked: int
     refused: int

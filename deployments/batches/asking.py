@@ -8,6 +8,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 from cluster.contracts.batches import BatchRecord
@@ -62,11 +63,13 @@ class Asker:
     async def ask(self, row: Row) -> Done:
         """The row's end. Raises KeyEndedError."""
         request_id, tries, unjudged, pause_s = f"batch_req_{secrets.token_hex(12)}", 0, 0, 0.5
+        attempt = 0
         place: AbstractAsyncContextManager[None] = nullcontext()
         while True:
+            attempt += 1
             try:
                 async with place:
-                    return await self._once(row, request_id)
+                    return await self._once(row, request_id, attempt)
             except ApiError as error:
                 if error.status == 401:
                     raise KeyEndedError(error.message) from None
@@ -92,14 +95,15 @@ class Asker:
             await asyncio.sleep(max(wait_s, pause_s) * random.uniform(0.75, 1.25))  # noqa: S311
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _once(self, row: Row, request_id: str) -> Done:
+    async def _once(self, row: Row, request_id: str, attempt: int) -> Done:
         async def body() -> bytes:
             return row.body
 
+        caller = replace(self._caller, attempt=attempt)
         whole = (
-            await self._embedded(request_id, body)
+            await self._embedded(caller, request_id, body)
             if self._endpoint is None
-            else (await self._generated(OpenAi(self._endpoint), request_id, body))
+            else (await self._generated(OpenAi(self._endpoint), caller, request_id, body))
         )
         usage = whole.get("usage") or {}
         return Done(
@@ -111,14 +115,16 @@ class Asker:
         )
 
     async def _generated(
-        self, dialect: OpenAi, request_id: str, body: Callable[[], Awaitable[bytes]]
+        self, dialect: OpenAi, caller: Caller, request_id: str, body: Callable[[], Awaitable[bytes]]
     ) -> dict[str, Any]:
-        async with self._pipeline.open(dialect, request_id, self._caller, body) as call:
+        async with self._pipeline.open(dialect, request_id, caller, body) as call:
             answer = Answer(dialect.endpoint, request_id, call.route.model, call.body.n)
             async with aclosing(self._pipeline.respond(call, answer)) as source:
                 (whole,) = await anext(source)
         return whole
 
-    async def _embedded(self, request_id: str, body: Callable[[], Awaitable[bytes]]) -> dict[str, Any]:
-        async with self._pipeline.open(Embeddings(), request_id, self._caller, body) as call:
+    async def _embedded(
+        self, caller: Caller, request_id: str, body: Callable[[], Awaitable[bytes]]
+    ) -> dict[str, Any]:
+        async with self._pipeline.open(Embeddings(), request_id, caller, body) as call:
             return await self._pipeline.embed(call)

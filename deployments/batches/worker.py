@@ -29,6 +29,7 @@ from deployments.batches.ending import finish
 from deployments.batches.parts import Done, Parts, Row, rows_of
 from deployments.gateway.args import BatchArgs
 from deployments.gateway.pipeline import Pipeline
+from deployments.gateway.threads import waited
 from validation.guards import GuardEngine, parse_policy
 from validation.guards.policy import GuardPolicy
 
@@ -118,13 +119,13 @@ class BatchWorker:
                         await self._awake.wait()
 
     async def _claim(self) -> tuple[BatchRecord, int] | None:
-        return await asyncio.to_thread(self._batches.claim, self._holder, self._args.lease_s, set(self._held))
+        return await waited(self._batches.claim, self._holder, self._args.lease_s, set(self._held))
 
     async def _sweep(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(self._files.sweep, self._store)
-                await asyncio.to_thread(self._sweep_parts)
+                await waited(self._files.sweep, self._store)
+                await waited(self._sweep_parts)
             except MantaError as error:
                 logger.warning("What batches and files left waits: %s", error)
             await asyncio.sleep(_SWEEP_S)
@@ -162,9 +163,7 @@ class BatchWorker:
         while True:
             await asyncio.sleep(self._args.lease_s / 3)
             try:
-                status = await asyncio.to_thread(
-                    self._batches.renew, work.record.id, work.token, self._args.lease_s
-                )
+                status = await waited(self._batches.renew, work.record.id, work.token, self._args.lease_s)
                 work.cancelled = work.cancelled or status is BatchStatus.CANCELLING
             except UnavailableError as error:
                 logger.warning("The lease of batch %s waits: %s", work.record.id, error)
@@ -175,18 +174,18 @@ class BatchWorker:
         with TemporaryDirectory() as folder:
             source = Path(folder) / "input.jsonl"
             try:
-                await asyncio.to_thread(self._bring, work, source)
+                await waited(self._bring, work, source)
             except NotFoundError:
                 error = BatchError(code="file_not_found", message="The input file is no longer there.")
                 await self._report(work, entered(record, BatchStatus.FAILED, errors=[error]))
                 return
             if record.status is BatchStatus.VALIDATING:
-                total = await asyncio.to_thread(_count, source)
+                total = await waited(_count, source)
                 await self._report(work, entered(record, BatchStatus.IN_PROGRESS, total=total))
             if work.record.status is not BatchStatus.FINALIZING:
                 await self._answer(work, source)
                 await self._report(work, entered(work.record, BatchStatus.FINALIZING))
-            end = await asyncio.to_thread(
+            end = await waited(
                 finish,
                 work.record,
                 work.token,
@@ -197,7 +196,7 @@ class BatchWorker:
                 self._file_expiry_s,
             )
             await self._report(work, end)
-        await asyncio.to_thread(work.parts.delete)
+        await waited(work.parts.delete)
 
     def _bring(self, work: _Work, source: Path) -> None:
         """The input to this machine's disk. Raises NotFoundError if it went before the batch began."""
@@ -212,7 +211,7 @@ class BatchWorker:
         """Ask every row that has no answer yet, until all have one or no more are to be asked."""
         # The gateway that took the batch may know a key or a route that this process does not yet.
         await self._pipeline.poller.look()
-        before = await asyncio.to_thread(lambda: list(work.parts.done()))
+        before = await waited(lambda: list(work.parts.done()))
         work.record = _counted(work.record, BatchProgress.model_validate(_reset(work.record)), before)
         if work.stops:  # Even if its policy cannot be read any more.
             return
@@ -273,7 +272,7 @@ class BatchWorker:
         rows, work.flushed = work.waiting, time.monotonic()
         try:
             if rows:
-                await asyncio.to_thread(work.parts.write, work.token, work.written, rows)
+                await waited(work.parts.write, work.token, work.written, rows)
                 work.written += 1
                 work.waiting = []
                 work.record = _counted(work.record, work.record, rows)
@@ -284,7 +283,7 @@ class BatchWorker:
             logger.warning("Batch %s waits for storage: %s", work.record.id, error)
 
     async def _report(self, work: _Work, progress: BatchProgress) -> None:
-        work.record = await asyncio.to_thread(
+        work.record = await waited(
             self._batches.report, work.record.id, work.token, progress, self._args.lease_s
         )
 

@@ -36,7 +36,8 @@ from deployments.gateway.openapi import document
 from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.record import CLIENT_LEFT
 from deployments.gateway.responses import Responses, ResponsesBody
-from deployments.gateway.steps import find_route
+from deployments.gateway.steps import find_route, may_use
+from deployments.gateway.tuning import Tuning, TuningRequest
 
 logger = logging.getLogger("ray.serve")
 #: What is posted where, as the OpenAPI document has it. Messages and responses become chats.
@@ -48,6 +49,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/responses": ResponsesBody,
     "/v1/feedback": FeedbackBody,
     "/v1/batches": BatchRequest,
+    "/v1/fine_tuning/jobs": TuningRequest,
     "/admin/keys": KeyTerms,
     "/admin/keys/{id}/rotate": Rotation,
 }
@@ -71,11 +73,12 @@ def make_app(assembled: Assembled, workers: Workers, *, behind_proxy: bool) -> A
             telling.cancel()
 
     doors = Doors(pipeline, Feedback(assembled.sink, assembled.limiter))
-    batches = Batches(
+    asked = (
         lambda request: pipeline.authenticate(caller_of(request)),
         lambda request: read_body(request, pipeline.args.max_body_bytes),
         workers.wake,
     )
+    batches, tuning = Batches(*asked), Tuning(*asked)
     files = Files(pipeline.args, lambda request: pipeline.authenticate(caller_of(request))[0])
     app = Starlette(
         routes=[
@@ -89,6 +92,7 @@ def make_app(assembled: Assembled, workers: Workers, *, behind_proxy: bool) -> A
             Route("/v1/feedback", doors.feedback, methods=["POST"]),
             *files.routes,
             *batches.routes,
+            *tuning.routes,
             Route("/healthz", doors.health, methods=["GET"]),
             Route("/openapi.json", doors.openapi, methods=["GET"]),
             *KeyAdmin(pipeline, lambda asked: pipeline.authenticate(caller_of(asked))[0], read_body).routes(),
@@ -170,7 +174,7 @@ class Doors:
     async def models(self, request: Request) -> JSONResponse:
         """``GET /v1/models``: the models that this key may use."""
         key, view = self._pipeline.authenticate(caller_of(request))
-        mine = [route for route in view.routes.values() if key.models is None or route.model in key.models]
+        mine = [route for route in view.routes.values() if may_use(key, route)]
         return JSONResponse({"object": "list", "data": [_card(route) for route in mine]})
 
     async def model(self, request: Request) -> JSONResponse:

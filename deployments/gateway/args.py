@@ -66,6 +66,26 @@ class BatchArgs(BaseModel):
     lease_s: float = Field(30.0, gt=0, description="Seconds until a silent worker's batch is another's.")
 
 
+class TuningArgs(BaseModel):
+    """Limits of the worker of ``/v1/fine_tuning/jobs``, and how models are trained for it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    jobs_at_once: int = Field(1, ge=1, description="Trainings of one worker at once; others are queued.")
+    poll_s: float = Field(2.0, gt=0, description="Seconds between looks at jobs and at their trainings.")
+    lease_s: float = Field(30.0, gt=0, description="Seconds until a silent worker's job is another's.")
+    attempts: int = Field(3, ge=1, description="Trainings that may fail until their job does.")
+    num_workers: int = Field(1, ge=1, description="Training workers, if they divide the batch size.")
+    resources_per_worker: dict[str, float] = Field(
+        default_factory=lambda: {"CPU": 0.5}, description="Ray resources of each worker, e.g. CPU, GPU."
+    )
+    learning_rate: float = Field(2e-4, gt=0, description="What learning_rate_multiplier multiplies.")
+    rows_per_pass: int = Field(8, ge=1, description="Most rows of one forward pass of one worker.")
+    max_length: int = Field(1024, ge=8, description="Examples of more tokens are left out.")
+    lora_rank: int = Field(8, ge=1, description="Rank of adapters, if the application allows so much.")
+    save_steps: int = Field(20, ge=1, description="Steps between two checkpoints.")
+
+
 class GatewayArgs(BaseModel):
     """Limits of one gateway replica. Replicas and CPUs are Serve's: ``deployments: [{name: gateway}]``."""
 
@@ -93,8 +113,15 @@ class GatewayArgs(BaseModel):
     max_output_tokens: int | None = Field(
         None,
         ge=1,
-        description="Most tokens a request may ask for; one that names no number is bounded by the model's "
-        "context alone.",
+        description="Most tokens of one answer: a request that asks for more is refused, and one that names "
+        "no number gets no more. A key may have a bound of its own, and the lower one holds. Without either "
+        "the model's context bounds it.",
+    )
+    budgeted_output_tokens: int = Field(
+        4096,
+        ge=1,
+        description="Most tokens of an answer to a request that names no number and has no other bound, if "
+        "its key has a budget for the model: so much is reserved of that budget until the answer has ended.",
     )
     assumed_output_tokens: int = Field(
         256,
@@ -112,7 +139,7 @@ class GatewayArgs(BaseModel):
         gt=0,
         le=1,
         description="Part of a key's budget that a replica may spend before SQL has answered: together "
-        "replicas overspend a budget by at most one such part each, and what the last requests cost.",
+        "replicas overspend a budget by at most one such part each.",
     )
     budget_interval_s: float = Field(
         2.0, gt=0, description="Seconds between reports to SQL of what keys with a budget spent."
@@ -137,3 +164,6 @@ class GatewayArgs(BaseModel):
         30 * 24 * 3600, ge=3600, description="Seconds after which files go that say nothing; never if absent."
     )
     batches: BatchArgs = Field(default_factory=BatchArgs, description="Of the worker of ``/v1/batches``.")
+    tuning: TuningArgs = Field(
+        default_factory=TuningArgs, description="Of the worker of ``/v1/fine_tuning/jobs``."
+    )

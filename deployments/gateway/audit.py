@@ -1,9 +1,10 @@
 """The audit: one row a request in the table ``audit`` (:mod:`cluster.records.schema` says what a column is).
 
 Every request that asks for a generation is in it: answered, blocked, refused, failed, cancelled, and those
-whose key was not accepted. Left out are only attempts that are throttled after too many wrong keys: who
-guesses keys must not fill the disk. A row holds no text unless the policy's ``record_text`` says so, and then
-only what the guards let through.
+whose key was not accepted. Of a batch's row it is each try: ``attempt`` says which, and they share a request
+id. Left out are only attempts that are throttled after too many wrong keys: who guesses keys must not fill
+the disk. A row holds no text unless the policy's ``record_text`` says so, and then only what the guards let
+through.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from cluster.contracts import Action, Direction, Finding
 from cluster.records import line, subject_hash
+from deployments.gateway.metrics import guard_times
 from deployments.gateway.record import CLIENT_LEFT, RequestRecord
 from deployments.gateway.sink import RecordSink
 
@@ -34,6 +36,11 @@ class Audit:
         row["policy_digest"] = policy.digest if policy else None
         row["error_code"] = record.error_code
         row["findings"] = findings(record.findings)
+        row["guard_times"] = [
+            {"guard": guard, "direction": direction.value, "seconds": seconds}
+            for direction, guard, seconds in guard_times(record)
+        ]
+        row["attempt"] = record.attempt
         row["prompt_template"] = record.prompt
         row["admitted_s"], row["guarded_s"] = record.admitted_s, record.guarded_s
         row["sent_s"] = record.sent_s

@@ -3,21 +3,29 @@
 Prices are the routes' (money for a million tokens, exact decimals), budgets the keys', for a day and a month
 in UTC. What a request costs counts in the period that it came in. SQL is the truth
 (:mod:`cluster.budget_ledger`); this replica tells it in the background what was spent, and gets a lease for
-what comes next. A request is let in while the replica has something left:
+what comes next. A request is let in if the most that it can cost fits in what the replica has left; that
+much is held until it has ended, and then what it did cost counts:
 
 - SQL's last answer gave all that was wanted: the lease, and as much as one lease beyond it. So neither the
   first request of a key waits for SQL nor do the next ones while the database is away;
-- it gave less, for the budget has no more: the lease alone. Then the answer is 429 ``insufficient_quota``,
-  which official clients do not try again; the ledger is asked anew as long as somebody asks here;
-- both are used up before SQL could answer: the request waits for that, two seconds at most, instead of being
-  refused;
-- both are used up and SQL does not answer: 503 with ``Retry-After``. Nobody knows whether money is left, so
-  nothing goes on unbounded.
+- it gave less, for the budget has no more: the lease alone. What does not fit there is answered 429
+  ``insufficient_quota``, which official clients do not try again, while a cheaper request may still be let
+  in; the ledger is asked anew as long as somebody asks here;
+- it does not fit in both and SQL could not answer yet (or it alone costs more than a lease): the request
+  waits for that, two seconds at most, instead of being refused;
+- it does not fit in both and SQL does not answer: 503 with ``Retry-After``. Nobody knows whether money is
+  left, so nothing goes on unbounded.
+
+The most that a request can cost is that of its prompt, a token for every four bytes of its body, and of all
+tokens that its answers may have. A request which names no maximum gets one, and the engine keeps to it: the
+key's or the gateway's ``max_output_tokens``, else ``budgeted_output_tokens``. The model's context would be
+too much: few such requests could be at work at once, and small budgets would let none in at all.
 
 A lease is ``budget_lease_share`` of the budget, or what the key spent here since the last answer if that is
-more. Together replicas overspend a budget by at most one such share each, plus what each one's last requests
-cost beyond it: one is let in while anything is left, however much it may cost, and estimates may fall short.
-An idle key's lease goes back; a replica that is killed keeps its one from others until the period ends.
+more. Together replicas overspend a budget by at most one such share each; beyond that only by prompts of
+more than a token for four bytes (digits, some scripts; a filled-in template) in the last requests that are
+let in. An idle key's lease goes back; a replica that is killed keeps its one from others until the period
+ends.
 """
 
 from __future__ import annotations
@@ -70,9 +78,9 @@ class Meter:
     #: What the lease grows by.
     step: Decimal
     spent: Decimal = _NOTHING
-    #: Estimates of requests at work.
+    #: The most that requests at work can cost.
     reserved: Decimal = _NOTHING
-    #: Estimates of requests that wait.
+    #: The most that requests which wait can cost.
     waiting: Decimal = _NOTHING
     granted: Decimal = _NOTHING
     #: SQL's last answer was less than what was wanted.
@@ -99,10 +107,9 @@ class Meter:
         """Whether SQL should be asked before the interval is over."""
         return not self.used_up and self.granted - self.taken - self.waiting < self.step / 2
 
-    @property
-    def over(self) -> bool:
-        """Whether it is known that no money is left."""
-        return self.used_up or self.taken >= self.budget
+    def over(self, most: Decimal) -> bool:
+        """Whether it is known that the budget has not so much left for this replica."""
+        return self.used_up or self.taken + most > self.budget
 
     def wanted(self, now: datetime) -> Decimal:
         """What it wants to hold in all: nothing beyond what is taken once nobody uses it."""
@@ -114,13 +121,19 @@ class Meter:
         """Whether there is anything to say to SQL."""
         return self.asked or self.spent != self.told or self.wanted(now) < self.granted
 
-    def refusal(self) -> ApiError:
-        """The answer to a request for which nothing is left."""
-        if self.over:
+    def refusal(self, most: Decimal) -> ApiError:
+        """The answer to a request that costs ``most`` at most, for which not enough is left."""
+        if self.over(most):
+            why = f"has used its budget of {self.budget:f} a {self.span}."
+            if self.left > 0:  # A request that names a lower maximum may fit.
+                why = (
+                    f"has {_plain(self.left)} left of its budget of {self.budget:f} a {self.span}, "
+                    f"and this request may cost {_plain(most)}."
+                )
             return ApiError(
                 429,
-                f"You exceeded your current quota: key {self.key_id} has used its budget of {self.budget:f} "
-                f"a {self.span}. The next one begins at {self.ends_at:%Y-%m-%dT%H:%M:%SZ}.",
+                f"You exceeded your current quota: key {self.key_id} {why} "
+                f"The next one begins at {self.ends_at:%Y-%m-%dT%H:%M:%SZ}.",
                 kind="insufficient_quota",
                 code="insufficient_quota",
                 headers={"x-should-retry": "false"},  # OpenAI's clients try again after any other 429.
@@ -175,42 +188,47 @@ class Budgets:
         self._task: asyncio.Task[None] | None = None
 
     async def ready(self, key: ApiKey, price: Price | None, input_tokens: int, output_tokens: int) -> None:
-        """Wait for SQL's answer if nothing is left in hand and one is to be had; not for long."""
+        """Wait for SQL's answer if too little is left in hand and one is to be had; not for long.
+
+        :param output_tokens: most tokens of the answer; it is held to them.
+        """
         for meter in self._meters_of(key, price):
-            if price is None or meter.left > 0:
+            most = _NOTHING if price is None else price.cost(input_tokens, output_tokens)
+            if most <= meter.left or meter.over(most) or self._failing:
                 continue
-            estimate = price.cost(input_tokens, output_tokens)
-            meter.waiting += estimate
+            meter.waiting += most
             try:
                 async with asyncio.timeout(_PATIENCE_S):
-                    while meter.left <= 0 and not (meter.over or self._failing):
+                    while not (most <= meter.left or meter.over(most) or self._failing):
                         self._need.set()
                         await self._answered.wait()
             except TimeoutError:
                 return  # `hold` says what follows.
             finally:
-                meter.waiting -= estimate
+                meter.waiting -= most
+            if most > meter.left:
+                self._need.set()  # What was granted for it is for others.
 
     @contextmanager
     def hold(self, key: ApiKey, price: Price | None, input_tokens: int, output_tokens: int) -> Iterator[Hold]:
-        """Count the estimate until the context is left, and then what :attr:`Hold.cost` says.
+        """Hold the most that it can cost until the context is left, and then count :attr:`Hold.cost`.
 
-        Raises ApiError 429 if a budget of the key is used up, 503 if nobody knows.
+        Raises ApiError 429 if that does not fit in a budget of the key, 503 if nobody knows.
         """
-        estimate = _NOTHING if price is None else price.cost(input_tokens, output_tokens)
+        most = _NOTHING if price is None else price.cost(input_tokens, output_tokens)
         hold = Hold(self._meters_of(key, price))
         for meter in hold.meters:
-            if meter.left <= 0:
+            if most > meter.left:
                 self._wake(meter)
-                raise meter.refusal()
+                raise meter.refusal(most)
         for meter in hold.meters:
-            meter.reserved += estimate
+            meter.reserved += most
             self._wake(meter)
         try:
             yield hold
         finally:
             for meter in hold.meters:
-                meter.reserved -= estimate
+                meter.reserved -= most
                 meter.spent += hold.cost
 
     async def start(self) -> None:
@@ -304,3 +322,8 @@ class Budgets:
             if not self._stopping:
                 await self.settle()
                 await asyncio.sleep(_BREATH_S)
+
+
+def _plain(amount: Decimal) -> str:
+    """Without zeros at its end."""
+    return f"{amount.normalize():f}"

@@ -21,6 +21,8 @@ class Estimate:
 
     prompt: int
     answer: int
+    #: Tokens that the answer has at most, whatever is likely; None if that is not known, or not asked.
+    most: int | None = None
 
     @property
     def total(self) -> int:
@@ -42,6 +44,8 @@ class Call(Generic[TypedBody]):
     admission: Admission
     hold: Hold
     estimate: Estimate
+    #: Most tokens of each choice of a chat that names no number itself.
+    output_bound: int | None
     #: What the steps tell those that stand beside them.
     record: RequestRecord
     #: What was redacted reversibly; it lives as long as the request. None of a batch: what it says is stored.
@@ -66,7 +70,8 @@ class Call(Generic[TypedBody]):
     @property
     def context(self) -> GuardContext:
         """What guards may know of the request."""
-        return self.engine.context(self.request_id, self.principal, self.upstream_body)
+        times = self.record.guard_times
+        return self.engine.context(self.request_id, self.principal, self.upstream_body, times)
 
     def count(self, used: Estimate) -> None:
         """Take note of what it used in the end: tokens of the key's limit, money of its budget."""
@@ -92,3 +97,5 @@ class Caller:
     engine: GuardEngine | None = None
     #: Whether another replica is asked if one dies; a batch counts what its rows kill.
     asks_again: bool = True
+    #: Which try of a batch's row it is, from 1.
+    attempt: int | None = None

@@ -14,6 +14,7 @@ from validation.guards.coverage import Phases
 _NO_MODEL: Phases = dict.fromkeys(Direction, "no model is asked")
 _ALL: Phases = {}
 _LATER: Phases = dict.fromkeys(Direction, "every row of a batch is judged as a request of its own")
+_TUNED: Phases = dict.fromkeys(Direction, "the tuned model is asked under its base's policy")
 _FEEDBACK: Phases = dict.fromkeys(Direction, "what is kept of it is judged; no model is asked")
 
 #: By method and path, as :mod:`deployments.gateway.app` routes them.
@@ -33,6 +34,14 @@ ENDPOINTS: Mapping[str, Phases] = {
     "GET /v1/batches": _NO_MODEL,
     "GET /v1/batches/{batch_id}": _NO_MODEL,
     "POST /v1/batches/{batch_id}/cancel": _NO_MODEL,
+    "POST /v1/fine_tuning/jobs": _TUNED,
+    "GET /v1/fine_tuning/jobs": _NO_MODEL,
+    "GET /v1/fine_tuning/jobs/{job_id}": _NO_MODEL,
+    "POST /v1/fine_tuning/jobs/{job_id}/cancel": _NO_MODEL,
+    "POST /v1/fine_tuning/jobs/{job_id}/pause": _NO_MODEL,
+    "POST /v1/fine_tuning/jobs/{job_id}/resume": _NO_MODEL,
+    "GET /v1/fine_tuning/jobs/{job_id}/events": _NO_MODEL,
+    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": _NO_MODEL,
     "POST /admin/keys": _NO_MODEL,
     "GET /admin/keys": _NO_MODEL,
     "GET /admin/keys/{id}": _NO_MODEL,

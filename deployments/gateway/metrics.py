@@ -7,10 +7,10 @@ are published ones, or empty for who has no key and what does not exist; guards 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from cluster.contracts import Action
+from cluster.contracts import Action, Direction, Finding
 from deployments.gateway.record import RequestRecord
 
 _WHO = ("model", "key", "endpoint", "verdict")
@@ -21,6 +21,8 @@ DURATION = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 2
 _FIRST_TOKEN = [0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30, 120]
 BETWEEN_TOKENS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5]
 _INSIDE = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
+#: From a pattern over a line to a classifier on a machine of its own.
+_GUARD = [0.00002, 0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10]
 
 #: Name -> description, labels.
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -54,6 +56,11 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], list[float]]] = {
         _INSIDE,
     ),
     "manta_input_guards_seconds": ("Judging what goes to the model.", _WHERE, _INSIDE),
+    "manta_guard_seconds": (
+        "One guard over all texts of a request, or of its answer.",
+        ("model", "key", "guard", "direction", "verdict"),
+        _GUARD,
+    ),
     "manta_engine_first_chunk_seconds": (
         "From asking the engine to its first chunk: its queue and prefill, and the way there.",
         _WHERE,
@@ -96,7 +103,11 @@ class Metrics:
 
 def verdict_of(record: RequestRecord) -> str:
     """What guards made of a request and its answer, at worst: passed, flagged, redacted or blocked."""
-    actions = {finding.action for _, finding in record.findings if not finding.shadow}
+    return _worst(finding for _, finding in record.findings)
+
+
+def _worst(findings: Iterable[Finding]) -> str:
+    actions = {finding.action for finding in findings if not finding.shadow}
     worst = next((action for action in reversed(Action) if action in actions), None)
     return "passed" if worst is None else _VERDICTS[worst]
 
@@ -122,9 +133,20 @@ def measurements(record: RequestRecord) -> Iterator[Measurement]:
             "direction": direction.value,
         }
         yield Measurement("manta_guard_findings_total", 1, {"model": model, "key": key} | labels)
+    for direction, guard, took_s in guard_times(record):
+        mine = (found for way, found in record.findings if (way, found.guard) == (direction, guard))
+        which = {"guard": guard, "direction": direction.value, "verdict": _worst(mine)}
+        yield Measurement("manta_guard_seconds", took_s, {"model": model, "key": key} | which)
     for name, seconds in _times(record).items():
         if seconds is not None:
             yield Measurement(name, seconds, who if HISTOGRAMS[name][1] == _WHO else where)
+
+
+def guard_times(record: RequestRecord) -> Iterator[tuple[Direction, str, float]]:
+    """Direction, guard and seconds of each guard that judged something."""
+    for direction in Direction:
+        for guard, seconds in record.guard_times.of(direction).items():
+            yield direction, guard, seconds
 
 
 def _times(record: RequestRecord) -> dict[str, float | None]:

@@ -39,7 +39,7 @@ from deployments.gateway.output import GuardedAnswer
 from deployments.gateway.record import CLIENT_LEFT, Observer, RequestRecord, end
 from deployments.gateway.steps import (
     authenticate,
-    check_limits,
+    bound_output,
     choose_target,
     estimate_tokens,
     find_route,
@@ -111,6 +111,7 @@ class Pipeline:
         Raises ApiError. Leaving the context ends the request, whatever became of it.
         """
         record = RequestRecord(request_id, dialect.name, caller.traceparent, caller.tracestate)
+        record.attempt = caller.attempt
         with ExitStack() as stack:
             stack.callback(end, record, self._observers)
             with _telling(record):
@@ -138,16 +139,16 @@ class Pipeline:
         record.model, record.users = body.model, users_of(body)
         record.route = find_route(view, record.key, body.model)
         record.cost = None if record.route.price is None else Decimal(0)
-        check_limits(body, self.args)
-        estimate = estimate_tokens(raw, body, self.args)
+        bound = bound_output(body, record.key, record.route, self.args)
+        estimate = estimate_tokens(raw, body, bound, self.args)
         admission.reserve_tokens(estimate.total)
-        money = (record.key, record.route.price, estimate.prompt, estimate.answer)
+        money = (record.key, record.route.price, estimate.prompt, estimate.most or 0)
         await self.budgets.ready(*money)
         hold = stack.enter_context(self.budgets.hold(*money))
         record.admitted_s = record.now_s()
         engine = caller.engine or view.engine(record.key, record.route)
         record.policy = engine.policy
-        upstream_body, template = put_prompt(body, for_the_engine(body), view, record)
+        upstream_body, template = put_prompt(body, for_the_engine(body, bound), view, record)
         return Call(
             request_id=record.request_id,
             endpoint=dialect.endpoint,
@@ -159,6 +160,7 @@ class Pipeline:
             admission=admission,
             hold=hold,
             estimate=estimate,
+            output_bound=bound,
             record=record,
             template=template,
             tries=(False, True) if caller.asks_again else (True,),
@@ -247,6 +249,7 @@ class Pipeline:
             endpoint=call.endpoint,
             body=call.upstream_body | {"model": target.model},
             principal=call.principal,
+            output_bound=call.output_bound if call.endpoint == "chat" else None,
         )
         record.sent_s = record.now_s()
         try:

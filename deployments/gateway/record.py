@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from cluster.contracts import ApiKey, Direction, Finding, Route, Target
 from deployments.gateway.answer import Assembly
 from validation.guards.policy import GuardPolicy
+from validation.guards.times import GuardTimes
 
 logger = logging.getLogger("ray.serve")
 
@@ -32,6 +33,8 @@ class RequestRecord:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     key: ApiKey | None = None
     route: Route | None = None
+    #: Which try of a batch's row it is, from 1: they share its request id.
+    attempt: int | None = None
     #: Where it went.
     target: Target | None = None
     policy: GuardPolicy | None = None
@@ -54,6 +57,8 @@ class RequestRecord:
     #: In the settings' currency; None for a model without a price.
     cost: Decimal | None = None
     findings: list[tuple[Direction, Finding]] = field(default_factory=list)
+    #: How long each guard took.
+    guard_times: GuardTimes = field(default_factory=GuardTimes)
     #: It has a place: the limits let it in.
     admitted_s: float | None = None
     #: Its input is judged.

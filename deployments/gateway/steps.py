@@ -11,8 +11,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from cluster.budgets import budgets_of
 from cluster.contracts import ApiKey, PromptTemplate, Route, Target
-from cluster.contracts.request import Body, ChatBody, EmbeddingBody
+from cluster.contracts.request import COMPLETION_TOKENS, Body, ChatBody, CompletionBody, EmbeddingBody
 from deployments.gateway.answer import Answer
 from deployments.gateway.args import GatewayArgs
 from deployments.gateway.call import Call, Estimate
@@ -47,38 +48,65 @@ def authenticate(authorization: str | None, view: View) -> ApiKey:
     return key
 
 
+def may_use(key: ApiKey, route: Route) -> bool:
+    """Whether a key may use a model: a tuned one if it is its team's, and its base or itself is allowed."""
+    if route.team is not None and route.team != key.team:
+        return False
+    return key.models is None or route.model in key.models or route.base in key.models
+
+
 def find_route(view: View, key: ApiKey, model: str) -> Route:
     """The route of a public model name. Raises ApiError 404."""
     route = view.routes.get(model)
-    if route is None or (key.models is not None and model not in key.models):
+    if route is None or not may_use(key, route):
         raise unknown_model(model)
     return route
 
 
-def check_limits(body: Body | EmbeddingBody, args: GatewayArgs) -> None:
-    """Raises ApiError 400 for a request that asks for too much."""
+def bound_output(body: Body | EmbeddingBody, key: ApiKey, route: Route, args: GatewayArgs) -> int | None:
+    """Most tokens of each choice if the request names no number; None for what is bounded by itself.
+
+    Raises ApiError 400 for a request that asks for too much.
+    """
     if isinstance(body, EmbeddingBody):
-        return  # Its type bounds the inputs, and it generates nothing.
+        return None  # Its type bounds the inputs, and it generates nothing.
     if body.choices > args.max_choices:
         raise ApiError(
             400,
             f"This request asks for {body.choices} choices; at most {args.max_choices} are allowed.",
             param="n",
         )
-    if args.max_output_tokens is not None:
-        for field in ("max_tokens", "max_completion_tokens"):
-            if (getattr(body, field, None) or 0) > args.max_output_tokens:
-                raise ApiError(400, f"'{field}' may be at most {args.max_output_tokens}.", param=field)
+    bounds = [most for most in (args.max_output_tokens, key.limits.max_output_tokens) if most is not None]
+    for field in ("max_tokens", "max_completion_tokens"):
+        if bounds and (getattr(body, field, None) or 0) > min(bounds):
+            raise ApiError(400, f"'{field}' may be at most {min(bounds)}.", param=field)
+    if _named_tokens(body) is not None:
+        return None
+    if route.price is not None and any(budgets_of(key.limits)):
+        bounds = bounds or [args.budgeted_output_tokens]
+    if isinstance(body, CompletionBody):
+        return min([*bounds, COMPLETION_TOKENS])
+    return min(bounds, default=None)
 
 
-def estimate_tokens(raw: bytes, body: Body | EmbeddingBody, args: GatewayArgs) -> Estimate:
-    """Four bytes of the body for each token, and all tokens that it asks for."""
+def _named_tokens(body: Body) -> int | None:
+    wanted: int | None = getattr(body, "max_completion_tokens", None)
+    return body.max_tokens if wanted is None else wanted
+
+
+def estimate_tokens(raw: bytes, body: Body | EmbeddingBody, bound: int | None, args: GatewayArgs) -> Estimate:
+    """Four bytes of the body for each token, and all tokens that it asks for.
+
+    :param bound: what :func:`bound_output` says.
+    """
+    prompt = len(raw) // 4
     if isinstance(body, EmbeddingBody):
-        return Estimate(prompt=len(raw) // 4, answer=0)
-    wanted = getattr(body, "max_completion_tokens", None)
-    wanted = body.max_tokens if wanted is None else wanted
-    each = args.assumed_output_tokens if wanted is None else wanted
-    return Estimate(prompt=len(raw) // 4, answer=body.choices * each)
+        return Estimate(prompt=prompt, answer=0, most=0)
+    most = bound if (wanted := _named_tokens(body)) is None else wanted
+    if most is None:
+        return Estimate(prompt=prompt, answer=body.choices * args.assumed_output_tokens)
+    likely = most if wanted is not None else min(most, args.assumed_output_tokens)
+    return Estimate(prompt=prompt, answer=body.choices * likely, most=body.choices * most)
 
 
 def tokens_used(estimate: Estimate, answer: Answer, status: int) -> Estimate:
@@ -95,9 +123,15 @@ def tokens_used(estimate: Estimate, answer: Answer, status: int) -> Estimate:
     return Estimate(prompt=estimate.prompt if answer.pieces else 0, answer=answer.pieces)
 
 
-def for_the_engine(body: Body | EmbeddingBody) -> dict[str, Any]:
-    """What was said, without what is null: templates tell an absent field from one that is none."""
-    return body.model_dump(exclude_unset=True, exclude_none=True, exclude=_NOT_THE_ENGINES)
+def for_the_engine(body: Body | EmbeddingBody, bound: int | None) -> dict[str, Any]:
+    """What was said, without what is null: templates tell an absent field from one that is none.
+
+    A text completion names its bound; of a chat it goes beside the body (``UpstreamRequest.output_bound``).
+    """
+    said = body.model_dump(exclude_unset=True, exclude_none=True, exclude=_NOT_THE_ENGINES)
+    if bound is not None and isinstance(body, CompletionBody):
+        said["max_tokens"] = bound
+    return said
 
 
 def put_prompt(

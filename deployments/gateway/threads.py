@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from cluster.errors import MantaError, NotFoundError, RefusedError
 from deployments.gateway.errors import ApiError
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 #: Not asyncio's own, which is small: the look for revoked keys and the budgets' settling wait there, and must
 #: not queue behind clients who wait for a database or a storage that is slow.
 _THREADS = ThreadPoolExecutor(16, thread_name_prefix="doors")
 
 
-async def waited(work: Callable[[], _T]) -> _T:
-    """Run ``work`` in a thread that clients may keep busy."""
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
+async def waited(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Run ``work`` in a thread that clients and batches may keep busy."""
+    call = partial(work, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, call)
 
 
 async def in_thread(work: Callable[[], _T], *, refused: tuple[int, str] = (400, "invalid_request")) -> _T:

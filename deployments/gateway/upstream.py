@@ -115,6 +115,8 @@ class Upstreams:
         if (variable := self._key_variables.get(target.base_url or "")) is not None:
             headers["authorization"] = f"Bearer {os.environ.get(variable, '')}"
         body = request.body | (_STREAMED if request.endpoint != "embeddings" else {})
+        if request.output_bound is not None:
+            body["max_completion_tokens"] = request.output_bound
         try:
             async with self._client.stream(
                 "POST", url + _PATHS[request.endpoint], json=body, headers=headers

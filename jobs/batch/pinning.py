@@ -40,7 +40,8 @@ def pin_warm(model: str, policy: str | None, settings: Settings, store: ObjectSt
     from cluster.snapshots import newest
 
     snapshot = newest()
-    routes = {route.model: route for route in snapshot.routes} if snapshot else {}
+    found = snapshot.routes if snapshot else []
+    routes = {route.model: route for route in found if route.team in (None, settings.team)}
     if snapshot is None or model not in routes:
         known = ", ".join(sorted(routes)) or "none"
         raise NotFoundError(

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cluster.errors import MantaError
 from cluster.job import JobRun
 
 _POLL_S = 0.5
+OnStep = Callable[[dict[str, Any]], None]
 
 
 @contextmanager
-def worker_progress(job: JobRun) -> Iterator[Any]:
-    """A ``ray.util.queue.Queue`` for the workers; what they put into it becomes progress and metrics."""
+def worker_progress(job: JobRun, on_step: OnStep | None = None) -> Iterator[Any]:
+    """A ``ray.util.queue.Queue`` for the workers; what they put into it becomes progress and metrics.
+
+    :param on_step: gets each step's record, too; what it raises is a warning.
+    """
     from ray.util.queue import Queue
 
     queue, stop = Queue(actor_options={"num_cpus": 0}), threading.Event()
-    reader = threading.Thread(target=_read, args=(job, queue, stop), name="training-progress", daemon=True)
+    reader = threading.Thread(
+        target=_read, args=(job, queue, stop, on_step), name="training-progress", daemon=True
+    )
     reader.start()
     try:
         yield queue
@@ -29,7 +37,7 @@ def worker_progress(job: JobRun) -> Iterator[Any]:
         queue.shutdown(force=True)
 
 
-def _read(job: JobRun, queue: Any, stop: threading.Event) -> None:
+def _read(job: JobRun, queue: Any, stop: threading.Event, on_step: OnStep | None) -> None:
     from ray.exceptions import RayError
     from ray.util.queue import Empty
 
@@ -47,6 +55,11 @@ def _read(job: JobRun, queue: Any, stop: threading.Event) -> None:
         job.progress(lines.of(record))
         if "loss" in record:
             job.log_metrics({"loss": record["loss"]}, step=record["step"])
+            if on_step is not None:
+                try:
+                    on_step(record | {"steps": lines.steps})
+                except MantaError as error:  # Training does not end because a database is away.
+                    print(f"warning: step {record['step']} is not told: {error}", file=sys.stderr, flush=True)
 
 
 class _Lines:
@@ -54,6 +67,11 @@ class _Lines:
 
     def __init__(self) -> None:
         self._steps, self._first, self._clock = 0, 0, 0.0
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return self._steps
 
     def of(self, record: dict[str, Any]) -> str:
         if "begins_at" in record:

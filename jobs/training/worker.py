@@ -38,6 +38,8 @@ class WorkerPlan:
     base: Manifest
     dataset: Manifest
     split: str
+    #: Measured at the end; None: nothing is.
+    validation_split: str | None
     arguments: TrainingArguments
     lora: LoraArguments
     #: Of an earlier, killed attempt.
@@ -52,8 +54,10 @@ class State:
 
     step: int = 0
     samples_seen: int = 0
+    tokens_seen: int = 0
     too_long: int = 0
     elapsed_s: float = 0.0
+    valid_loss: float | None = None
     #: One entry for each step, as in training.jsonl.
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -169,11 +173,38 @@ def _loop(plan: WorkerPlan, trained: Trained, rows: list[Row], tokenizer: Any, t
         state.history.append(record)
         if state.step % arguments.logging_steps == 0 or state.step in (1, total):
             _tell(plan, rank, record)
+        if state.step == total:
+            _measure(plan, trained, tokenizer)
         saved = state.step % arguments.save_steps == 0 or state.step == total
         if saved:
             _save(trained, rank)
     if not saved:  # The resumed attempt had done all steps.
         _save(trained, rank)
+
+
+def _measure(plan: WorkerPlan, trained: Trained, tokenizer: Any) -> None:
+    """Mean loss over the completion tokens of the validation split, with what was learned."""
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    if plan.validation_split is None:
+        return
+    context, arguments, device = ray.train.get_context(), plan.arguments, get_device()
+    rows = read_rows(ArtifactStore(object_store()), plan.dataset, plan.validation_split, "fine-tuning")
+    mine = [encode(row, tokenizer) for row in rows[context.get_world_rank() :: context.get_world_size()]]
+    short = [e for e in mine if len(e.prompt) + len(e.completion) <= arguments.max_length]
+    size, sums = arguments.per_device_train_batch_size, [0.0, 0.0]
+    trained.model.eval()
+    with torch.no_grad():
+        for start in range(0, len(short), size):
+            batch = collate(short[start : start + size], tokenizer.pad_token_id)
+            there = {key: value.to(device) for key, value in batch.items()}
+            sums[0] += completion_loss(trained.model, there).item()
+            sums[1] += int((there["labels"] != IGNORED).sum())
+    trained.model.train()
+    loss, tokens = _sum_over_workers([], torch.tensor(sums, device=device, dtype=torch.float64))
+    trained.state.valid_loss = round(loss / tokens, 6) if tokens else None
 
 
 def _step(arguments: TrainingArguments, trained: Trained, parts: list[list[Row]], tokenizer: Any) -> float:
@@ -184,7 +215,7 @@ def _step(arguments: TrainingArguments, trained: Trained, parts: list[list[Row]]
     device, weights, state = get_device(), trained.weights, trained.state
     trained.optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=device)
-    tokens, seen, too_long = 0, 0, 0
+    tokens, seen, too_long, read = 0, 0, 0, 0
     for part in parts:
         examples = [encode(row, tokenizer) for row in part]
         short = [e for e in examples if len(e.prompt) + len(e.completion) <= arguments.max_length]
@@ -197,9 +228,11 @@ def _step(arguments: TrainingArguments, trained: Trained, parts: list[list[Row]]
         loss += part_loss.detach()
         tokens += int((batch["labels"] != IGNORED).sum())
         seen += len(short)
-    sums = torch.tensor([loss.item(), tokens, seen, too_long], device=device, dtype=torch.float64)
-    loss_sum, tokens_sum, seen_sum, too_long_sum = _sum_over_workers(weights, sums)
+        read += int(batch["attention_mask"].sum())
+    sums = torch.tensor([loss.item(), tokens, seen, too_long, read], device=device, dtype=torch.float64)
+    loss_sum, tokens_sum, seen_sum, too_long_sum, read_sum = _sum_over_workers(weights, sums)
     state.samples_seen += int(seen_sum)
+    state.tokens_seen += int(read_sum)
     state.too_long += int(too_long_sum)
     if tokens_sum:
         for weight in weights:
@@ -242,9 +275,11 @@ def _sum_over_workers(weights: list[torch.nn.Parameter], sums: torch.Tensor) -> 
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
     if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(sums)
+        if not weights:
+            return [float(value) for value in sums.tolist()]
         flat = torch.cat([weight.grad.reshape(-1) for weight in weights if weight.grad is not None])
         distributed.all_reduce(flat)
-        distributed.all_reduce(sums)
         start = 0
         for weight in weights:
             assert weight.grad is not None

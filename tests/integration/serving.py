@@ -127,7 +127,7 @@ def deploy_tiny_models(platform: Settings, cluster: LocalCluster, work: Path) ->
     file = work / "serve.yaml"
     file.write_text(yaml.safe_dump(tiny_configuration(model, [uri])))
     code = work / "code"
-    for room in ("cluster", "validation", "deployments"):
+    for room in ("cluster", "validation", "deployments", "jobs"):
         shutil.copytree(ROOT / room, code / room, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "runtime_env.yaml", code)
     credentials = Credentials.load(Home(platform.state_dir))

@@ -43,6 +43,7 @@ from tests.unit.gateway_app import (
     snapshot,
     usage,
 )
+from tests.unit.test_gateway_record import Keeps
 from validation.guards import GuardEngine
 
 pytestmark = pytest.mark.integration
@@ -78,6 +79,7 @@ class Running(Fixture):
     """A gateway, and its workers."""
 
     model: Model
+    kept: Keeps
     store: ObjectStore
     workers: list[asyncio.Task[None]]
     worker: BatchWorker
@@ -145,10 +147,11 @@ async def g(
     forget_settings()
     keys = [key(team=team), key("sk-other", id="other", team=f"{team}-other")]
     guards = policy("default", {"name": "words", "kind": "ban_list", "on": "both", "words": ["forbidden"]})
-    async with gateway(snapshot(keys=keys, policies=[guards])) as running:
+    kept = Keeps()
+    async with gateway(snapshot(keys=keys, policies=[guards]), observers=[kept]) as running:
         running.__class__ = Running
         assert isinstance(running, Running)
-        running.model, running.store, running.workers = Model(), store, []
+        running.model, running.store, running.workers, running.kept = Model(), store, [], kept
         running.script.chunks = running.model.chunks  # type: ignore[method-assign]
         yield running
         for worker in running.workers:
@@ -216,6 +219,13 @@ async def test_rows_fail_alone(g: Running) -> None:
         "row-5": (400, "content_filter"),
     }
     assert g.model.asked["question 2"] == 2
+    # Each try is on record, under its row's request id.
+    tries: dict[str, list[int | None]] = {}
+    for record in g.kept.records:
+        if record.endpoint == "chat":
+            tries.setdefault(record.request_id, []).append(record.attempt)
+    assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in tries.values())
+    assert sorted(map(len, tries.values())) == [1, 1, 1, 2, 2, 5]
     assert "a forbidden word" not in g.model.asked
 
 

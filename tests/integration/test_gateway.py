@@ -203,7 +203,7 @@ def test_a_budget_from_the_admin_api_is_spent_to_its_end_and_told_to_the_cent(se
         except openai.RateLimitError as error:
             refused = error
     assert refused.code == "insufficient_quota"
-    assert cents > 60
+    assert cents > 30  # What is left at the end is less than one request may cost.
 
     def spent() -> str:
         shown = httpx.get(f"{base}/admin/keys/budgeted", headers=admin, timeout=30).json()
@@ -264,7 +264,7 @@ async def test_many_streams_at_once(served: Served) -> None:
 
 async def test_who_goes_away_frees_the_engine(served: Served) -> None:
     """The engine stops at once: it makes few of the tokens that were asked for, and then no more."""
-    before = wait_for_metric(GENERATED, lambda values: len(values) == 1)[0]
+    before = sum(wait_for_metric(GENERATED, bool, model_name=BASE))
     streams, tokens = 8, 480
     async with served.async_client() as client:
         long = greedy(max_tokens=tokens, extra_body={"ignore_eos": True}, stream=True)
@@ -283,10 +283,12 @@ GENERATED = "ray_vllm_generation_tokens_total"
 def generated_in_the_end(before: float) -> float:
     """How many tokens the engine has made, once it makes no more."""
     last = before
-    while (now := wait_for_metric(GENERATED, lambda values: values > [before])[0]) != last:
+    while True:
+        now = sum(wait_for_metric(GENERATED, lambda values: sum(values) > before, model_name=BASE))
+        if now == last:
+            return last
         last = now
         time.sleep(5)  # Longer than lies between two exports.
-    return last
 
 
 def wait_for_metric(name: str, good: Callable[[list[float]], bool], **labels: str) -> list[float]:
@@ -360,10 +362,12 @@ def test_the_gateways_process_holds_no_engine(served: Served) -> None:
 
 
 def test_deploying_again_restarts_nothing(served: Served) -> None:
-    before = _replicas(served)
+    before, asked = _replicas(served), _configurations()
     done = json.loads(served.must_deploy(str(served.file), "--json", timeout=300).splitlines()[-1])
     assert done["applications"] == {"gateway": "RUNNING", BASE: "RUNNING"}
     assert done["code"] == served.result["code"]
+    # Where Serve was asked for another thing, that is why it restarts; else replicas died by themselves.
+    assert _configurations() == asked
     assert _replicas(served) == before
 
 
@@ -452,6 +456,14 @@ def test_more_replicas_than_cpus_is_refused_before_anything_changes(served: Serv
     assert done.returncode == 1
     assert "500" in done.stderr
     assert "CPUs" in done.stderr
+
+
+def _configurations() -> dict[str, Any]:
+    """What Serve was asked for, by application."""
+    from cluster.ray_api import RayApi
+
+    found = RayApi.from_environment(load_settings().ports.dashboard).applications()
+    return {name: app["deployed_app_config"] for name, app in found.items()}
 
 
 def _replicas(served: Served) -> dict[str, set[str]]:

@@ -178,15 +178,20 @@ async def test_database_and_storage_are_away(rig: Rig, s3: S3, request: pytest.F
 @contextmanager
 def without_control_plane(s3: S3) -> Iterator[None]:
     """The S3 server takes connections and answers none; the database is not there."""
-    # The folder: a database that is missing in one that is there would be made anew.
+    # The folder: a database that is missing in one that is there would be made anew. And a file in its place:
+    # a process that begins meanwhile would make the folder, which could not come back then.
     folder = Path(load_settings().database_url.removeprefix("sqlite:///")).parent
     away = folder.with_name(f"{folder.name}.away")
     folder.rename(away)
-    os.kill(s3.pid, signal.SIGSTOP)
     try:
-        yield
+        folder.touch(exist_ok=False)
+        os.kill(s3.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(s3.pid, signal.SIGCONT)
     finally:
-        os.kill(s3.pid, signal.SIGCONT)
+        folder.unlink(missing_ok=True)
         away.rename(folder)
 
 

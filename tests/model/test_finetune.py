@@ -47,15 +47,19 @@ def curve(artifacts: ArtifactStore, manifest: Manifest) -> list[dict]:
 def test_two_workers_learn_and_a_second_run_finds_it(
     local_ray, artifacts: ArtifactStore, dataset: Manifest, tiny_model: Path, capfd
 ) -> None:
-    wanted = config(dataset, tiny_model, "tuned", training={"max_steps": 16, "save_steps": 8})
+    training = {"max_steps": 16, "save_steps": 8}
+    wanted = config(dataset, tiny_model, "tuned", training=training, validation_split="test")
     done = run(wanted)
     manifest = artifacts.open(done.artifact)
     artifacts.verify(manifest)
     steps = curve(artifacts, manifest)
     assert [record["step"] for record in steps] == list(range(1, 17))
     assert steps[-1]["loss"] < steps[0]["loss"] - 1
+    assert done.summary["valid_loss"] < steps[0]["loss"] - 1
     # 64 rows by 8 a step: two epochs, each row twice.
-    assert manifest.counts == {"samples_seen": 128, "left_out_too_long": 0}
+    tokens = manifest.counts["tokens_seen"]
+    assert manifest.counts == {"samples_seen": 128, "tokens_seen": tokens, "left_out_too_long": 0}
+    assert tokens > 128 * 10
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "training.jsonl"} == {
         file.path for file in manifest.files
     }
@@ -77,7 +81,7 @@ def test_two_workers_learn_and_a_second_run_finds_it(
 
 
 #: Long enough to be killed on the way, with checkpoints as often as progress lines.
-_LONG = {"max_steps": 100, "save_steps": 5, "logging_steps": 5, "learning_rate": 1e-3}
+_LONG = {"max_steps": 40, "save_steps": 5, "logging_steps": 5, "learning_rate": 1e-3}
 
 
 @pytest.mark.slow
@@ -86,7 +90,7 @@ def test_a_killed_job_leaves_nothing_visible_and_resumes_over_a_killed_worker(
     local_ray, artifacts: ArtifactStore, dataset: Manifest, tiny_model: Path, tmp_path: Path, capfd
 ) -> None:
     wanted = config(dataset, tiny_model, "killed", training=_LONG)
-    kill_driver_at(wanted, "step 20/100", tmp_path)
+    kill_driver_at(wanted, "step 20/40", tmp_path)
     assert list(artifacts.list(kind="checkpoint", name="killed")) == []
 
     with kill_one_worker() as killed:
@@ -95,7 +99,7 @@ def test_a_killed_job_leaves_nothing_visible_and_resumes_over_a_killed_worker(
     assert len(killed) == 1
     resumed = [int(step) for step in re.findall(r"training resumes at step (\d+)", said)]
     assert len(resumed) == 2, said
-    assert 10 <= resumed[0] <= resumed[1] < 100
+    assert 10 <= resumed[0] <= resumed[1] < 40
     manifest = artifacts.open(done.artifact)
     assert not done.reused
     assert manifest.run_id.endswith("-2")
@@ -103,8 +107,8 @@ def test_a_killed_job_leaves_nothing_visible_and_resumes_over_a_killed_worker(
     # To the driver's death, to the worker's and without either: the same training.
     whole = run(wanted.model_copy(update={"name": "whole"}))
     interrupted, uninterrupted = curve(artifacts, manifest), curve(artifacts, artifacts.open(whole.artifact))
-    assert [record["step"] for record in interrupted] == list(range(1, 101))
-    assert manifest.counts["samples_seen"] == 100 * 8
+    assert [record["step"] for record in interrupted] == list(range(1, 41))
+    assert manifest.counts["samples_seen"] == 40 * 8
     losses = [[record["loss"] for record in steps] for steps in (interrupted, uninterrupted)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02, abs=0.01)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import cycle
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -253,13 +256,15 @@ async def test_a_dead_replicas_lease_stays_and_an_idle_ones_goes_back(database_u
 
 async def test_requests_at_work_are_counted_by_their_estimate(database_url: str) -> None:
     replica, bot = Replica(database_url, "a", share=1.0), key(budget_day=1)
-    with replica.budgets.hold(bot, CENT, 60, 0), replica.budgets.hold(bot, CENT, 60, 0):
-        assert replica.ask(bot) == "insufficient_quota"
+    with replica.budgets.hold(bot, CENT, 60, 0):
+        assert replica.ask(bot, 60) == "insufficient_quota"
+        with replica.budgets.hold(bot, CENT, 0, 40):
+            assert replica.ask(bot) == "insufficient_quota"
     assert replica.ask(bot, 100, used=1) is None  # What they did not use came back.
 
 
 async def test_a_budget_that_is_raised_lets_in_again(database_url: str) -> None:
-    replica = Replica(database_url, "a")
+    replica = Replica(database_url, "a", share=1.0)
     assert replica.ask(key(budget_day=0)) == "insufficient_quota"
     replica.ask(key(budget_day=1), 100)
     await replica.budgets.settle()
@@ -332,6 +337,57 @@ async def test_nobody_waits_where_waiting_is_in_vain(
     assert silent.ask(bot) is None
     await silent.budgets.ready(bot, CENT, 1, 0)
     assert silent.ask(bot) == "budget_unknown"
+
+
+async def test_who_may_cost_more_than_a_lease_waits_for_one_and_leaves_what_does_not_fit(
+    database_url: str,
+) -> None:
+    replica, bot = Replica(database_url, "a", interval_s=0.01), key(budget_day=1)
+    await replica.budgets.start()
+
+    async def ask(tokens: int, used: int) -> str | None:
+        await replica.budgets.ready(bot, CENT, 0, tokens)
+        return replica.ask(bot, tokens, used)
+
+    assert await ask(90, used=40) is None
+    assert await ask(61, used=1) == "insufficient_quota"
+    told = r"key bot has 0\.\d+ left of its budget of 1 a day, and this request may cost 0\.61\."
+    with pytest.raises(ApiError, match=told), replica.budgets.hold(bot, CENT, 61, 0):
+        pass
+    assert await ask(60, used=60) is None
+    assert await ask(1, used=1) == "insufficient_quota"
+    await replica.budgets.stop()
+    (use,) = BudgetLedger(database_url).use("bot", bot.limits, NOON)
+    assert (use.spent, use.reserved) == (1, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_requests_at_work_of_any_size_overspend_by_the_leases_at_most(
+    database_url: str, seed: int
+) -> None:
+    """Three replicas with many at work at once, each of which costs all that it may, or less."""
+    rng, bot = random.Random(seed), key(budget_day=10)
+    replicas = [Replica(database_url, f"r{number}") for number in range(3)]
+    spent, at_work = Decimal(0), list[tuple[ExitStack, Any, Decimal]]()
+    for _ in range(1000):
+        replica, most = rng.choice(replicas), rng.choice([1, 1, 5, 20, 150])
+        with suppress(ApiError), ExitStack() as stack:
+            hold = stack.enter_context(replica.budgets.hold(bot, CENT, 0, most))
+            cost = CENT.cost(0, most if rng.random() < 0.7 else rng.randint(0, most))
+            at_work.append((stack.pop_all(), hold, cost))
+        while at_work and (len(at_work) > 30 or rng.random() < 0.5):
+            stack, hold, cost = at_work.pop(rng.randrange(len(at_work)))
+            hold.cost = cost
+            spent += cost
+            stack.close()
+        replica.away = rng.random() < 0.2
+        if rng.random() < 0.3:
+            await replica.budgets.settle()
+    for stack, hold, cost in at_work:
+        hold.cost = cost
+        spent += cost
+        stack.close()
+    assert 9 <= spent <= 10 + 3 * STEP
 
 
 def _spend(url: str, name: str) -> int:

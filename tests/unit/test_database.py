@@ -66,6 +66,25 @@ def test_an_error_inside_frees_the_lock_and_stays_itself(database: Database) -> 
         pass
 
 
+def test_a_folder_that_vanished_is_not_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "registry"
+    database = Database(f"sqlite:///{folder / 'manta.db'}")
+    database.create(_METADATA)
+    away = folder.rename(tmp_path / "away")
+    database.engine.dispose()
+    for use in (database.write, database.read, lambda: database.exclusive("x")):
+        with pytest.raises(UnavailableError), use():
+            pass
+    assert not folder.exists()
+    folder.touch()  # Nor does another make it where something stands in its place.
+    with pytest.raises(UnavailableError):
+        Database(f"sqlite:///{folder / 'manta.db'}").create(_METADATA)
+    folder.unlink()
+    away.rename(folder)
+    with database.write() as connection:
+        connection.execute(insert(_TIMES).values(at=datetime.now(UTC)))
+
+
 def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
     database.create(_METADATA)
     with suppress(ZeroDivisionError), database.write() as connection:

@@ -363,3 +363,30 @@ async def test_who_leaves_before_the_usage_pays_for_every_prompt(n: int) -> None
         await g.client.completions.create(model="m", prompt=prompts, n=n)
     assert keeps.records[0].usage["prompt_tokens"] == 300
     assert keeps.records[0].usage["completion_tokens"] == 3 * n
+
+
+@pytest.mark.parametrize("dumped", [True, False])
+async def test_a_message_that_the_clients_stream_put_together_may_be_sent_back(dumped: bool) -> None:
+    """It holds the calls' places in the stream, and what the client made of their arguments."""
+    function = {"name": "weather", "arguments": '{"city":"Bern"}'}
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": {}, "strict": True}}
+    async with gateway() as g:
+        g.script.says = [
+            chat(role="assistant", content=""),
+            chat(tool_calls=[{"index": 0, "id": "call1", "type": "function", "function": function}]),
+            chat(finish="tool_calls"),
+            usage(3, 2),
+        ]
+        asked: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Weather?"}]}
+        async with g.client.chat.completions.stream(**asked, tools=[tool]) as stream:
+            said = (await stream.get_final_completion()).choices[0].message
+        (call,) = said.tool_calls or []
+        assert call.function.parsed_arguments == {"city": "Bern"}
+        assert call.model_dump()["index"] == 0
+        asked["messages"].append(said.model_dump(exclude_none=True) if dumped else said)
+        asked["messages"].append({"role": "tool", "tool_call_id": call.id, "content": "sunny"})
+        g.script.says = [chat("Sunny.", finish="stop"), usage(9, 1)]
+        await g.client.chat.completions.create(**asked)
+        sent = g.script.requests[1].body["messages"][1]
+        assert sent["tool_calls"] == [{"id": "call1", "type": "function", "function": function}]
+        assert sent.keys() <= {"role", "content", "tool_calls"}

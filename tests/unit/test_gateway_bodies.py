@@ -147,6 +147,6 @@ def test_a_message_says_something(message: dict[str, Any]) -> None:
 def test_what_the_clients_parse_adds_comes_back_and_goes_no_further() -> None:
     function = {"name": "f", "arguments": "{}"}
     said = {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "function": function}]}
-    call = {"id": "c1", "function": function | {"parsed_arguments": {"a": TEXT}}}
+    call = {"id": "c1", "index": 0, "function": function | {"parsed_arguments": {"a": TEXT}}}
     parsed = parse(body(said | {"tool_calls": [call], "parsed": {"a": TEXT}}), ChatBody)
     assert parsed.model_dump(exclude_unset=True)["messages"] == [said]

@@ -51,7 +51,7 @@ async def test_a_used_up_budget_is_told_as_openai_tells_it_and_not_tried_again()
     async with gateway(priced(budget_month="0.00002"), budgets=budgets()) as g:
         g.script.says = [chat("ok", finish="stop"), usage(0, 5)]
         client = g.client.with_options(max_retries=3)
-        for _ in range(2):
+        for _ in range(2):  # Each may cost some 5 millionths, and does cost 10.
             await client.chat.completions.create(model="m", messages=[HELLO], max_tokens=2)
         with pytest.raises(openai.RateLimitError) as refused:
             await client.chat.completions.create(model="m", messages=[HELLO], max_tokens=2)
@@ -77,7 +77,7 @@ async def test_what_reached_no_model_costs_nothing_and_gives_its_money_back() ->
 
 async def test_who_goes_away_before_anybody_counted_pays_the_estimate() -> None:
     keeps = Keeps()
-    async with gateway(priced(budget_day="0.0009"), budgets=budgets(), observers=[keeps]) as g:
+    async with gateway(priced(budget_day="0.0015"), budgets=budgets(), observers=[keeps]) as g:
         g.script.says, g.script.pause_s = [chat("ok", finish="stop")], 60.0
         gone = asyncio.create_task(g.http.post(URL, json=BODY | {"max_tokens": 499}, headers=AUTH))
         await g.script.begun.wait()
@@ -145,8 +145,8 @@ async def test_every_api_that_asks_a_model_costs_and_is_held_to_the_budget() -> 
         "/v1/messages": {"model": "m", "messages": [HELLO], "max_tokens": 3},
         "/v1/embeddings": {"model": "m", "input": "hello"},
     }
-    async with gateway(priced(budget_day="0.000001"), budgets=budgets(), observers=[keeps]) as g:
-        g.script.says = [{"choices": [{"index": 0, "text": "ok", "finish_reason": "stop"}]}, usage(7, 3)]
+    async with gateway(priced(budget_day="0.00001"), budgets=budgets(), observers=[keeps]) as g:
+        g.script.says = [{"choices": [{"index": 0, "text": "ok", "finish_reason": "stop"}]}, usage(0, 5)]
         assert (
             await g.http.post("/v1/completions", json=requests["/v1/completions"], headers=AUTH)
         ).status_code == 200
@@ -155,11 +155,74 @@ async def test_every_api_that_asks_a_model_costs_and_is_held_to_the_budget() -> 
             assert refused.status_code == 429, path
             assert "budget" in refused.text
         assert len(g.script.requests) == 1
-    assert [record.cost for record in keeps.records] == [Decimal("0.0000062625"), 0, 0, 0, 0]
+    assert [record.cost for record in keeps.records] == [Decimal("0.00001"), 0, 0, 0, 0]
+
+
+async def test_a_request_that_may_cost_more_than_is_left_is_refused_and_a_cheaper_one_is_not() -> None:
+    async with gateway(priced(budget_day="0.001"), budgets=budgets()) as g:
+        g.script.says = [chat("ok", finish="stop"), usage(0, 5)]
+        create = g.client.chat.completions.create
+        with pytest.raises(openai.RateLimitError, match="left of its budget") as refused:
+            await create(model="m", messages=[HELLO], max_completion_tokens=500)
+        assert refused.value.code == "insufficient_quota"
+        with pytest.raises(openai.RateLimitError):  # Each choice has so many.
+            await create(model="m", messages=[HELLO], max_completion_tokens=250, n=2)
+        with pytest.raises(openai.RateLimitError):  # No number, so 4096.
+            await create(model="m", messages=[HELLO])
+        assert not g.script.requests
+        await create(model="m", messages=[HELLO], max_completion_tokens=250)
+        assert g.script.requests[0].output_bound is None
+
+
+async def test_a_request_without_a_maximum_is_held_to_what_was_reserved_for_it() -> None:
+    async with gateway(priced(budget_day=1), budgets=budgets(), budgeted_output_tokens=300) as g:
+        g.script.says = [chat("ok", finish="stop"), usage(0, 5)]
+        await g.client.chat.completions.create(model="m", messages=[HELLO])
+        await g.client.chat.completions.create(model="free", messages=[HELLO])
+        await g.client.with_options(api_key="sk-other").chat.completions.create(model="m", messages=[HELLO])
+        assert [request.output_bound for request in g.script.requests] == [300, None, None]
+
+
+@pytest.mark.parametrize("bounded_by", ["key", "gateway"])
+async def test_a_bound_binds_what_names_no_maximum_in_every_api(bounded_by: str) -> None:
+    limits, args = ({"max_output_tokens": 9}, {"max_output_tokens": 50})
+    if bounded_by == "gateway":
+        limits, args = ({"max_output_tokens": 50}, {"max_output_tokens": 9})
+    async with gateway(priced(**limits), **args) as g:
+        g.script.says = [chat("ok", finish="stop"), usage(0, 5)]
+        await g.client.chat.completions.create(model="m", messages=[HELLO])
+        async for _ in await g.client.chat.completions.create(model="m", messages=[HELLO], stream=True):
+            pass
+        await g.client.responses.create(model="m", input="hello")
+        await g.client.chat.completions.create(model="m", messages=[HELLO], max_completion_tokens=4)
+        g.script.says = [{"choices": [{"index": 0, "text": "ok", "finish_reason": "stop"}]}, usage(0, 5)]
+        await g.client.completions.create(model="m", prompt="hello")
+        vector = {"object": "embedding", "index": 0, "embedding": [0.5]}
+        g.script.says = [{"data": [vector], "usage": {"prompt_tokens": 6, "total_tokens": 6}}]
+        await g.client.embeddings.create(model="m", input="hello")
+        assert [
+            (request.output_bound, request.body.get("max_completion_tokens"), request.body.get("max_tokens"))
+            for request in g.script.requests
+        ] == [(9, None, None)] * 3 + [(None, 4, None), (None, None, 9), (None, None, None)]
+        with pytest.raises(openai.BadRequestError, match="may be at most 9"):
+            await g.client.chat.completions.create(model="m", messages=[HELLO], max_tokens=10)
+        with pytest.raises(openai.BadRequestError, match="may be at most 9"):
+            await g.client.responses.create(model="m", input="hello", max_output_tokens=10)
+
+
+async def test_a_text_completion_without_a_maximum_has_the_sixteen_tokens_that_engines_give_it() -> None:
+    async with gateway(priced(max_output_tokens=500)) as g:
+        g.script.says = [{"choices": [{"index": 0, "text": "ok", "finish_reason": "stop"}]}, usage(0, 5)]
+        await g.client.completions.create(model="m", prompt="hello")
+        assert g.script.requests[0].body["max_tokens"] == 16
+
+
+async def test_vectors_cost_what_their_texts_have_tokens() -> None:
+    keeps = Keeps()
     async with gateway(priced(), observers=[keeps]) as g:
         vector = {"object": "embedding", "index": 0, "embedding": [0.5]}
         tokens = {"prompt_tokens": 6, "total_tokens": 6}
         g.script.says = [{"object": "list", "data": [vector], "model": "engine-m", "usage": tokens}]
-        made = await g.http.post("/v1/embeddings", json=requests["/v1/embeddings"], headers=AUTH)
+        made = await g.http.post("/v1/embeddings", json={"model": "m", "input": "hello"}, headers=AUTH)
         assert made.status_code == 200
     assert keeps.records[-1].cost == 6 * Decimal("0.0375") / 10**6

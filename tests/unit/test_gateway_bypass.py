@@ -77,7 +77,9 @@ MESSAGE: Body = {
     "refusal": "c",
     "reasoning": "d",
     "reasoning_content": "e",
-    "tool_calls": [{"id": "f", "type": "function", "function": {"name": "g", "arguments": '{"h": 1}'}}],
+    "tool_calls": [
+        {"id": "f", "index": 0, "type": "function", "function": {"name": "g", "arguments": '{"h": 1}'}}
+    ],
     "tool_call_id": "i",
     "function_call": None,
     "audio": None,

@@ -63,6 +63,10 @@ async def test_an_answer_is_counted_priced_and_timed() -> None:
     between = seconds["manta_time_per_output_token_seconds"]
     assert between == (record.last_s - record.first_s) / 2 > 0
     assert found["manta_time_to_first_token_seconds"][0][1] == who
+    # Each guard by itself: of the request, and of the answer as it streamed.
+    guards = {(labels["direction"], labels["verdict"]) for _, labels in found["manta_guard_seconds"]}
+    assert guards == {("input", "redacted"), ("output", "passed")}
+    assert 0 < sum(seconds for seconds, _ in found["manta_guard_seconds"]) < record.ended_s
 
 
 async def test_refusals_have_a_verdict_and_a_code_and_no_times_that_never_were() -> None:

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import Field
+from pydantic import Field, SkipValidation
 
 from cluster.contracts import Action, Finding, Principal, Segment
 from cluster.contracts.base import Contract
@@ -49,6 +50,7 @@ from validation.guards.reading import (
 from validation.guards.redact import Redactor, merge
 from validation.guards.scan import Cursor, Hit, InlineGuard
 from validation.guards.specs import GuardSpec, JsonSchemaSpec, PackagedSpec, SqlSpec
+from validation.guards.times import GuardTimes
 
 if TYPE_CHECKING:
     from validation.guards.stream import GuardStream
@@ -65,6 +67,9 @@ class GuardContext(Contract):
     request_id: str = Field("", description="x-request-id, for log lines.")
     principal: Principal | None = Field(None, description="Who asks.")
     system_text: str = Field("", description="The request's system prompt, which answers must not quote.")
+    times: SkipValidation[GuardTimes] = Field(
+        default_factory=GuardTimes, description="Where guards leave how long they took.", exclude=True
+    )
 
 
 class RemoteGuards(Protocol):
@@ -167,11 +172,22 @@ class GuardEngine:
         part.packaged = [spec for spec in self.packaged if wanted(spec)]
         return part
 
-    def context(self, request_id: str, principal: Principal | None, body: Mapping[str, Any]) -> GuardContext:
-        """What guards may know of an OpenAI request; its system prompt only if one of them asks for it."""
+    def context(
+        self,
+        request_id: str,
+        principal: Principal | None,
+        body: Mapping[str, Any],
+        times: GuardTimes | None = None,
+    ) -> GuardContext:
+        """What guards may know of an OpenAI request; its system prompt only if one of them asks for it.
+
+        :param times: where they leave how long they took, if anybody wants to know.
+        """
         asked = any(isinstance(slot.guard, SystemPromptGuard) for slot in self.inline)
         text = system_text(body) if asked else ""
-        return GuardContext(request_id=request_id, principal=principal, system_text=text)
+        return GuardContext(
+            request_id=request_id, principal=principal, system_text=text, times=times or GuardTimes()
+        )
 
     async def check(self, segment: Segment, context: GuardContext) -> list[Finding]:
         """What every guard finds in a complete text, ordered by place."""
@@ -276,6 +292,7 @@ class GuardEngine:
         if not slot.spec.covers(segment.direction, segment.role):
             return []
         (_, plain), *others = windows
+        began = perf_counter()
         try:
             hits = list(slot.cursor(context).advance(plain, final=True))
             for reading, window in others:
@@ -287,6 +304,8 @@ class GuardEngine:
         except Exception as error:
             where = Hit(GUARD_ERROR, 1.0, 0, plain.size)
             return [self.failure(slot.spec, error, where, segment.path, context)]
+        finally:
+            context.times.of(segment.direction)[slot.spec.name] += perf_counter() - began
 
     async def _check_threaded(
         self, segments: Sequence[Segment], context: GuardContext
@@ -337,12 +356,16 @@ class GuardEngine:
     ) -> list[Finding]:
         """What a packaged guard finds in units of a text, each given with its first code point."""
         gate = asyncio.Semaphore(REMOTE_AT_ONCE)
+        began = perf_counter()
 
         async def one(start: int, text: str) -> list[Finding]:
             async with gate:
                 return await self._check_unit(spec, start, like.model_copy(update={"text": text}), context)
 
-        found = await asyncio.gather(*(one(start, text) for start, text in units))
+        try:
+            found = await asyncio.gather(*(one(start, text) for start, text in units))
+        finally:
+            context.times.of(like.direction)[spec.name] += perf_counter() - began
         return [finding for findings in found for finding in findings]
 
     async def _ask(self, spec: UnitSpec, segment: Segment, context: GuardContext) -> Sequence[Finding | Hit]:

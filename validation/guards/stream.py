@@ -18,6 +18,7 @@ piece depends on what is held back, never on the length of the answer so far.
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from cluster.contracts import Action, Direction, Finding, Segment
@@ -44,6 +45,7 @@ class GuardStream:
         self._engine = engine
         self._context = context
         self._like = Segment(text="", direction=Direction.OUTPUT, role=role, path=path)
+        self._times = context.times.output
         modes = {spec.name: engine.policy.stream_of(spec) for spec in engine.policy.guards}
         self._late = {name for name, mode in modes.items() if at_once and mode == "stream_first"}
         self._inline: list[tuple[GuardSpec, Cursor]] = [
@@ -98,9 +100,12 @@ class GuardStream:
     async def _step(self, final: bool) -> str:
         window = self._window
         done = free = window.end
+        began = perf_counter()
         for index in range(len(self._inline) - 1, -1, -1):
             name = self._inline[index][0].name
             judged = self._advance(index, window, final)
+            self._times[name] += (now := perf_counter()) - began
+            began = now
             done = min(done, judged)
             free = free if name in self._late else min(free, judged)
         if self._by_sentence:

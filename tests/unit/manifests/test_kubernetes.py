@@ -66,6 +66,24 @@ def test_the_service_has_the_nodes_of_the_cluster(rendered: dict[str, list[Json]
     assert service["spec"]["serveConfigV2"] == file.read_text()
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_a_worker_keeps_on_disk_outlives_its_container(
+    rendered: dict[str, list[Json]], overlay: str
+) -> None:
+    settings = next(
+        item["data"]
+        for item in rendered[overlay]
+        if item["kind"] == "ConfigMap" and item["metadata"]["name"].startswith("manta-settings")
+    )
+    for kind in ("RayCluster", "RayService"):
+        spec = of_kind(rendered[overlay], kind)["spec"]
+        for group in spec.get("rayClusterConfig", spec)["workerGroupSpecs"]:
+            pod = group["template"]["spec"]
+            (mount,) = pod["containers"][0]["volumeMounts"]
+            assert mount["mountPath"] == settings["MANTA_HOME"]
+            assert {"name": mount["name"], "emptyDir": {}} in pod["volumes"]
+
+
 def test_prod_keeps_the_heads_state_and_starts_gpus_from_zero(prod: list[Json]) -> None:
     spec = of_kind(prod, "RayCluster")["spec"]
     assert spec["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]

@@ -1,0 +1,317 @@
+"""Fine-tuning jobs on record: SQL is the truth of who asked for what, how far it is, and who follows it.
+
+As with :mod:`cluster.batches` whoever follows a job holds its lease, and its fencing token tells a worker
+that was believed dead. A client's cancel ends a job at once; whoever follows it then stops what runs, and
+only after that it is settled.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Index,
+    Integer,
+    MetaData,
+    RowMapping,
+    String,
+    Table,
+    Text,
+    and_,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from cluster.contracts.tuning import (
+    TUNING_ENDED,
+    TuningEvent,
+    TuningProgress,
+    TuningRecord,
+    TuningStatus,
+    TuningTerms,
+)
+from cluster.database import Database, UtcDateTime
+from cluster.errors import NotFoundError, RefusedError
+from cluster.files import confirm, printable
+
+_METADATA = MetaData()
+
+_JOBS = Table(
+    "fine_tuning_jobs",
+    _METADATA,
+    Column("id", String(40), primary_key=True),
+    Column("team", String(63), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("status", String(20), nullable=False),
+    # Whether nothing is left to do for it: it has ended, and so has its Ray job.
+    Column("settled", Boolean, nullable=False),
+    # As JSON: nothing is asked by what stands in them.
+    Column("terms", Text, nullable=False),
+    Column("progress", Text, nullable=False),
+    Column("holder", String(200)),
+    Column("token", Integer, nullable=False),
+    Column("lease_expires_at", UtcDateTime, nullable=False),
+)
+Index("fine_tuning_jobs_by_team", _JOBS.c.team, _JOBS.c.created_at, _JOBS.c.id)
+Index("fine_tuning_jobs_open", _JOBS.c.settled, _JOBS.c.created_at)
+
+_EVENTS = Table(
+    "fine_tuning_events",
+    _METADATA,
+    Column("id", String(40), primary_key=True),
+    Column("job", String(40), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("content", Text, nullable=False),
+)
+Index("fine_tuning_events_by_job", _EVENTS.c.job, _EVENTS.c.created_at, _EVENTS.c.id)
+
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def new_tuning_id() -> str:
+    """An id that no job had."""
+    return f"ftjob-{secrets.token_hex(12)}"
+
+
+def make_event(job_id: str, name: str, message: str, **more: Any) -> TuningEvent:
+    """An event of a job, now; told twice under one ``name`` it is on record once."""
+    digest = hashlib.sha256(f"{job_id}/{name}".encode()).hexdigest()[:24]
+    return TuningEvent(id=f"ftevent-{digest}", created_at=datetime.now(UTC), message=message, **more)
+
+
+class TuningRepository:
+    """All fine-tuning jobs in one database. Safe among threads and processes.
+
+    :param url: SQLAlchemy URL, as ``settings.database_url`` gives it.
+
+    The tables are made at first use. Raises UsageError for a wrong URL; every method raises UnavailableError
+    if the database does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url)
+        self._database.create(_METADATA)
+
+    def create(self, terms: TuningTerms) -> TuningRecord:
+        """Put a job on record; whoever looks for work finds it."""
+        values = {
+            "id": terms.id,
+            "team": terms.team,
+            "created_at": terms.created_at,
+            "terms": terms.model_dump_json(),
+            **_columns(TuningProgress()),
+            "settled": False,
+            "token": 0,
+            "lease_expires_at": _LONG_AGO,
+        }
+        created = make_event(terms.id, "created", f"Created fine-tuning job: {terms.id}")
+        with self._database.write() as connection:
+            connection.execute(insert(_JOBS).values(values))
+            self._tell(connection, terms.id, [created])
+        return self.get(terms.id, terms.team)
+
+    def get(self, job_id: str, team: str) -> TuningRecord:
+        """One job of that team. Raises NotFoundError."""
+        query = select(_JOBS).where(_JOBS.c.id == printable(job_id), _JOBS.c.team == team)
+        with self._database.read() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        if row is None:
+            raise _unknown(job_id)
+        return _record(row)
+
+    def list(
+        self,
+        team: str,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        metadata: Mapping[str, str] | None = None,
+    ) -> builtins.list[TuningRecord]:
+        """That team's jobs, the newest first, at most ``limit``.
+
+        :param after: only jobs behind this one. Raises NotFoundError if it is not there.
+        :param metadata: only jobs whose metadata has all of these.
+        """
+        made, name = _JOBS.c.created_at, _JOBS.c.id
+        query = select(_JOBS).where(_JOBS.c.team == team)
+        if after is not None:
+            then = self.get(after, team).created_at
+            query = query.where(or_(made < then, and_(made == then, name < after)))
+        wanted, found = dict(metadata or {}), builtins.list[TuningRecord]()
+        with self._database.read() as connection:
+            for row in connection.execute(query.order_by(made.desc(), name.desc())).mappings():
+                record = _record(row)
+                if wanted.items() <= record.metadata.items():
+                    found.append(record)
+                if len(found) == limit:
+                    break
+        return found
+
+    def events(self, job_id: str, *, after: str | None = None, limit: int = 20) -> builtins.list[TuningEvent]:
+        """A job's events, the newest first, at most ``limit``.
+
+        :param after: only events behind this one. Raises NotFoundError if it is not there.
+        """
+        made, name = _EVENTS.c.created_at, _EVENTS.c.id
+        mine = _EVENTS.c.job == job_id
+        query = select(_EVENTS.c.content).where(mine)
+        with self._database.read() as connection:
+            if after is not None:
+                last = select(made).where(mine, name == printable(after))
+                then = connection.execute(last).scalar_one_or_none()
+                if then is None:
+                    raise NotFoundError(f"No such event: {after}")
+                query = query.where(or_(made < then, and_(made == then, name < after)))
+            rows = connection.execute(query.order_by(made.desc(), name.desc()).limit(limit)).scalars()
+            return [TuningEvent.model_validate_json(content) for content in rows]
+
+    def tell(self, job_id: str, events: Iterable[TuningEvent]) -> None:
+        """Put events on record; those that are there already stay as they are."""
+        with self._database.write() as connection:
+            self._tell(connection, job_id, events)
+
+    def cancel(self, job_id: str, team: str) -> TuningRecord:
+        """End it; what runs is stopped soon. Raises NotFoundError, or RefusedError if it has ended."""
+        with self._database.write() as connection:
+            mine = (_JOBS.c.id == printable(job_id), _JOBS.c.team == team)
+            row = connection.execute(select(_JOBS).where(*mine).with_for_update()).mappings().one_or_none()
+            if row is None:
+                raise _unknown(job_id)
+            record = _record(row)
+            if record.status in TUNING_ENDED:
+                raise RefusedError(
+                    f"Job {job_id} has already {_ENDS[record.status]}: it cannot be cancelled."
+                )
+            ended = changed(record, status=TuningStatus.CANCELLED, finished_at=datetime.now(UTC))
+            connection.execute(update(_JOBS).where(*mine).values(**_columns(ended)))
+            self._tell(connection, record.id, [make_event(record.id, "cancelled", "The job was cancelled")])
+        return self.get(job_id, team)
+
+    def claim(
+        self, holder: str, lease_s: float, without: Iterable[str] = ()
+    ) -> tuple[TuningRecord, int] | None:
+        """The oldest job that is not settled and that nobody follows, with its fencing token.
+
+        :param without: jobs that are not wanted.
+        """
+        others = _JOBS.c.id.not_in(builtins.list(without))
+        while True:
+            now = datetime.now(UTC)
+            free = and_(_JOBS.c.settled.is_(False), _JOBS.c.lease_expires_at < now, others)
+            oldest = select(_JOBS.c.id).where(free).order_by(_JOBS.c.created_at).limit(1)
+            with self._database.write() as connection:
+                found = connection.execute(oldest).scalar_one_or_none()
+                if found is None:
+                    return None
+                values = {
+                    "holder": holder,
+                    "token": _JOBS.c.token + 1,
+                    "lease_expires_at": now + timedelta(seconds=lease_s),
+                }
+                take = update(_JOBS).where(_JOBS.c.id == found, free).values(values).returning(_JOBS)
+                row = connection.execute(take).mappings().one_or_none()
+            if row is not None:  # Else another was quicker.
+                return _record(row), int(row["token"])
+
+    def report(
+        self,
+        job_id: str,
+        token: int,
+        progress: TuningProgress,
+        lease_s: float,
+        events: Iterable[TuningEvent] = (),
+    ) -> TuningRecord:
+        """Write down how far it is, and hold it for ``lease_s`` seconds more.
+
+        A job that was cancelled meanwhile stays so: look at what comes back. With the end of one that
+        succeeds, its files are there, which their maker announced. Raises RefusedError if another holds it.
+        """
+        mine = _JOBS.c.id == job_id
+        with self._database.write() as connection:
+            row = connection.execute(select(_JOBS).where(mine).with_for_update()).mappings().one()
+            if row["token"] != token:
+                raise RefusedError(f"{job_id} is {row['holder']}'s now.")
+            known = _record(row)
+            if known.status is TuningStatus.CANCELLED:
+                return known
+            for made in progress.result_files if progress.status is TuningStatus.SUCCEEDED else ():
+                confirm(connection, made)
+            until = datetime.now(UTC) + timedelta(seconds=lease_s)
+            values = {**_columns(progress), "lease_expires_at": until}
+            connection.execute(update(_JOBS).where(mine).values(values))
+            self._tell(connection, job_id, events)
+            row = connection.execute(select(_JOBS).where(mine)).mappings().one()
+        return _record(row)
+
+    def renew(self, job_id: str, token: int, lease_s: float) -> TuningStatus:
+        """Hold it for ``lease_s`` seconds more; returns its state.
+
+        Raises RefusedError if another holds it.
+        """
+        until = datetime.now(UTC) + timedelta(seconds=lease_s)
+        return self._held(job_id, token, {"lease_expires_at": until})
+
+    def settle(self, job_id: str, token: int) -> None:
+        """Nothing is left to do for it. Raises RefusedError if another holds it."""
+        self._held(job_id, token, {"settled": True})
+
+    def release(self, job_id: str, token: int) -> None:
+        """Let another take it at once; nothing happens if one has."""
+        mine = _JOBS.c.id == job_id, _JOBS.c.token == token
+        with self._database.write() as connection:
+            connection.execute(update(_JOBS).where(*mine).values(lease_expires_at=_LONG_AGO))
+
+    def _held(self, job_id: str, token: int, values: Mapping[str, Any]) -> TuningStatus:
+        mine = _JOBS.c.id == job_id, _JOBS.c.token == token
+        change = update(_JOBS).where(*mine).values(values).returning(_JOBS.c.status)
+        with self._database.write() as connection:
+            status = connection.execute(change).scalar_one_or_none()
+        if status is None:
+            raise RefusedError(f"{job_id} is another's now.")
+        return TuningStatus(status)
+
+    def _tell(self, connection: Connection, job_id: str, events: Iterable[TuningEvent]) -> None:
+        dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+        for event in events:
+            values = {"id": event.id, "job": job_id, "created_at": event.created_at}
+            new = dialect.insert(_EVENTS).values(**values, content=event.model_dump_json())
+            connection.execute(new.on_conflict_do_nothing())
+
+
+_ENDS = {
+    TuningStatus.SUCCEEDED: "succeeded",
+    TuningStatus.FAILED: "failed",
+    TuningStatus.CANCELLED: "been cancelled",
+}
+
+
+def changed(progress: TuningProgress, **more: object) -> TuningProgress:
+    """``progress`` with some of it new."""
+    kept = {name: getattr(progress, name) for name in TuningProgress.model_fields}
+    return TuningProgress.model_validate(kept | more)
+
+
+def _unknown(job_id: str) -> NotFoundError:
+    return NotFoundError(f"Could not find fine tune: {job_id}")
+
+
+def _columns(progress: TuningProgress) -> dict[str, str]:
+    body = progress.model_dump_json(include=set(TuningProgress.model_fields))
+    return {"status": progress.status.value, "progress": body}
+
+
+def _record(row: RowMapping) -> TuningRecord:
+    terms = TuningTerms.model_validate_json(row["terms"])
+    progress = TuningProgress.model_validate_json(row["progress"])
+    return TuningRecord.model_validate(terms.model_dump() | progress.model_dump())

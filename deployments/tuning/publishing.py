@@ -1,0 +1,63 @@
+"""Routes of tuned models: on the application of their base, for their team alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from cluster import snapshots
+from cluster.contracts import ModelRef, Route, Snapshot, Target, engine_model_id
+from cluster.contracts.tuning import TuningRecord
+from cluster.errors import RefusedError
+from cluster.storage import ObjectStore
+
+_BY = "fine-tuning"
+
+
+def publish(record: TuningRecord, model: ModelRef, digest: str, store: ObjectStore) -> None:
+    """Let gateways know the tuned model; nothing restarts. Raises RefusedError if its base is not served."""
+
+    def change(snapshot: Snapshot) -> Snapshot:
+        others = [route for route in snapshot.routes if route.model != record.tuned_name]
+        base = next((route for route in others if route.model == record.model), None)
+        if base is None or base.targets[0].application != record.application:
+            raise RefusedError(f"Model {record.model} is no longer served by {record.application}.")
+        before = [route for route in snapshot.routes if route.model == record.tuned_name]
+        made_at = before[0].created_at if before else datetime.now(UTC)
+        return snapshot.model_copy(
+            update={"routes": [*others, tuned_route(record, base, model, digest, made_at)]}
+        )
+
+    snapshots.publish(change, _BY, store)
+
+
+def withdraw(record: TuningRecord, store: ObjectStore) -> None:
+    """Take the tuned model's route away, if there is one."""
+
+    def change(snapshot: Snapshot) -> Snapshot:
+        kept = [route for route in snapshot.routes if route.model != record.tuned_name]
+        return snapshot.model_copy(update={"routes": kept})
+
+    if snapshots.newest(store=store) is not None:
+        snapshots.publish(change, _BY, store)
+
+
+def tuned_route(record: TuningRecord, base: Route, model: ModelRef, digest: str, made_at: datetime) -> Route:
+    """The base's route, with the adapter on it, its policy and its price."""
+    target: Target = base.targets[0].model_copy(
+        update={
+            "model": engine_model_id(base.targets[0].model, model),
+            "model_version": str(model),
+            "digest": digest,
+            "weight": 100,
+        }
+    )
+    return Route(
+        model=record.tuned_name,
+        targets=[target],
+        policy=base.policy,
+        created_at=made_at,
+        owned_by=record.team,
+        price=base.price,
+        team=record.team,
+        base=record.model,
+    )

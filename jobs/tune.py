@@ -1,0 +1,170 @@
+"""Do one job of ``/v1/fine_tuning/jobs``: file -> dataset -> checkpoint -> registered adapter.
+
+    ray job submit --address http://127.0.0.1:8265 --runtime-env runtime_env.yaml --working-dir . -- \
+        python -m jobs.tune --name ftjob-... --training_file.key ... --base_model ...
+
+The gateway's worker submits it, with the key's team and id as its principal, and publishes what comes of it.
+The dataset (kind ``dataset``) and the checkpoint belong to that team and bear the job's id as their name, and
+so does the registered model; the adapter stands where the application of the base loads adapters from. Each
+step is told as an event of the job. Running it again finds what is done and goes on from checkpoints.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.contracts import ArtifactInput, Manifest, adapter_id
+from cluster.errors import RefusedError
+from cluster.job import JobConfig, JobResult, JobRun, command, start_run
+from cluster.registry import Registry
+from cluster.settings import load_settings
+from cluster.storage import ArtifactStore, object_store
+from cluster.tuning import TuningRepository, make_event
+from jobs import finetune
+from jobs.finetune import FinetuneConfig
+from jobs.inputs import find_artifact
+from jobs.promote import publish_adapter
+from jobs.training.arguments import LoraArguments, TrainingArguments
+from validation.examples import conversations
+
+CODE_EPOCH = 1
+_SPLITS = {"train": "training_file", "validation": "validation_file"}
+
+
+class ExamplesFile(BaseModel):
+    """An uploaded file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str = Field(description="Its place in the bucket.")
+    sha256: str = Field(description="Of its bytes.")
+
+
+class TuneConfig(JobConfig):
+    """One fine-tuning job; ``name`` is its id."""
+
+    #: Of the dataset, which is what this job's own configuration makes.
+    runtime_fields: ClassVar[frozenset[str]] = frozenset(
+        {"training_file", "validation_file", "base_model", "adapters", "training", "lora"}
+        | {"num_workers", "resources_per_worker"}
+    )
+
+    training_file: ExamplesFile = Field(description="Examples to learn from.")
+    validation_file: ExamplesFile | None = Field(None, description="Examples to measure the result by.")
+    base_model: str = Field(description="The base model's artifact address.")
+    adapters: str = Field(description="Key prefix below which the base's application finds adapters.")
+    training: TrainingArguments = Field(description="As in transformers.TrainingArguments.")
+    lora: LoraArguments = Field(default_factory=LoraArguments, description="As in peft.LoraConfig.")
+    num_workers: int = Field(1, ge=1, description="Training workers.")
+    resources_per_worker: dict[str, float] = Field(
+        default_factory=lambda: {"CPU": 0.5}, description="Ray resources of each worker, e.g. CPU, GPU."
+    )
+
+
+def run(config: TuneConfig) -> JobResult:
+    """Tune, or find it done.
+
+    Raises NotFoundError for a file that has gone, RefusedError for examples that cannot be learned from, and
+    what fine-tuning raises.
+    """
+    settings = load_settings()
+    events = TuningRepository(settings.database_url)
+
+    def told(record: dict[str, Any]) -> None:
+        if "loss" not in record:
+            return
+        step, steps, loss = int(record["step"]), int(record["steps"]), record["loss"]
+        data = {"step": step, "total_steps": steps, "train_loss": loss, "elapsed_s": record["elapsed_s"]}
+        message = f"Step {step}/{steps}: training loss={loss:.2f}"
+        events.tell(
+            config.name, [make_event(config.name, f"step {step}", message, type="metrics", data=data)]
+        )
+
+    dataset = _dataset(config)
+    trained = finetune.run(
+        FinetuneConfig(
+            name=config.name,
+            dataset=str(dataset.ref),
+            base_model=config.base_model,
+            training=config.training,
+            lora=config.lora,
+            num_workers=config.num_workers,
+            resources_per_worker=config.resources_per_worker,
+            validation_split="validation" if config.validation_file else None,
+        ),
+        on_step=told,
+    )
+    artifacts = ArtifactStore(object_store())
+    checkpoint = find_artifact(artifacts, settings.team, "checkpoint", trained.artifact)
+    artifacts.verify(checkpoint)
+    if not checkpoint.counts["samples_seen"]:
+        raise RefusedError(f"Every example has more than {config.training.max_length} tokens.")
+    model = Registry(settings).register(
+        config.name,
+        checkpoint,
+        base=checkpoint.summary["base_model"],
+        served_adapter=f"{config.adapters}{{adapter_id}}/",
+    )
+    assert model.adapter is not None
+    publish_adapter(artifacts, checkpoint, model.adapter)
+    summary = {
+        "model": str(model.ref),
+        "adapter_id": adapter_id(model.ref),
+        "digest": checkpoint.data_digest,
+        "checkpoint": str(checkpoint.ref),
+        "steps": checkpoint.summary["steps"],
+        "last_loss": checkpoint.summary["last_loss"],
+        "valid_loss": checkpoint.summary.get("valid_loss"),
+        "trained_tokens": checkpoint.counts["tokens_seen"],
+        "left_out_too_long": checkpoint.counts["left_out_too_long"],
+    }
+    return JobResult(artifact=trained.artifact, reused=trained.reused, summary=summary)
+
+
+def _dataset(config: TuneConfig) -> Manifest:
+    """The examples as a dataset artifact, made or found."""
+    store = object_store()
+    files = {split: file for split, field in _SPLITS.items() if (file := getattr(config, field)) is not None}
+    inputs = [ArtifactInput(address=store.uri(file.key), digest=file.sha256) for file in files.values()]
+    with start_run("tune", "dataset", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
+        if job.done:
+            return job.done
+        counts = {split: _write(job, split, file) for split, file in files.items()}
+        if not counts["train"]:
+            raise RefusedError(f"No example of {config.training_file.key} has an answer to learn.")
+        return job.commit(counts=counts, summary={"rows": sum(counts.values())})
+
+
+def _write(job: JobRun, split: str, file: ExamplesFile) -> int:
+    """One split as Parquet; its number of rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    message = pa.struct([("content", pa.string()), ("role", pa.string())])
+    schema = pa.schema([("row_id", pa.string()), ("messages", pa.list_(message))])
+    rows = list(_rows(job.store.get(file.key)))
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    job.attempt.write(f"{split}/part-0.parquet", sink.getvalue())
+    job.progress(f"{split}: {len(rows):,} conversations")
+    return len(rows)
+
+
+def _rows(content: bytes) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            for answer, messages in enumerate(conversations(json.loads(line))):
+                yield {"row_id": f"line-{number:07d}-{answer:04d}", "messages": messages}
+        except RefusedError as refused:
+            raise RefusedError(f"Line {number}: {refused}") from None
+
+
+if __name__ == "__main__":
+    raise SystemExit(command(TuneConfig, run))
