@@ -30,7 +30,8 @@ ray.init(address="local", num_cpus=2, object_store_memory=int(sys.argv[2]), incl
          log_to_driver=False)
 result = run(PreprocessConfig.model_validate(json.loads(sys.argv[1])))
 from ray._private.internal_api import memory_summary
-told = re.search(r"Spilled (\\d+) MiB", memory_summary(stats_only=True))
+address = ray.get_runtime_context().gcs_address  # The session's own Ray may run beside this one.
+told = re.search(r"Spilled (\\d+) MiB", memory_summary(address, stats_only=True))
 print(json.dumps({"artifact": result.artifact, "spilled_mib": int(told[1]) if told else 0}))
 """
 
