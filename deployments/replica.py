@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,9 +91,10 @@ def chat_request(body: dict[str, Any], bound: int | None) -> Any:
 def _bounded_type() -> Any:
     from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
-    class Bounded(ChatCompletionRequest):  # type: ignore[misc]
+    class Bounded(ChatCompletionRequest):
         def build_tok_params(self, model_config: Any) -> Any:
-            return replace(super().build_tok_params(model_config), max_output_tokens=0)
+            unbounded = self.model_copy(update={"max_completion_tokens": None})
+            return ChatCompletionRequest.build_tok_params(unbounded, model_config)
 
     return Bounded
 

@@ -175,9 +175,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kill-seeds", default="1", help="Seeds of the points in mid-write: 1,2,...")
     group = parser.getgroup("faults")
     group.addoption("--fault-seconds", type=float, default=10.0, help="How long a part stays broken.")
-    parser.getgroup("scale").addoption(
-        "--spilling", action="store_true", help="Run the corpus that is larger than the object store."
-    )
     group = parser.getgroup("conformance")
     group.addoption("--conformance-cases", default="50", help="Suites to draw for the merge in one process.")
     group.addoption("--conformance-ray", default="3", help="Suites to draw for the merge through Ray Data.")

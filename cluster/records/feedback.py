@@ -23,8 +23,9 @@ def ratings(
     """What a team's requests were rated: ``request_id`` (once each), ``rated_at``, ``score``, ``comment`` and
     ``labels``. Of several ratings of a request the last one counts.
 
-    As Parquet it is a source of ``labels`` for ``jobs.preprocess`` (id_column: request_id). It is all in
-    memory: some million ratings. Raises UnavailableError or AccessError if storage does not answer.
+    ``labels`` of ``jobs.preprocess`` read the stored table as it is (id_column: request_id, latest_by: time).
+    It is all in memory: some million ratings. Raises UnavailableError or AccessError if storage does not
+    answer.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -30,6 +30,11 @@ class Labels(BaseModel):
         description="Declared columns that they hold; the sources need not. A row without a label keeps its "
         "own values, or null; of several labels of a row the last one counts.",
     )
+    latest_by: str | None = Field(
+        None,
+        description="Their column of times (or of text that sorts alike) whose greatest value says which of "
+        "several labels of a row is the last; else the order of files and lines says it.",
+    )
 
     def files(self) -> list[SourceFile]:
         """The files. Raises NotFoundError if there are none."""
@@ -41,20 +46,31 @@ class Labels(BaseModel):
         import ray
 
         kinds: dict[str, ColumnType] = {self.id_column: "string"}
+        kinds |= {self.latest_by: "string"} if self.latest_by else {}
         form = RowFormat(kinds | {name: columns[name] for name in self.columns}, self.id_column)
-        return ray.remote(num_cpus=num_cpus)(_read).remote(files, form, self.columns)
+        return ray.remote(num_cpus=num_cpus)(read_labels).remote(files, form, self.columns, self.latest_by)
 
 
-def _read(files: Sequence[SourceFile], form: RowFormat, columns: Sequence[str]) -> pa.Table:
+def read_labels(
+    files: Sequence[SourceFile], form: RowFormat, columns: Sequence[str], latest_by: str | None
+) -> pa.Table:
+    """All labels, the one that counts first of each row's. Raises RefusedError for a line that is none."""
+    import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     tables = [table for file in files for table in read_tables(file, form)]
     broken = [reason for table in tables for reason in table[REASON].drop_null().to_pylist()]
     if broken:
         raise RefusedError(f"labels: {broken[0]}")
-    table = pa.concat_tables(tables).select([ROW_ID, *columns])
+    table = pa.concat_tables(tables)
+    order = np.arange(len(table))
+    if latest_by:  # Rows without a time first, and of equal times the later line last.
+        table = table.append_column("_place", pa.array(order))
+        keys = [(latest_by, "ascending"), ("_place", "ascending")]
+        order = pc.sort_indices(table, sort_keys=keys, null_placement="at_start").to_numpy()
     # Looking up finds the first of equal ids.
-    return table.take(list(range(len(table) - 1, -1, -1))).combine_chunks()
+    return table.select([ROW_ID, *columns]).take(order[::-1]).combine_chunks()
 
 
 def joined(rows: list[dict[str, Any]], labels: pa.Table) -> int:

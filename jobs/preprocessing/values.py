@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date, datetime
 from typing import Any
 
 from jobs.preprocessing.rows import ColumnType
@@ -15,11 +16,14 @@ class BrokenLine(Exception):
 def convert(value: Any, kind: ColumnType, name: str, *, text: bool) -> Any:
     """Check ``value`` against a declared type; with ``text`` it is a CSV field and is read, '' being null.
 
+    A time or a date is a string as ISO 8601 has it, so that the strings of a column sort as its times do.
     Raises BrokenLine.
     """
     if value is None or (text and value == ""):
         return None
     if kind == "string":
+        if isinstance(value, date):  # As are times.
+            return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else str(value)
         if not isinstance(value, str):
             raise BrokenLine(f"{name} is {_shown(value)}, not a string")
         if encodable(value) != value:

@@ -456,6 +456,7 @@ extras = st.sampled_from(
 forms = st.builds(result_format, st.sampled_from(FORMATS), yes, extras)
 
 
+@pytest.mark.timeout(0)  # As many cases as are asked for.
 @pytest.mark.parametrize("narrow", [False, True], ids=["", "narrow"])
 def test_equals_great_expectations_on_the_whole_frame(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, narrow: bool
@@ -472,6 +473,7 @@ def test_equals_great_expectations_on_the_whole_frame(
     conforms()
 
 
+@pytest.mark.timeout(0)
 @pytest.mark.integration
 @pytest.mark.usefixtures("local_ray")
 def test_equals_it_through_ray(request: pytest.FixtureRequest) -> None:

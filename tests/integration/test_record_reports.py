@@ -19,12 +19,13 @@ from cluster.contracts import Principal
 from cluster.errors import MantaError
 from cluster.records import TableName, line, record_files, subject_hash
 from cluster.records.erasure import Eraser
-from cluster.records.feedback import rated_traffic, ratings
+from cluster.records.feedback import rated_traffic
 from cluster.records.ship import ship, to_parquet
 from cluster.records.spool import Spool
 from cluster.settings import StorageSettings, load_settings
-from cluster.storage import ObjectStore, object_store
+from cluster.storage import ArtifactStore, ObjectStore, object_store
 from deployments.gateway.args import RecordArgs
+from jobs.preprocess import PreprocessConfig, run
 from tests.conftest import S3
 from tests.fault_proxy import FaultProxy
 from tests.integration.serving import BASE, Served
@@ -145,28 +146,43 @@ async def test_feedback_joins_with_its_own_teams_traffic(
     assert (other["request_id"], other["key_id"]) == (unrated, "other")
 
 
-def test_ratings_are_labels_for_preprocess(put, store: ObjectStore, team: str, local_ray: None) -> None:
-    import ray
-
-    from jobs.preprocessing.labels import Labels, joined
-    from jobs.preprocessing.rows import ROW_ID
-
+@pytest.mark.usefixtures("local_ray")
+def test_feedback_is_joined_with_traffic_by_preprocess(
+    put, store: ObjectStore, team: str, artifacts: ArtifactStore
+) -> None:
     later = timedelta(minutes=1)
-    for row in (
-        {"request_id": "a", "time": START + later, "team": team, "score": 1.0},
-        {"request_id": "b", "time": START, "team": team, "score": 0.0, "comment": "wrong"},
-        {"request_id": "a", "time": START, "team": team, "score": 0.25, "comment": "late in coming"},
+    put("traffic", *(request(team, number) for number in range(3)))
+    for row in (  # The last rating is shipped first.
+        {"request_id": "req-0", "time": START + later, "team": team, "score": 1.0},
+        {"request_id": "req-1", "time": START, "team": team, "score": 0.0, "comment": "wrong"},
+        {"request_id": "req-0", "time": START, "team": team, "score": 0.25, "comment": "late in coming"},
     ):
         put("feedback", row)
-    store.put(f"{team}/ratings.parquet", to_parquet(ratings(store, team)))
-    labels = Labels(
-        source=(store.uri(f"{team}/ratings.parquet"),), id_column="request_id", columns=("score", "comment")
-    )
-    table = ray.get(labels.read(labels.files(), {"score": "float64", "comment": "string"}, 0.1))
-    found = [{ROW_ID: "a"}, {ROW_ID: "b"}, {ROW_ID: "c"}]
-    assert joined(found, table) == 2
-    assert [row.get("score") for row in found] == [1.0, 0.0, None]
-    assert found[1]["comment"] == "wrong"
+    texts = dict.fromkeys(("request_id", "prompt", "answer", "comment"), "string")
+    config = {
+        "name": team,
+        "train": [store.uri(f"{team}/records/traffic/")],
+        "columns": texts | {"score": "float64"},
+        "id_column": "request_id",
+        "labels": {
+            "source": [store.uri(f"{team}/records/feedback/")],
+            "id_column": "request_id",
+            "columns": ["score", "comment"],
+            "latest_by": "time",
+        },
+        "template": {"prompt": "{prompt}", "completion": "{answer}"},
+        "keep": ["score", "comment"],
+        "split": {"test_fraction": 0},
+        "license": {"name": "proprietary", "source": "our own requests"},
+    }
+    manifest = artifacts.open(run(PreprocessConfig.model_validate(config)).artifact)
+    assert manifest.summary["labelled"] == 2
+    paths = [file.path for file in manifest.files if file.path.startswith("train/")]
+    tables = [pq.read_table(io.BytesIO(artifacts.read(manifest, path))) for path in paths]
+    found = {row["row_id"]: row for table in tables for row in table.to_pylist()}
+    assert {name: row["score"] for name, row in found.items()} == {"req-0": 1.0, "req-1": 0.0, "req-2": None}
+    assert [row["comment"] for _, row in sorted(found.items())] == [None, "wrong", None]
+    assert [turn["content"] for turn in found["req-1"]["messages"]] == ["prompt 1", "answer 1"]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ The Markdown begins with Hugging Face's dataset-card metadata, so that the folde
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -154,7 +153,7 @@ def card_html(card: CardData) -> str:
         for name, histogram in card.profile.histograms.items()
     ]
     page = environment.get_template("card.html.jinja").render(
-        card=card, charts=charts, waterfall=_waterfall(card), examples=_by_stage(card.examples), bar=bar
+        card=card, charts=charts, waterfall=_waterfall(card), examples=_by_stage(card), bar=bar
     )
     return visible(str(page))
 
@@ -208,11 +207,12 @@ def _waterfall(card: CardData) -> list[tuple[str, str, float, float, int, CardSt
     return [(label, style, a / whole, b / whole, rows, stage) for label, style, a, b, rows, stage in steps]
 
 
-def _by_stage(examples: Iterable[CardExample]) -> dict[str, list[CardExample]]:
-    found: dict[str, list[CardExample]] = {}
-    for example in examples:
+def _by_stage(card: CardData) -> dict[str, list[CardExample]]:
+    """What each stage dropped, in the order of the stages."""
+    found: dict[str, list[CardExample]] = {stage.name: [] for stage in card.stages}
+    for example in card.examples:
         found.setdefault(example.stage, []).append(example)
-    return found
+    return {stage: examples for stage, examples in found.items() if examples}
 
 
 def templates(*, autoescape: bool) -> Any:

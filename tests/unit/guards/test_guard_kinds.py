@@ -146,7 +146,30 @@ HARMFUL = [
         for alt in ("a [b] c", "a [b [c]](d) e", "a\nb", "a\\]b", "a" * 1_000)
     ),
 ]
+HARMFUL += [
+    ("IMAGE_LINK", text, "https://evil.example/?q=1")
+    for text in (
+        "<link rel=stylesheet href='https://evil.example/?q=1'>",
+        '<link href=https://evil.example/?q=1 rel="prefetch">',
+        '<meta http-equiv="refresh" content="0;url=https://evil.example/?q=1">',
+        "<meta http-equiv=refresh content=\"0; url='https://evil.example/?q=1'\">",
+    )
+]
+HARMFUL += [
+    ("SCRIPT_LINK", f"<a href='{address}'>", address)
+    for address in (
+        "&#106;avascript:alert(1)",
+        "&#x6A;&#0097;vascript&#58;alert(1)",
+        "java&#9;script&#58alert(1)",
+        "java&NewLine;script&colon;alert(1)",
+        "&#74avascript:alert(1)",
+        "".join(f"&#x{ord(char):06x};" for char in "vbscript:") + "msgbox",
+    )
+]
 HARMLESS = [
+    '<link rel="stylesheet" href="https://cdn.example.com/a.css"> <link href=/b?v=1> <links href=//x.y/?z>',
+    '<meta http-equiv="refresh" content="30"> <meta property="og:url" content="https://example.com/?a">',
+    "<a href='&#104;ttps://example.com/'>a</a> [b](&amp;c) <a href='&#106;&#97;r.html'>",
     "JavaScript: the good parts. Use data: URIs with care, and javascript:void(0) never.",
     "![logo](https://example.com/logo.png) [docs](https://docs.example.com/a?b=c#d)",
     "![dot](data:image/png;base64,iVBORw0KGgo=) <img src='/static/a.png?v=3'>",
@@ -356,6 +379,16 @@ PARTS = st.sampled_from(
         *("T-12", "T-1", "aXXb", "acme", " cloud", "-", "Acme Cloud", "java", "shit", "code word", " ", "\n"),
         *(
             "javascript:",
+            "<link ",
+            "<meta ",
+            " href=",
+            ";url=",
+            "'",
+            "&#106;ava",
+            "script&#58",
+            "&",
+            "#x6a",
+            ";",
             "data:text/html,",
             "](",
             "]:",

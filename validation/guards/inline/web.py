@@ -44,9 +44,18 @@ _JSX = rf"(?:click|change|submit|input|keydown|keyup|blur|select){_FEW}={_FEW}\{
 _TAG, _HANDLER = 512, 1_024
 
 
+_BREAK = r"[\t\n\r]|&(?:tab|newline);|&\#(?:0{0,5}(?:9|10|13)(?![0-9])|x0{0,5}[9ad](?![0-9a-f]));?"
+
+
 def _spread(word: str) -> str:
-    """A scheme as browsers read it: tabs and line ends within it do not count."""
-    return r"[\t\n\r]?".join(word)
+    """A scheme as browsers read it: tabs and line ends do not count, and any character may be an entity."""
+    return rf"(?:{_BREAK})?".join(map(_entity_or, word))
+
+
+def _entity_or(char: str) -> str:
+    code, upper = ord(char), ord(char.upper())
+    decimal, hexadecimal = f"(?:{code}|{upper})", f"(?:{code:x}|{upper:x})"
+    return rf"(?:{char}|&\#0{{0,5}}{decimal}(?![0-9]);?|&\#x0{{0,5}}{hexadecimal}(?![0-9a-f]);?)"
 
 
 def _names(words: Iterable[str], then: str = "", unfinished: bool = False) -> str:
@@ -54,12 +63,12 @@ def _names(words: Iterable[str], then: str = "", unfinished: bool = False) -> st
 
 
 _RUNS = (
-    rf"((?:{_spread('javascript')}|{_spread('vbscript')})\s?(?::|&colon;|&\#0{{0,5}}58;|&\#x0{{0,5}}3a;)"
+    rf"((?:{_spread('javascript')}|{_spread('vbscript')})\s?(?:&colon;|{_entity_or(':')})"
     rf"[^ <>\"'`\]]{{1,{_ADDRESS}}}"
     rf"|data:(?:text/(?:html|xml|javascript)|application/|image/svg)[^\s<>\"'`)\]]{{0,{_ADDRESS}}})"
 )
 #: What may still become such an address, at the end of what has come.
-_MAY_RUN = r"[jvd][^ \"'<>`\]]*+\Z"
+_MAY_RUN = r"[jvd&][^ \"'<>`\]]*+\Z"
 _ATTRIBUTE = r"(?<![\w-])(?!\Z)"
 _OPEN_ACTIVE = _names(_ACTIVE, rf"{_FEW}(?:\Z|={_QUOTE}(?:\Z|{_MAY_RUN}))", unfinished=True)
 _OPEN_TAG = _names(("script", *_ELEMENTS), r"(?![\w-])[^<>]*+\Z", unfinished=True)
@@ -80,8 +89,8 @@ _SCRIPTS = Scanner(
         rf"|{_ATTRIBUTE}{_OPEN_ACTIVE}"
         rf"|<(?:\Z|{_MAY_RUN}|{_OPEN_TAG})"
     ),
-    longest=32 + 20 + _ADDRESS + 2,
-    gate=re.compile(r"[:;]|<script|\bon[a-z]"),
+    longest=32 + 320 + _ADDRESS + 2,  # Each of a scheme's characters, and what breaks it, may be an entity.
+    gate=re.compile(r"[:;]|&#|<script|\bon[a-z]"),
     folded=True,
 )
 # Markdown's description may hold brackets in pairs, here two within one another.
@@ -109,7 +118,7 @@ def _begun(openers: Mapping[str, str], alone: str, begin: str = r"[h/\\]") -> st
 _MARKDOWN = _ANGLED + _address_of(r"[^>\n]", r"\S")
 _IN_QUOTES = r"(?:(?!\1)[\s\S])"
 _SET = _address_of(_IN_QUOTES, _BARE, scheme="")
-_IMAGES = (
+_IMAGES: tuple[str, ...] = (
     rf"!\[{_DESCRIPTION}\]\({_FEW}{_MARKDOWN}",
     # Where ![...][1] leads; an ordinary link may lead there as well.
     rf"\]:{_FEW}{_MARKDOWN}",
@@ -119,16 +128,37 @@ _IMAGES = (
     rf"(?<![\w-])srcset{_FEW}={_FEW}{_QUOTED}{_SET}",
 )
 _QUOTES = {sign: f"[^{sign}]" for sign in "\"'`"}
+#: Elements that load or go where this attribute leads, and what stands in that address if it has no quotes of
+#: its own: of a refresh it stands within those of another attribute.
+_LEADING = {"link": ("href", _BARE), "meta": ("url", r"[^\s>\"'`]")}
+_IMAGES += tuple(
+    rf"<{element}(?![\w-])[^<>]{{0,{_TAG}}}?(?<![\w-]){name}{_FEW}={_FEW}{_QUOTED}"
+    rf"{_address_of(_IN_QUOTES, bare)}"
+    for element, (name, bare) in _LEADING.items()
+)
 _SET_BEGUN = _begun(_QUOTES, _BARE, begin="")
 _MARKDOWN_BEGUN = _begun({"<": r"[^>\n]"}, r"\S")
 _OPEN_LOADED = _names(_LOADED, rf"{_FEW}(?:\Z|={_FEW}{_begun(_QUOTES, _BARE)})", unfinished=True)
 _OPEN_SET = _names(["srcset"], rf"{_FEW}(?:\Z|={_FEW}{_SET_BEGUN})", unfinished=True)
 _OPEN_URL = _names(["url("], rf"{_FEW}{_begun(_QUOTES, _BARE_STYLE)}", unfinished=True)
+_OPEN_LEADING = "|".join(
+    rf"<{_open}"
+    for _open in (
+        _names(
+            [element],
+            rf"(?![\w-])(?:[^<>]*+\Z"
+            rf"|[^<>]{{0,{_TAG}}}?(?<![\w-]){name}{_FEW}={_FEW}{_begun(_QUOTES, bare)})",
+            unfinished=True,
+        )
+        for element, (name, bare) in _LEADING.items()
+    )
+)
 _OPEN_DESCRIPTION = rf"(?:\\?\Z|\[(?:{_INNER}){{0,{_ALT}}}+(?:\\?\Z|\[(?:{_INNERMOST}){{0,{_ALT}}}+\\?\Z))"
 _MAY_BE_IMAGE = re.compile(
     rf"!(?:\Z|\[{_DESCRIPTION}(?:{_OPEN_DESCRIPTION}|\](?:\Z|\({_FEW}{_MARKDOWN_BEGUN})))"
     rf"|\](?:\Z|:{_FEW}{_MARKDOWN_BEGUN})"
     rf"|{_ATTRIBUTE}(?:{_OPEN_LOADED}|{_OPEN_SET}|{_OPEN_URL})"
+    rf"|{_OPEN_LEADING}"
 )
 _LINKS = rf"(?<!\w)(https?:[/\\]{{2}}{_CHAR}{{1,{_ADDRESS}}})"
 _OPEN_LINK = _names(["http"], rf"(?:\Z|[s:]{_CHAR}*+\Z)", unfinished=True)
