@@ -166,7 +166,19 @@ HARMFUL += [
         "".join(f"&#x{ord(char):06x};" for char in "vbscript:") + "msgbox",
     )
 ]
+HARMFUL += [
+    ("IMAGE_LINK", text.format(address), address)
+    for text in ("![a]({})", "![a][1]\n\n[1]: {}\n", '<img src="{}">', "<img src={} >")
+    for address in (
+        "https&#58;//evil.example/?q=1",
+        "&#104;ttps&colon;&sol;&bsol;evil.example/?q=1",
+        "&#x68ttp&#9;s://evil.example/?q=1",
+        "https://evil.example/a&quest;q=1",
+        "https://listed.example&#64;evil.example/?q=1",
+    )
+]
 HARMLESS = [
+    "![a](https://example.com/a&amp;b.png) ![b](https://example.com/a&sol;b.png) <img src='&#47;a.png'>",
     '<link rel="stylesheet" href="https://cdn.example.com/a.css"> <link href=/b?v=1> <links href=//x.y/?z>',
     '<meta http-equiv="refresh" content="30"> <meta property="og:url" content="https://example.com/?a">',
     "<a href='&#104;ttps://example.com/'>a</a> [b](&amp;c) <a href='&#106;&#97;r.html'>",
@@ -384,6 +396,10 @@ PARTS = st.sampled_from(
             " href=",
             ";url=",
             "'",
+            "h&#116;tps",
+            "&colon;",
+            "&sol;",
+            "&tab;",
             "&#106;ava",
             "script&#58",
             "&",

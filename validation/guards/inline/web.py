@@ -13,6 +13,7 @@ Hosts are compared as they look (in the view): one that is spelled with look-ali
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterable, Mapping
 
@@ -44,12 +45,12 @@ _JSX = rf"(?:click|change|submit|input|keydown|keyup|blur|select){_FEW}={_FEW}\{
 _TAG, _HANDLER = 512, 1_024
 
 
-_BREAK = r"[\t\n\r]|&(?:tab|newline);|&\#(?:0{0,5}(?:9|10|13)(?![0-9])|x0{0,5}[9ad](?![0-9a-f]));?"
+_BREAK_ENTITY = r"&(?:tab|newline);|&\#(?:0{0,5}(?:9|10|13)(?![0-9])|x0{0,5}[9ad](?![0-9a-f]));?"
 
 
-def _spread(word: str) -> str:
+def _spread(word: str, breaks: str = rf"[\t\n\r]|{_BREAK_ENTITY}") -> str:
     """A scheme as browsers read it: tabs and line ends do not count, and any character may be an entity."""
-    return rf"(?:{_BREAK})?".join(map(_entity_or, word))
+    return rf"(?:{breaks})?".join(map(_entity_or, word))
 
 
 def _entity_or(char: str) -> str:
@@ -58,12 +59,25 @@ def _entity_or(char: str) -> str:
     return rf"(?:{char}|&\#0{{0,5}}{decimal}(?![0-9]);?|&\#x0{{0,5}}{hexadecimal}(?![0-9a-f]);?)"
 
 
+#: The same as it may stand in a text: any of its characters may be an entity.
+_COLON, _SLASH = (
+    rf"(?:&colon;|{_entity_or(':')})",
+    rf"(?:\\|&bsol;|&sol;|&\#0{{0,5}}92;?|&\#x0{{0,5}}5c;?|{_entity_or('/')})",
+)
+_WRITTEN = (
+    rf"(?:(?:{_spread('https', _BREAK_ENTITY)}|{_spread('http', _BREAK_ENTITY)})(?:{_BREAK_ENTITY})?{_COLON}"
+    rf"{_SLASH}{{0,8}}|{_SLASH}{{2,8}})"
+)
+#: Of its characters, and what breaks them.
+_LONGEST_WRITTEN = 240
+
+
 def _names(words: Iterable[str], then: str = "", unfinished: bool = False) -> str:
     return trie_pattern(trie([re.escape(char) for char in word] for word in words), then, unfinished)
 
 
 _RUNS = (
-    rf"((?:{_spread('javascript')}|{_spread('vbscript')})\s?(?:&colon;|{_entity_or(':')})"
+    rf"((?:{_spread('javascript')}|{_spread('vbscript')})\s?{_COLON}"
     rf"[^ <>\"'`\]]{{1,{_ADDRESS}}}"
     rf"|data:(?:text/(?:html|xml|javascript)|application/|image/svg)[^\s<>\"'`)\]]{{0,{_ADDRESS}}})"
 )
@@ -103,12 +117,12 @@ _QUOTED = r"([\"'`])?"
 _ANGLED = "(<)?"
 
 
-def _address_of(within: str, alone: str, scheme: str = _WEB) -> str:
+def _address_of(within: str, alone: str, scheme: str = _WRITTEN) -> str:
     """An address as the second group: of characters of ``within`` if something opened it, else ``alone``."""
     return rf"{_FEW}({scheme}(?(1){within}{{1,{_ADDRESS}}}|{alone}{{1,{_ADDRESS}}}))"
 
 
-def _begun(openers: Mapping[str, str], alone: str, begin: str = r"[h/\\]") -> str:
+def _begun(openers: Mapping[str, str], alone: str, begin: str = r"[h/\\&]") -> str:
     """What may still become an address, at the end of what has come."""
     forms = [rf"{begin}{alone}*+\Z"]
     forms += [rf"{sign}{_FEW}(?:\Z|{begin}{char}*+\Z)" for sign, char in openers.items()]
@@ -209,6 +223,8 @@ def carries(address: str) -> bool:
 
 _ADDRESS_BEGUN = re.compile(_WEB)
 _PARENTHESES = re.compile(r"\\[\s\S]|[()]")
+#: The folded view has no upper case, and entities of these names have.
+_BREAKS = re.compile("&(?:tab|newline);")
 _ODD = re.compile(r"[\s<>\"'`]")
 
 
@@ -226,11 +242,18 @@ def _image_end(match: re.Match[str], hosts: Hosts, wanted: Callable[[str], bool]
             end = odd.start()  # The quote is never closed.
     elif not opener and match.string.find(")", start, end) >= 0:
         end = _balanced(match.string, start, end)
-    address = match.string[start:end]
-    for one in re.split(r"[\s,]+", address) if several else [address]:
+    address = _read(match.string[start:end])
+    for one in re.split(r"[\s,]+", address) if several else [re.sub(r"[\t\n\r]", "", address)]:
         if _ADDRESS_BEGUN.match(one) and not hosts.lists(one) and wanted(one):
             return end
     return None
+
+
+def _read(address: str) -> str:
+    """What a browser makes of an address as it is written."""
+    if "&" in address:
+        address = html.unescape(_BREAKS.sub("", address))
+    return address
 
 
 def _balanced(text: str, start: int, end: int) -> int:
@@ -266,8 +289,8 @@ def web_guard(checks: Iterable[WebCheck], allowed_hosts: Iterable[str]) -> Patte
                     for regex in _IMAGES
                 ),
                 _MAY_BE_IMAGE,
-                longest=_ALT + 16 + _ADDRESS + 1,
-                gate=re.compile(r"https?:|[/\\]{2}"),
+                longest=_ALT + 16 + _LONGEST_WRITTEN + _ADDRESS + 1,
+                gate=re.compile(r"https?:|[/\\]{2}|&#|&(?:colon|sol|bsol);"),
                 folded=True,
             )
         )
