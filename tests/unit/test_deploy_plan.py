@@ -247,6 +247,10 @@ def test_nobody_replaces_a_policy_that_others_use() -> None:
     assert with_routes(published(mine), plan).policies == [new]
     same = Plan({"applications": [{"name": "a"}]}, routes=[mine], policies=[old])
     assert with_routes(published(mine, theirs), same).policies == [old]
+    # What was tuned from a model is asked under that model's policy, so it stands in nobody's way.
+    tuned = mine.model_copy(update={"model": "ft:a", "base": "a", "team": "default"})
+    made = with_routes(published(mine, tuned), plan)
+    assert (made.policies, [r.model for r in made.routes]) == ([new], ["ft:a", "a"])
 
 
 def test_a_newer_shipped_policy_takes_its_predecessors_place() -> None:
