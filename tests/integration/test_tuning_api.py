@@ -31,7 +31,7 @@ from deployments.plan import Plan, with_routes
 from deployments.tuning.choosing import batches, choose
 from deployments.tuning.trainings import Base, Order, base_of, words
 from deployments.tuning.worker import TuningWorker
-from jobs.tune import TuneConfig
+from jobs.tune import TuneConfig, _rows
 from tests.conftest import S3, forget_settings
 from tests.ports import free_ports
 from tests.unit.gateway_app import Fixture, chat, gateway, key, route, snapshot, usage
@@ -377,6 +377,30 @@ async def test_files_that_do_not_fit(g: Running) -> None:
         assert says in failed.error.message
         assert failed.fine_tuned_model is None
     assert g.cluster.orders == []
+
+
+@_SQLITE
+async def test_a_line_ends_as_at_the_upload(g: Running, team: str) -> None:
+    """A carriage return is white space of JSON, and no line's end."""
+    content = b"\n".join(json.dumps(example(n)).encode().replace(b": ", b":\r") for n in range(10))
+    file = await g.client.files.create(file=("in.jsonl", content), purpose="fine-tune")
+    g.start_worker()
+    await g.reaches(await g.submit(training_file=file.id), "running")
+    stored = g.store.get(FileRepository(load_settings().database_url).get(file.id, team).key)
+    assert len(list(_rows(stored))) == 10
+
+
+@_SQLITE
+async def test_a_checkpoint_that_is_lost_ends_its_job(g: Running) -> None:
+    g.start_worker()
+    job = await g.reaches(await g.submit(), "running")
+    summary = {"model": f"{job.id}@1", "digest": "d" * 64, "checkpoint": f"t/checkpoint/{job.id}/{'0' * 16}"}
+    g.cluster.ends(
+        g.cluster.orders[0].record.submission_id, "SUCCEEDED", result={"artifact": "", "summary": summary}
+    )
+    failed = await g.reaches(job, "failed")
+    assert failed.error is not None
+    assert "What was trained is lost" in failed.error.message
 
 
 @_SQLITE
