@@ -143,9 +143,7 @@ class TuningWorker:
         while True:
             await asyncio.sleep(min(self._args.lease_s / 3, self._args.poll_s))
             try:
-                status = await waited(
-                    self._jobs.renew, work.record.id, work.token, self._args.lease_s
-                )
+                status = await waited(self._jobs.renew, work.record.id, work.token, self._args.lease_s)
                 work.cancelled = work.cancelled or status is TuningStatus.CANCELLED
             except UnavailableError as error:
                 logger.warning("The lease of fine-tuning job %s waits: %s", work.record.id, error)
@@ -234,7 +232,8 @@ class TuningWorker:
                 file = self._files.get(getattr(record, param), record.team)
                 self._store.download_file(file.key, source)
                 with source.open("rb") as lines:
-                    for number, line in enumerate(lines, start=1):
+                    for line in lines:
+                        number += 1
                         for said in conversations(json.loads(line)) if line.strip() else ():
                             answers += 1
                             size += sum(len(message["content"]) for message in said)
