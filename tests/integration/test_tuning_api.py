@@ -15,10 +15,12 @@ import openai
 import pytest
 import uvicorn
 from openai.types.fine_tuning import FineTuningJob
+from sqlalchemy import text
 
 from cluster import snapshots
 from cluster.contracts import ArtifactRef, CodeRevision, Principal, Snapshot, Target
 from cluster.contracts.tuning import TuningHyperparameters, TuningStatus
+from cluster.database import Database
 from cluster.errors import RefusedError, UnavailableError
 from cluster.files import FileRepository
 from cluster.job.config import parse_config
@@ -388,6 +390,17 @@ async def test_a_line_ends_as_at_the_upload(g: Running, team: str) -> None:
     await g.reaches(await g.submit(training_file=file.id), "running")
     stored = g.store.get(FileRepository(load_settings().database_url).get(file.id, team).key)
     assert len(list(_rows(stored))) == 10
+
+
+@_SQLITE
+async def test_a_record_that_cannot_be_read_holds_up_no_other(g: Running) -> None:
+    bad, good = await g.submit(), await g.submit()  # As a newer release may leave one behind.
+    with Database(load_settings().database_url).write() as connection:
+        change = "UPDATE fine_tuning_jobs SET terms = '{}' WHERE id = :id"
+        connection.execute(text(change), {"id": bad.id})
+    worker = g.start_worker()
+    await g.reaches(good, "running")
+    assert not worker.done()
 
 
 @_SQLITE

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from cluster import models, snapshots
 from cluster.contracts import ApiKey, ArtifactRef, Price, Route, Snapshot, Target
-from cluster.errors import NotFoundError, RefusedError, UsageError
+from cluster.errors import NotFoundError, RefusedError, UnavailableError, UsageError
 from cluster.serve_loops import SERVE_LOOPS
 from cluster.settings import load_settings
 from deployments import rollout
@@ -220,6 +220,31 @@ def test_routes_follow_their_application() -> None:
     assert [r.model for r in made.routes] == ["other", "base", "tuned-2"]
     assert made.routes[1].created_at.day == 1
     assert [r.model for r in with_routes(made, Plan({"applications": []}), ["a"]).routes] == ["other"]
+
+
+def test_a_deployment_says_first_which_tuned_models_go_with_their_base(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Serve(rollout.Serve):
+        def __init__(self) -> None: ...
+
+        def configurations(self) -> list[dict[str, str]]:
+            raise UnavailableError("That is next.")
+
+    mine = route("base", "a")
+    tuned = mine.model_copy(update={"model": "ft:base", "base": "base", "team": "default"})
+    monkeypatch.setattr(snapshots, "newest", lambda: snapshot(mine, tuned))
+    weights = mine.targets[0].model_copy(update={"digest": "e" * 64})
+    other = mine.model_copy(update={"targets": [weights]})
+    for wanted, told in (
+        (mine, []),
+        (other, ["what was tuned from other weights is not served any more: ft:base"]),
+    ):
+        said = list[str]()
+        plan = Plan({"applications": [{"name": "a"}]}, routes=[wanted])
+        with pytest.raises(UnavailableError, match="That is next"):
+            rollout.roll_out(Serve(), plan, wait_s=None, say=said.append)
+        assert said == told
 
 
 def test_two_applications_may_not_serve_one_name() -> None:
