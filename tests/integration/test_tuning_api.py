@@ -382,6 +382,28 @@ async def test_files_that_do_not_fit(g: Running) -> None:
 
 
 @_SQLITE
+async def test_a_team_has_so_many_jobs_at_once(g: Running) -> None:
+    file = await g.upload()
+    made = [await g.submit(training_file=file) for _ in range(TuningArgs().open_jobs_of_a_team)]
+    with pytest.raises(openai.RateLimitError, match="have not ended"):
+        await g.submit(training_file=file)
+    others = g.client.with_options(api_key="sk-other")
+    content = "\n".join(json.dumps(example(n)) for n in range(10)).encode()
+    theirs = await others.files.create(file=("in.jsonl", content), purpose="fine-tune")
+    await others.fine_tuning.jobs.create(model=g.model, training_file=theirs.id)
+    await g.client.fine_tuning.jobs.cancel(made[-1].id)
+    g.start_worker()  # It sees to the end of what was cancelled.
+    await g.happens(lambda: g.cluster.stopped)
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await g.submit(training_file=file)
+                return
+            except openai.RateLimitError:
+                await asyncio.sleep(0.05)
+
+
+@_SQLITE
 async def test_a_line_ends_as_at_the_upload(g: Running, team: str) -> None:
     """A carriage return is white space of JSON, and no line's end."""
     content = b"\n".join(json.dumps(example(n)).encode().replace(b": ", b":\r") for n in range(10))
