@@ -227,7 +227,7 @@ class Tuning:
                 429,
                 f"Team {key.team} has {self._most_open} fine-tuning jobs that have not ended, and may have "
                 "no more: wait for one, or cancel it.",
-                kind="rate_limit_error",
+                kind="requests",
                 code="rate_limit_exceeded",
                 headers={"x-should-retry": "false"},  # Trainings take long.
             )
