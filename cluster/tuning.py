@@ -26,6 +26,7 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    func,
     insert,
     or_,
     select,
@@ -157,6 +158,12 @@ class TuningRepository:
                 if len(found) == limit:
                     break
         return found
+
+    def count_open(self, team: str) -> int:
+        """That team's jobs that have not ended, or whose training has not."""
+        query = select(func.count()).where(_JOBS.c.team == team, _JOBS.c.settled.is_(False))
+        with self._database.read() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def events(self, job_id: str, *, after: str | None = None, limit: int = 20) -> builtins.list[TuningEvent]:
         """A job's events, the newest first, at most ``limit``.

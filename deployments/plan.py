@@ -409,7 +409,7 @@ def with_routes(snapshot: Snapshot, plan: Plan, removed: Iterable[str] = ()) -> 
         for model, route in old.items()
         if (kept := _kept(route, gone, old.get(route.base or ""), new.get(route.base or ""))) is not None
     }
-    _check_policies(snapshot, plan, routes.values())
+    _check_policies(snapshot, plan, (kept for kept in routes.values() if kept.base not in new))
     for route in plan.routes:
         if route.model in routes:
             owner = routes[route.model].targets[0].application or routes[route.model].targets[0].base_url

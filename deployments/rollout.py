@@ -108,7 +108,7 @@ def roll_out(serve: Serve, plan: Plan, *, wait_s: float | None, say: Say) -> tup
 
     :param wait_s: most seconds to wait; None not to wait.
     """
-    _check_names(plan)
+    _check_names(plan, say)
     serve.put(merge(plan, serve.configurations()))
     states = dict.fromkeys(plan.names, "DEPLOYING")
     if wait_s is not None:
@@ -118,12 +118,17 @@ def roll_out(serve: Serve, plan: Plan, *, wait_s: float | None, say: Say) -> tup
     return snapshot, states
 
 
-def _check_names(plan: Plan) -> None:
-    """A clash of names must show before anything changes. Raises RefusedError."""
+def _check_names(plan: Plan, say: Say) -> None:
+    """A clash of names must show before anything changes, and so must models that go with their base.
+
+    Raises RefusedError.
+    """
     from cluster import snapshots
 
     if (now := snapshots.newest()) is not None:
-        with_routes(now, plan)
+        kept = {route.model for route in with_routes(now, plan).routes}
+        if gone := sorted(route.model for route in now.routes if route.base and route.model not in kept):
+            say(f"what was tuned from other weights is not served any more: {', '.join(gone)}")
 
 
 def _publish(plan: Plan, say: Say) -> Snapshot:
@@ -140,7 +145,7 @@ def publish_routes(serve: Serve, plan: Plan, timeout_s: float, say: Say) -> tupl
     Waits until all of them run as ``plan`` says; raises UnavailableError if after ``timeout_s`` seconds they
     do not, and RefusedError for one that fails or a clash of names.
     """
-    _check_names(plan)
+    _check_names(plan, say)
     deadline = time.monotonic() + timeout_s
     while other := _others(plan, serve.configurations()):
         if time.monotonic() > deadline:

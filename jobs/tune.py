@@ -33,6 +33,8 @@ from jobs.training.arguments import LoraArguments, TrainingArguments
 from validation.examples import conversations
 
 CODE_EPOCH = 1
+#: Steps that become events; of longer trainings every second, third ... does.
+_MOST_TOLD = 1000
 _SPLITS = {"train": "training_file", "validation": "validation_file"}
 
 
@@ -79,6 +81,8 @@ def run(config: TuneConfig) -> JobResult:
         if "loss" not in record:
             return
         step, steps, loss = int(record["step"]), int(record["steps"]), record["loss"]
+        if step % max(1, -(-steps // _MOST_TOLD)) and step not in (1, steps):
+            return
         data = {"step": step, "total_steps": steps, "train_loss": loss, "elapsed_s": record["elapsed_s"]}
         message = f"Step {step}/{steps}: training loss={loss:.2f}"
         events.tell(
@@ -156,7 +160,7 @@ def _write(job: JobRun, split: str, file: ExamplesFile) -> int:
 
 
 def _rows(content: bytes) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(io.BytesIO(content), start=1):  # As at the upload: a line ends with LF.
         if not line.strip():
             continue
         try:

@@ -78,7 +78,7 @@ def make_app(assembled: Assembled, workers: Workers, *, behind_proxy: bool) -> A
         lambda request: read_body(request, pipeline.args.max_body_bytes),
         workers.wake,
     )
-    batches, tuning = Batches(*asked), Tuning(*asked)
+    batches, tuning = Batches(*asked), Tuning(*asked, pipeline.args.tuning.open_jobs_of_a_team)
     files = Files(pipeline.args, lambda request: pipeline.authenticate(caller_of(request))[0])
     app = Starlette(
         routes=[

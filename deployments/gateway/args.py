@@ -72,6 +72,9 @@ class TuningArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     jobs_at_once: int = Field(1, ge=1, description="Trainings of one worker at once; others are queued.")
+    open_jobs_of_a_team: int = Field(
+        16, ge=1, description="Jobs of one team that may be under way or queued; more are refused."
+    )
     poll_s: float = Field(2.0, gt=0, description="Seconds between looks at jobs and at their trainings.")
     lease_s: float = Field(30.0, gt=0, description="Seconds until a silent worker's job is another's.")
     attempts: int = Field(3, ge=1, description="Trainings that may fail until their job does.")

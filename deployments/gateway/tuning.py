@@ -122,6 +122,7 @@ class Tuning:
     :param authenticate: the key of who asks and the view that knows it; raises ApiError 401.
     :param read_body: the whole body; raises ApiError 413.
     :param wake: tells a worker that there is work.
+    :param most_open: a team's jobs that may be under way or queued; gateways that race may let in a few more.
     """
 
     def __init__(
@@ -129,10 +130,12 @@ class Tuning:
         authenticate: Callable[[Request], tuple[ApiKey, View]],
         read_body: Callable[[Request], Awaitable[bytes]],
         wake: Callable[[], None],
+        most_open: int,
     ) -> None:
         self._authenticate = authenticate
         self._read_body = read_body
         self._wake = wake
+        self._most_open = most_open
 
     @property
     def routes(self) -> list[Route]:
@@ -219,6 +222,15 @@ class Tuning:
         self._check_file(key, wanted.training_file, "training_file", _FEWEST)
         if wanted.validation_file is not None:
             self._check_file(key, wanted.validation_file, "validation_file", 1)
+        if self._repository.count_open(key.team) >= self._most_open:
+            raise ApiError(
+                429,
+                f"Team {key.team} has {self._most_open} fine-tuning jobs that have not ended, and may have "
+                "no more: wait for one, or cancel it.",
+                kind="requests",
+                code="rate_limit_exceeded",
+                headers={"x-should-retry": "false"},  # Trainings take long.
+            )
         return TuningTerms(
             id=new_tuning_id(),
             team=key.team,

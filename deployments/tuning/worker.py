@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from cluster.contracts import ModelRef
@@ -27,6 +29,7 @@ from cluster.storage import ObjectStore
 from cluster.tuning import TuningRepository, changed, make_event
 from deployments.gateway.args import TuningArgs
 from deployments.gateway.errors import ApiError
+from deployments.gateway.threads import waited
 from deployments.gateway.view import Poller
 from deployments.tuning.choosing import choose
 from deployments.tuning.publishing import publish, withdraw
@@ -38,6 +41,8 @@ logger = logging.getLogger("ray.serve")
 _T = TypeVar("_T")
 #: Jobs that one worker follows; of these ``jobs_at_once`` train.
 _FOLLOWED = 16
+#: Of all conversations of a file, as training holds them in memory.
+_MOST_CHARACTERS = 1_000_000_000
 
 
 class JobFailedError(Exception):
@@ -86,6 +91,7 @@ class TuningWorker:
         self._file_expiry_s, self._publish_s = file_expiry_s, publish_s
         self._awake = asyncio.Event()
         self._places = asyncio.Semaphore(args.jobs_at_once)
+        self._reads = asyncio.Semaphore(1)  # Leases are renewed in the same threads.
         self._held = set[str]()
 
     def wake(self) -> None:
@@ -103,12 +109,14 @@ class TuningWorker:
                         group.create_task(self._guarded(_Work(*found)))
                 except MantaError as error:
                     logger.warning("Fine-tuning jobs wait: %s", error)
+                except Exception:  # One that cannot be read ends neither the others nor batches.
+                    logger.exception("A fine-tuning job cannot be taken")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._args.poll_s):
                         await self._awake.wait()
 
     async def _claim(self) -> tuple[TuningRecord, int] | None:
-        return await asyncio.to_thread(self._jobs.claim, self._holder, self._args.lease_s, set(self._held))
+        return await waited(self._jobs.claim, self._holder, self._args.lease_s, set(self._held))
 
     async def _guarded(self, work: _Work) -> None:
         """Follow one job; nothing that happens to it ends the worker."""
@@ -137,9 +145,7 @@ class TuningWorker:
         while True:
             await asyncio.sleep(min(self._args.lease_s / 3, self._args.poll_s))
             try:
-                status = await asyncio.to_thread(
-                    self._jobs.renew, work.record.id, work.token, self._args.lease_s
-                )
+                status = await waited(self._jobs.renew, work.record.id, work.token, self._args.lease_s)
                 work.cancelled = work.cancelled or status is TuningStatus.CANCELLED
             except UnavailableError as error:
                 logger.warning("The lease of fine-tuning job %s waits: %s", work.record.id, error)
@@ -160,11 +166,11 @@ class TuningWorker:
                 )
         except JobCancelledError:
             pass
-        record = await asyncio.to_thread(self._jobs.get, work.record.id, work.record.team)
+        record = await waited(self._jobs.get, work.record.id, work.record.team)
         if record.status is not TuningStatus.SUCCEEDED:
             await self._asked(lambda: self._trainings.stop(record.submission_id))
             await self._asked(lambda: withdraw(record, self._store))
-        await asyncio.to_thread(self._jobs.settle, record.id, work.token)
+        await waited(self._jobs.settle, record.id, work.token)
 
     async def _do(self, work: _Work) -> None:
         """Bring it to its end. Raises JobFailedError, JobCancelledError."""
@@ -194,7 +200,7 @@ class TuningWorker:
         """Look at every example; choose what was left to us."""
         record = work.record
         begun = make_event(record.id, "validating", f"Validating training file: {record.training_file}")
-        await asyncio.to_thread(self._jobs.tell, record.id, [begun])
+        await waited(self._jobs.tell, record.id, [begun])
         self._check(work)
         route = self._poller.view.routes.get(record.model)
         application = route.targets[0].application if route else None
@@ -203,8 +209,9 @@ class TuningWorker:
         base = await self._base(application)
         for param in ("training_file", "validation_file"):
             if getattr(record, param) is not None:
-                await self._asked(partial(self._read, record, param))
-        examples = (await asyncio.to_thread(self._files.get, record.training_file, record.team)).lines
+                async with self._reads:
+                    await self._asked(partial(self._read, record, param))
+        examples = (await waited(self._files.get, record.training_file, record.team)).lines
         event = make_event(record.id, "queued", "Files validated, moving job to queued state")
         await self._report(
             work,
@@ -216,14 +223,27 @@ class TuningWorker:
         )
 
     def _read(self, record: TuningRecord, param: str) -> None:
-        """Raises JobFailedError for a file that cannot be learned from."""
-        number, answers = 0, 0
+        """Raises JobFailedError for a file that cannot be learned from.
+
+        Line by line, from disk: it may be large, and this process answers batches, too.
+        """
+        number, answers, size = 0, 0, 0
         try:
-            file = self._files.get(getattr(record, param), record.team)
-            for line in self._store.get(file.key).splitlines():
-                number += 1
-                if line.strip():
-                    answers += sum(1 for _ in conversations(json.loads(line)))
+            with TemporaryDirectory(prefix="tuning-") as folder:
+                source = Path(folder) / "examples.jsonl"
+                file = self._files.get(getattr(record, param), record.team)
+                self._store.download_file(file.key, source)
+                with source.open("rb") as lines:
+                    for line in lines:
+                        number += 1
+                        for said in conversations(json.loads(line)) if line.strip() else ():
+                            answers += 1
+                            size += sum(len(message["content"]) for message in said)
+                            if size > _MOST_CHARACTERS:
+                                raise RefusedError(
+                                    "with it, answers and all that stands before each come to more than "
+                                    f"{_MOST_CHARACTERS:,} characters: give some answers weight 0."
+                                )
         except NotFoundError:
             raise JobFailedError("file_not_found", "The file is no longer there.", param) from None
         except RefusedError as refused:
@@ -304,11 +324,11 @@ class TuningWorker:
     async def _finish(self, work: _Work, result: dict[str, Any]) -> None:
         """Keep the curve, publish the route, and say so."""
         record = work.record
-        file_id = await self._asked(
-            lambda: keep_results(
-                record, work.token, result["checkpoint"], self._files, self._store, self._file_expiry_s
-            )
-        )
+        keep = partial(keep_results, record, work.token, result["checkpoint"], self._files, self._store)
+        try:
+            file_id = await self._asked(partial(keep, self._file_expiry_s))
+        except (NotFoundError, RefusedError) as error:
+            raise JobFailedError("training_failed", f"What was trained is lost: {error}") from None
         base = await self._base(record.application or "")
         if base.address != record.base:
             message = f"Application {record.application} serves another model now."
@@ -348,7 +368,7 @@ class TuningWorker:
         told = False
         while True:
             try:
-                return await asyncio.to_thread(work)
+                return await waited(work)
             except UnavailableError as error:
                 if not told:
                     logger.warning("Fine-tuning waits: %s", error)

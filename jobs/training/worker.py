@@ -8,6 +8,7 @@ A plain loop and not ``transformers.Trainer``: logits are computed for completio
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.contracts import Manifest
+from cluster.errors import RefusedError
 from cluster.models import local_copy
 from cluster.storage import ArtifactStore, object_store
 from jobs.rows import Row, read_rows
@@ -231,6 +233,10 @@ def _step(arguments: TrainingArguments, trained: Trained, parts: list[list[Row]]
         read += int(batch["attention_mask"].sum())
     sums = torch.tensor([loss.item(), tokens, seen, too_long, read], device=device, dtype=torch.float64)
     loss_sum, tokens_sum, seen_sum, too_long_sum, read_sum = _sum_over_workers(weights, sums)
+    if not math.isfinite(loss_sum):
+        raise RefusedError(
+            f"Training diverged: the loss of step {state.step + 1} is no number; lower the learning rate."
+        )
     state.samples_seen += int(seen_sum)
     state.tokens_seen += int(read_sum)
     state.too_long += int(too_long_sum)

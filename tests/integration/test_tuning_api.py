@@ -15,10 +15,12 @@ import openai
 import pytest
 import uvicorn
 from openai.types.fine_tuning import FineTuningJob
+from sqlalchemy import text
 
 from cluster import snapshots
 from cluster.contracts import ArtifactRef, CodeRevision, Principal, Snapshot, Target
 from cluster.contracts.tuning import TuningHyperparameters, TuningStatus
+from cluster.database import Database
 from cluster.errors import RefusedError, UnavailableError
 from cluster.files import FileRepository
 from cluster.job.config import parse_config
@@ -31,7 +33,7 @@ from deployments.plan import Plan, with_routes
 from deployments.tuning.choosing import batches, choose
 from deployments.tuning.trainings import Base, Order, base_of, words
 from deployments.tuning.worker import TuningWorker
-from jobs.tune import TuneConfig
+from jobs.tune import TuneConfig, _rows
 from tests.conftest import S3, forget_settings
 from tests.ports import free_ports
 from tests.unit.gateway_app import Fixture, chat, gateway, key, route, snapshot, usage
@@ -377,6 +379,63 @@ async def test_files_that_do_not_fit(g: Running) -> None:
         assert says in failed.error.message
         assert failed.fine_tuned_model is None
     assert g.cluster.orders == []
+
+
+@_SQLITE
+async def test_a_team_has_so_many_jobs_at_once(g: Running) -> None:
+    file = await g.upload()
+    made = [await g.submit(training_file=file) for _ in range(TuningArgs().open_jobs_of_a_team)]
+    with pytest.raises(openai.RateLimitError, match="have not ended"):
+        await g.submit(training_file=file)
+    others = g.client.with_options(api_key="sk-other")
+    content = "\n".join(json.dumps(example(n)) for n in range(10)).encode()
+    theirs = await others.files.create(file=("in.jsonl", content), purpose="fine-tune")
+    await others.fine_tuning.jobs.create(model=g.model, training_file=theirs.id)
+    await g.client.fine_tuning.jobs.cancel(made[-1].id)
+    g.start_worker()  # It sees to the end of what was cancelled.
+    await g.happens(lambda: g.cluster.stopped)
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await g.submit(training_file=file)
+                return
+            except openai.RateLimitError:
+                await asyncio.sleep(0.05)
+
+
+@_SQLITE
+async def test_a_line_ends_as_at_the_upload(g: Running, team: str) -> None:
+    """A carriage return is white space of JSON, and no line's end."""
+    content = b"\n".join(json.dumps(example(n)).encode().replace(b": ", b":\r") for n in range(10))
+    file = await g.client.files.create(file=("in.jsonl", content), purpose="fine-tune")
+    g.start_worker()
+    await g.reaches(await g.submit(training_file=file.id), "running")
+    stored = g.store.get(FileRepository(load_settings().database_url).get(file.id, team).key)
+    assert len(list(_rows(stored))) == 10
+
+
+@_SQLITE
+async def test_a_record_that_cannot_be_read_holds_up_no_other(g: Running) -> None:
+    bad, good = await g.submit(), await g.submit()  # As a newer release may leave one behind.
+    with Database(load_settings().database_url).write() as connection:
+        change = "UPDATE fine_tuning_jobs SET terms = '{}' WHERE id = :id"
+        connection.execute(text(change), {"id": bad.id})
+    worker = g.start_worker()
+    await g.reaches(good, "running")
+    assert not worker.done()
+
+
+@_SQLITE
+async def test_a_checkpoint_that_is_lost_ends_its_job(g: Running) -> None:
+    g.start_worker()
+    job = await g.reaches(await g.submit(), "running")
+    summary = {"model": f"{job.id}@1", "digest": "d" * 64, "checkpoint": f"t/checkpoint/{job.id}/{'0' * 16}"}
+    g.cluster.ends(
+        g.cluster.orders[0].record.submission_id, "SUCCEEDED", result={"artifact": "", "summary": summary}
+    )
+    failed = await g.reaches(job, "failed")
+    assert failed.error is not None
+    assert "What was trained is lost" in failed.error.message
 
 
 @_SQLITE

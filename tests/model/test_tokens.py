@@ -76,3 +76,25 @@ def test_the_loss_is_that_of_each_row_alone_over_its_completion(directory: Path,
             logits, torch.tensor(example.completion), reduction="sum"
         ).item()
     assert completion_loss(model, batch).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_ends_training(
+    directory: Path, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights would be none, too, and would be served as a success."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from jobs.training.arguments import TrainingArguments
+    from jobs.training.worker import State, Trained, _step
+
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))  # Ray Train is not here.
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    trained = Trained(model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), State())
+    part = [[row("Is it safe?", "attack")]]
+    assert _step(TrainingArguments(), trained, part, tokenizer) > 0
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(RefusedError, match="loss of step 1 is no number"):
+        _step(TrainingArguments(), trained, part, tokenizer)

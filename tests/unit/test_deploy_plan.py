@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from cluster import models, snapshots
 from cluster.contracts import ApiKey, ArtifactRef, Price, Route, Snapshot, Target
-from cluster.errors import NotFoundError, RefusedError, UsageError
+from cluster.errors import NotFoundError, RefusedError, UnavailableError, UsageError
 from cluster.serve_loops import SERVE_LOOPS
 from cluster.settings import load_settings
 from deployments import rollout
@@ -222,6 +222,31 @@ def test_routes_follow_their_application() -> None:
     assert [r.model for r in with_routes(made, Plan({"applications": []}), ["a"]).routes] == ["other"]
 
 
+def test_a_deployment_says_first_which_tuned_models_go_with_their_base(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Serve(rollout.Serve):
+        def __init__(self) -> None: ...
+
+        def configurations(self) -> list[dict[str, str]]:
+            raise UnavailableError("That is next.")
+
+    mine = route("base", "a")
+    tuned = mine.model_copy(update={"model": "ft:base", "base": "base", "team": "default"})
+    monkeypatch.setattr(snapshots, "newest", lambda: snapshot(mine, tuned))
+    weights = mine.targets[0].model_copy(update={"digest": "e" * 64})
+    other = mine.model_copy(update={"targets": [weights]})
+    for wanted, told in (
+        (mine, []),
+        (other, ["what was tuned from other weights is not served any more: ft:base"]),
+    ):
+        said = list[str]()
+        plan = Plan({"applications": [{"name": "a"}]}, routes=[wanted])
+        with pytest.raises(UnavailableError, match="That is next"):
+            rollout.roll_out(Serve(), plan, wait_s=None, say=said.append)
+        assert said == told
+
+
 def test_two_applications_may_not_serve_one_name() -> None:
     plan = Plan({"applications": [{"name": "a"}]}, routes=[route("base", "a")])
     with pytest.raises(RefusedError, match="already served by b"):
@@ -247,6 +272,10 @@ def test_nobody_replaces_a_policy_that_others_use() -> None:
     assert with_routes(published(mine), plan).policies == [new]
     same = Plan({"applications": [{"name": "a"}]}, routes=[mine], policies=[old])
     assert with_routes(published(mine, theirs), same).policies == [old]
+    # What was tuned from a model is asked under that model's policy, so it stands in nobody's way.
+    tuned = mine.model_copy(update={"model": "ft:a", "base": "a", "team": "default"})
+    made = with_routes(published(mine, tuned), plan)
+    assert (made.policies, [r.model for r in made.routes]) == ([new], ["ft:a", "a"])
 
 
 def test_a_newer_shipped_policy_takes_its_predecessors_place() -> None:

@@ -46,6 +46,16 @@ def test_an_answer_to_nothing_is_not_learned() -> None:
             "of the user is no text",
         ),
         ({"messages": [said("user", "x"), said("assistant", None, tool_calls=[{}])]}, "assistant is no text"),
+        (
+            {
+                "messages": [
+                    said("user", "x"),
+                    said("assistant", [{"type": "text", "text": "y"}], tool_calls=[{}]),
+                ]
+            },
+            "assistant is no text",
+        ),
+        ({"messages": [said("user", "x"), *[said("assistant", "y")] * 257]}, "more than 256 answers"),
     ],
 )
 def test_what_is_not_learned_is_refused(example: dict[str, Any], why: str) -> None:
