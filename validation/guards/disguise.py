@@ -29,8 +29,10 @@ LAYERS = 3
 #: Fewest code points of text that an encoded span must hold to be taken for one.
 _SHORTEST = 6
 
-# What follows a possessive repetition must not fail: each later start would run through it again.
-_SPREAD = re.compile(r"(?<!\w)\S(?!\S)(?:[ \t\n]{1,4}\S(?!\S)){3,}+(?:[ \t\n]{1,4}\S(?!\w))?")
+# What follows a repetition that keeps all must not fail: each later start would run through it again.
+# Repeated groups stand in atomic ones, (?>(?:…)*), here and in the guards: before Python 3.11.5 possessive
+# ones, (?:…)*+, match wrong if a part of them may give back (cpython#106052).
+_SPREAD = re.compile(r"(?<!\w)\S(?!\S)(?>(?:[ \t\n]{1,4}\S(?!\S)){3,})(?:[ \t\n]{1,4}\S(?!\w))?")
 _WIDE = re.compile(r"\s{2,}+")
 #: A sign that stands apart is a matrix product, too: ends of addresses that are no attributes of programs.
 _ENDS = "com|org|net|edu|gov|info|biz|io|ai|dev|app|uk|de|fr|es|it|nl|ch|at|be|pl|eu|us|ca|au|jp|in|br|cn|ru"
@@ -50,12 +52,12 @@ _SAID = re.compile(
 _SAID_SIGN = re.compile(r" (at|dot) ", re.IGNORECASE)
 
 _B64 = r"[A-Za-z0-9+/_\-]"
-_BASE64 = re.compile(rf"(?<![A-Za-z0-9+/_\-]){_B64}{{12,}}+(?:\r?\n{_B64}{{4,}}+)*+={{0,2}}")
+_BASE64 = re.compile(rf"(?<![A-Za-z0-9+/_\-]){_B64}{{12,}}+(?>(?:\r?\n{_B64}{{4,}}+)*)={{0,2}}")
 _HEX = re.compile(
-    r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{2}(?:(?:[ :,]|\r?\n)?(?:0x)?[0-9A-Fa-f]{2}){5,}+"
-    r"|(?:\\x[0-9A-Fa-f]{2}){4,}+"
+    r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{2}(?>(?:(?:[ :,]|\r?\n)?(?:0x)?[0-9A-Fa-f]{2}){5,})"
+    r"|(?>(?:\\x[0-9A-Fa-f]{2}){4,})"
 )
-_BINARY = re.compile(r"(?<![0-9])[01]{8}(?:\s?[01]{8}){5,}+")
+_BINARY = re.compile(r"(?<![0-9])[01]{8}(?>(?:\s?[01]{8}){5,})")
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _ENTITY = re.compile(r"&(?:#[0-9]{2,7}|#[xX][0-9A-Fa-f]{2,6}|commat|period|lowbar|hyphen|plus|colon|num);")
 
@@ -69,7 +71,7 @@ _ROT13_KEYS = re.compile(
     r"|ORTVA [N-ZA-M ]{0,24}CEVINGR"
 )
 
-_SEPARATED = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]([\-_.*|~/+])[A-Za-z](?:\1[A-Za-z]){2,}+")
+_SEPARATED = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]([\-_.*|~/+])[A-Za-z](?>(?:\1[A-Za-z]){2,})")
 _LEET_INSIDE = re.compile(r"[A-Za-z][013457@$!]{1,2}[A-Za-z]")
 _LEET_WORD = re.compile(
     r"(?<![\w@$!])(?=[013457@$!]{0,12}[A-Za-z])[A-Za-z013457@$!]{2,30}(?<=[A-Za-z0-9])(?!\w)"

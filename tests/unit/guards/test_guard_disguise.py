@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import codecs
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -194,3 +196,13 @@ async def test_findings_in_many_readings_take_no_quadratic_time() -> None:
     engine = GuardEngine(parse_policy({"name": "p", "version": 1, "guards": [guard]}))
     verdict = await judged("a@b.co " * 24_000 + nested, engine)
     assert verdict.text.count("[EMAIL_ADDRESS]") == 24_000
+
+
+def test_no_pattern_repeats_a_group_possessively() -> None:
+    """Python 3.11 before 3.11.5 matches that wrong, and readings and findings were missed (cpython#106052)."""
+    possessive = re.compile(r"\)(?:[*+?]|\{+[^}]*\}+)\+")
+    folder = Path(readings.__code__.co_filename).parent
+    lines = [line for path in folder.rglob("*.py") for line in path.read_text().splitlines()]
+    lines = [line for line in lines if not line.startswith("#")]
+    assert len(lines) > 1000
+    assert [line for line in lines if possessive.search(line)] == []

@@ -29,7 +29,7 @@ def _announced(
     known = trie([re.escape(char) for char in name] for name in names)
     fillers = rf"(?:{_FILLERS}{_GAP}){{0,{_MOST_FILLERS}}}"
     whole = rf"(?<![a-z0-9]){trie_pattern(known)}{_GAP}{fillers}({value})(?![a-z0-9])"
-    rest = rf"(?:\Z|{_GAP}{fillers}+(?:[a-z]{{0,8}}+\Z|{begun}\Z))"
+    rest = rf"(?:\Z|{_GAP}(?>{fillers})(?:[a-z]{{0,8}}+\Z|{begun}\Z))"
     regex = re.compile(whole)
     return Scanner(
         (

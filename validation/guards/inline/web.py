@@ -109,8 +109,8 @@ _SCRIPTS = Scanner(
 )
 # Markdown's description may hold brackets in pairs, here two within one another.
 _INNERMOST = r"[^\[\]\\]|\\[\s\S]"
-_INNER = rf"{_INNERMOST}|\[(?:{_INNERMOST}){{0,{_ALT}}}+\]"
-_DESCRIPTION = rf"(?:{_INNERMOST}|\[(?:{_INNER}){{0,{_ALT}}}+\]){{0,{_ALT}}}+"
+_INNER = rf"{_INNERMOST}|\[(?>(?:{_INNERMOST}){{0,{_ALT}}})\]"
+_DESCRIPTION = rf"(?>(?:{_INNERMOST}|\[(?>(?:{_INNER}){{0,{_ALT}}})\]){{0,{_ALT}}})"
 #: What may stand around an address, as the first group; what is quoted may hold spaces, and all else.
 _BARE, _BARE_STYLE = r"[^\s>]", r"[^\s)]"
 _QUOTED = r"([\"'`])?"
@@ -167,7 +167,10 @@ _OPEN_LEADING = "|".join(
         for element, (name, bare) in _LEADING.items()
     )
 )
-_OPEN_DESCRIPTION = rf"(?:\\?\Z|\[(?:{_INNER}){{0,{_ALT}}}+(?:\\?\Z|\[(?:{_INNERMOST}){{0,{_ALT}}}+\\?\Z))"
+_OPEN_DESCRIPTION = (
+    rf"(?:\\?\Z|\[(?>(?:{_INNER}){{0,{_ALT}}})"
+    rf"(?:\\?\Z|\[(?>(?:{_INNERMOST}){{0,{_ALT}}})\\?\Z))"
+)
 _MAY_BE_IMAGE = re.compile(
     rf"!(?:\Z|\[{_DESCRIPTION}(?:{_OPEN_DESCRIPTION}|\](?:\Z|\({_FEW}{_MARKDOWN_BEGUN})))"
     rf"|\](?:\Z|:{_FEW}{_MARKDOWN_BEGUN})"
