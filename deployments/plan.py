@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from cluster.contracts import PolicyDocument, Price, Route, Snapshot, Target, engine_model_id
 from cluster.errors import RefusedError, UsageError
-from cluster.serve_loops import SERVE_LOOPS
+from cluster.serve_environment import SERVE_ENVIRONMENT
 from cluster.settings import describe_validation_error, load_settings
 from deployments import embeddings
 from deployments.embeddings import EmbeddingsApplicationArgs
@@ -146,7 +146,7 @@ def make_plan(
         environment = application["runtime_env"] = application.get("runtime_env") or {}
         if code is not None:
             environment.setdefault("working_dir", code)
-        environment["env_vars"] = {**env_vars, **SERVE_LOOPS, **(environment.get("env_vars") or {})}
+        environment["env_vars"] = {**env_vars, **SERVE_ENVIRONMENT, **(environment.get("env_vars") or {})}
         if application["import_path"] == MODEL:
             _resolve_model(application, plan, say, dry_run)
         elif application["import_path"] == EMBEDDINGS:
@@ -338,7 +338,10 @@ def _add_guards(plan: Plan, code: str | None, env_vars: Mapping[str, str]) -> No
     for document in plan.policies:
         policy = parse_policy(document.body)
         if any(guard.kind == "guardrails" for guard in policy.guards):
-            runtime_env = {"env_vars": {**env_vars, **SERVE_LOOPS}, **({"working_dir": code} if code else {})}
+            runtime_env = {
+                "env_vars": {**env_vars, **SERVE_ENVIRONMENT},
+                **({"working_dir": code} if code else {}),
+            }
             plan.applications.append(
                 {
                     "name": application_name(policy.digest),

@@ -17,7 +17,7 @@ from cluster.local.home import Home, ProcessRef
 from cluster.local.ports import HOST, ray_internal
 from cluster.local.process import MARK, end, find, marked
 from cluster.ray_api import RayApi
-from cluster.serve_loops import SERVE_LOOPS
+from cluster.serve_environment import SERVE_ENVIRONMENT
 from cluster.settings import Settings
 
 #: Attempts to start. On a starved machine the raylet gives up when its agent needs over 15 s; the second
@@ -42,7 +42,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # A starved machine's agent needs longer than the 15 s after which the raylet gives up.
         "RAY_agent_register_timeout_ms": "120000",
-        **SERVE_LOOPS,
+        **SERVE_ENVIRONMENT,
         "AUTOSCALER_METRIC_PORT": str(ray_internal(ports, "autoscaler_metrics")),
         "DASHBOARD_METRIC_PORT": str(ray_internal(ports, "dashboard_metrics")),
         # Keeps /proc/<pid>/environ whole when a worker renames itself, so that `down` knows its own.

@@ -57,6 +57,7 @@ class Upstreams:
             await self._client.aclose()
 
     async def _from_handle(self, target: Target, request: UpstreamRequest) -> AsyncGenerator[bytes, None]:
+        from grpc.aio import AioRpcError
         from ray.exceptions import RayError
         from ray.serve.exceptions import (
             BackPressureError,
@@ -82,7 +83,7 @@ class Upstreams:
             raise ApiError(
                 503, "The model is not available now.", kind="server_error", retry_after_s=5
             ) from None
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, AioRpcError) as error:
             raise _replica_failed(error, request) from None
         finally:
             stream.cancel()

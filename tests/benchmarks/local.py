@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.local import s3server
-from cluster.serve_loops import SERVE_LOOPS
+from cluster.serve_environment import SERVE_ENVIRONMENT
 from tests.conftest import forget_settings, start_s3
 
 
@@ -26,7 +26,7 @@ def storage() -> Iterator[None]:
             "AWS_DEFAULT_REGION": "us-east-1",
             "MANTA_STORAGE__BUCKET": s3.bucket,
             "MANTA_HOME": f"{folder}/home",
-            **SERVE_LOOPS,
+            **SERVE_ENVIRONMENT,
         }
         forget_settings()
         try:
@@ -43,7 +43,7 @@ def platform(num_cpus: int) -> Iterator[None]:
     with storage():
         try:
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
-            for name in SERVE_LOOPS:  # Of Ray's processes, not of this one, which has no loop.
+            for name in SERVE_ENVIRONMENT:  # Of Ray's processes, not of this one, which has no loop.
                 del os.environ[name]
             yield
         finally:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cluster import models, snapshots
 from cluster.contracts import ApiKey, ArtifactRef, Price, Route, Snapshot, Target
 from cluster.errors import NotFoundError, RefusedError, UnavailableError, UsageError
-from cluster.serve_loops import SERVE_LOOPS
+from cluster.serve_environment import SERVE_ENVIRONMENT
 from cluster.settings import load_settings
 from deployments import rollout
 from deployments.cli import deploy
@@ -351,10 +351,10 @@ def test_the_package_is_named_by_its_content(tmp_path: Path) -> None:
     assert upload_code(tmp_path, excludes, store) != first  # type: ignore[arg-type]
 
 
-def test_applications_have_serves_loops_whatever_jobs_have() -> None:
+def test_applications_have_serves_environment_whatever_jobs_have() -> None:
     """Jobs use handles outside a loop; the variables that they get come to applications too."""
     mine = {"name": "a", "import_path": "mine:app"}
-    jobs = dict.fromkeys(SERVE_LOOPS, "1")
+    jobs = dict.fromkeys(SERVE_ENVIRONMENT, "1")
     own = {"name": "b", "import_path": "mine:app", "runtime_env": {"env_vars": jobs}}
     plan = make_plan({"applications": [mine, own]}, None, jobs, print)
-    assert [a["runtime_env"]["env_vars"] for a in plan.applications] == [SERVE_LOOPS, jobs]
+    assert [a["runtime_env"]["env_vars"] for a in plan.applications] == [SERVE_ENVIRONMENT, jobs]

@@ -199,7 +199,7 @@ async def test_findings_in_many_readings_take_no_quadratic_time() -> None:
 
 
 def test_no_pattern_repeats_a_group_possessively() -> None:
-    """Python 3.11 before 3.11.5 matches that wrong, and readings and findings were missed (cpython#106052)."""
+    """Python 3.11 before 3.11.5 matches that wrong, and misses readings and findings (cpython#106052)."""
     possessive = re.compile(r"\)(?:[*+?]|\{+[^}]*\}+)\+")
     folder = Path(readings.__code__.co_filename).parent
     lines = [line for path in folder.rglob("*.py") for line in path.read_text().splitlines()]
