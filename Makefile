@@ -17,7 +17,7 @@ demo: setup ## Run the whole life of a model on this machine, and write the repo
 	@$(BIN)/manta demo
 
 test: setup ## Run all tests, with real parts, in two lanes side by side
-	$(BIN)/python -m pytest --lanes
+	$(BIN)/python -m pytest
 
 test-fast: setup ## Run only the tests that need no Ray and no engine
 	$(BIN)/python -m pytest -m "not integration and not slow"

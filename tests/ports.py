@@ -11,9 +11,8 @@ import random
 import socket
 from contextlib import closing
 
-#: Above those that a node's first workers get from `ray start`. The S3 server's parts listen 10,000 above
-#: theirs too: beyond the last port of all processes, and so apart as well.
-_FIRST, _LAST = 11_000, 20_000
+#: Above those that a node's workers get from `ray start`. The S3 server's parts listen 10,000 above theirs.
+_FIRST, _LAST = 20_000, 22_500
 
 
 def is_free(port: int) -> bool:

@@ -362,6 +362,8 @@ def test_the_gateways_process_holds_no_engine(served: Served) -> None:
 
 
 def test_deploying_again_restarts_nothing(served: Served) -> None:
+    # Tests before this one may have deployed other files.
+    served.must_deploy(str(served.file), timeout=300)
     before, asked = _replicas(served), _configurations()
     done = json.loads(served.must_deploy(str(served.file), "--json", timeout=300).splitlines()[-1])
     assert done["applications"] == {"gateway": "RUNNING", BASE: "RUNNING"}
