@@ -5,10 +5,11 @@
 
 The artifact (kind ``batch-output``) holds ``output/*.parquet`` (answered rows) and ``errors/*.parquet``
 (rows that a guard blocked or the engine failed), with the same columns; every input row is in exactly
-one of them. A run that is killed is resumed by the same command: answered rows are durable within seconds and
-are not asked again. ``policy.json`` is the guard policy as it was pinned at submission. Two engines: ``warm``
-asks a deployed model by its Serve handle, ``dedicated`` starts vLLM for the batch through Ray Data LLM
-(for large batches).
+one of them. ``output.formats`` asks for lines in OpenAI's batch output format beside them or in their
+place: ``jsonl/output/*.jsonl`` and ``jsonl/errors/*.jsonl``. A run that is killed is resumed by the same
+command: answered rows are durable within seconds and are not asked again. ``policy.json`` is the guard
+policy as it was pinned at submission. Two engines: ``warm`` asks a deployed model by its Serve handle,
+``dedicated`` starts vLLM for the batch through Ray Data LLM (for large batches).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cluster.storage import canonical_json, object_store
 from jobs.batch.dedicated import DedicatedConfig, DedicatedEngine, check_schedulable, check_supported
 from jobs.batch.estimate import PriceConfig, Sample, refuse_cost, tokenizer_of
 from jobs.batch.finishing import Finished, prove, write_files
+from jobs.batch.formats import OutputConfig
 from jobs.batch.guarding import BatchGuards
 from jobs.batch.journal import PLAN, REQUESTS, Journal, rows_of
 from jobs.batch.pinning import Pin, pin_dedicated, pin_warm
@@ -97,7 +99,8 @@ class BatchInferenceConfig(JobConfig):
         None, ge=0, description="Refuse to start if the rows still to be asked may cost more."
     )
     progress_s: float = Field(5.0, gt=0, description="Seconds between two progress lines.")
-    rows_per_file: int = Field(10_000, ge=1, description="Most rows in one Parquet file.")
+    output: OutputConfig = Field(default_factory=OutputConfig, description="How answers are stored.")
+    rows_per_file: int = Field(10_000, ge=1, description="Most rows in one file.")
     max_failed: float = Field(
         0.5, ge=0, le=1, description="Share of failed rows above which the batch is refused."
     )
@@ -113,6 +116,8 @@ class BatchInferenceConfig(JobConfig):
             meaning["dedicated"] = {"engine_kwargs": meaning["dedicated"]["engine_kwargs"]}
         if self.request is None:
             meaning.pop("request")
+        if self.output == OutputConfig():  # Batches from before there was a choice keep their address.
+            meaning.pop("output")
         return meaning
 
 
@@ -172,8 +177,9 @@ def _run_rows(
                     for row in _answers(job, config, pin, asked):
                         journal.add(row)
                         progress.add(row)
-            finished = write_files(job, each_once(job, former, asked.rows), config.rows_per_file)
-            prove(job, ids)
+            answered = each_once(job, former, asked.rows)
+            finished = write_files(job, answered, config.output, config.rows_per_file, config.model)
+            prove(job, ids, config.output)
         finally:
             # The prompts as they were sent: a guard policy may well keep them out of storage.
             rows.clear(REQUESTS)
@@ -319,6 +325,7 @@ def _summary(
         "model_address": pin.model.address,
         "engine_model": pin.target.model if pin.target else None,
         "policy": {"name": pin.policy.name, "digest": pin.policy.digest},
+        "formats": config.output.formats,
         "error_codes": dict(finished.codes),
         "first_errors": finished.errors,
     }

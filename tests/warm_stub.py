@@ -15,7 +15,12 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+
+    from cluster.job import JobResult
 
 #: Seconds that an answer takes.
 PACE_S = 0.02
@@ -52,9 +57,31 @@ class StubEngine:
             yield b'event: error\ndata: {"status": 400, "message": "The prompt is too long."}\n\n'
             return
         choice = {"index": 0, "message": _MESSAGE, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 20, "completion_tokens": 12}
+        usage = {"prompt_tokens": 20, "completion_tokens": 12, "total_tokens": 32}
         body = {"object": "chat.completion", "choices": [choice], "usage": usage}
         yield f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n".encode()
+
+
+class StubBatches:
+    """Batches of ``prompts.jsonl`` in a folder, in this process; ``asked`` beside it notes what was asked."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        from jobs import batch_inference
+        from jobs.batch import warm
+
+        for module, name in ((warm, "_handle"), (batch_inference, "connect")):
+            patch.setattr(module, name, getattr(module, name))  # Put back after the test.
+        self._folder, self.log = folder, folder / "asked"
+        self._engine = StubEngine(self.log, pace_s=0)
+
+    def run(self, name: str, model: str, **fields: Any) -> JobResult:
+        """One batch. Raises what the job raises."""
+        from jobs.batch_inference import BatchInferenceConfig, run
+
+        play(self._engine)
+        source = {"path": str(self._folder / "prompts.jsonl")}
+        config = {"name": name, "source": source, "model": model, "attempts": 1, **fields}
+        return run(BatchInferenceConfig.model_validate(config))
 
 
 def asked(log: Path) -> Counter[str]:
