@@ -9,11 +9,12 @@ one of them. ``output.formats`` asks for lines in OpenAI's batch output format b
 place: ``jsonl/output/*.jsonl`` and ``jsonl/errors/*.jsonl``. A run that is killed is resumed by the same
 command: answered rows are durable within seconds and are not asked again. ``policy.json`` is the guard
 policy as it was pinned at submission. Two engines: ``warm`` asks a deployed model by its Serve handle,
-``dedicated`` starts vLLM for the batch through Ray Data LLM (for large batches).
+``dedicated`` starts vLLM for the batch through Ray Data LLM; ``auto`` takes the one that fits its size.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -24,13 +25,14 @@ from cluster.errors import MantaError, RefusedError, UsageError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.settings import load_settings
 from cluster.storage import canonical_json, object_store
+from jobs.batch.choosing import Choice, choose
 from jobs.batch.dedicated import DedicatedConfig, DedicatedEngine, check_schedulable, check_supported
 from jobs.batch.estimate import PriceConfig, Sample, refuse_cost, tokenizer_of
 from jobs.batch.finishing import Finished, prove, write_files
 from jobs.batch.formats import OutputConfig
 from jobs.batch.guarding import BatchGuards
 from jobs.batch.journal import PLAN, REQUESTS, Journal, rows_of
-from jobs.batch.pinning import Pin, pin_dedicated, pin_warm
+from jobs.batch.pinning import Pin
 from jobs.batch.progress import Progress
 from jobs.batch.resume import Former, await_others, each_once, take_over
 from jobs.batch.rows import (
@@ -42,7 +44,7 @@ from jobs.batch.rows import (
     request_of,
     request_schema,
 )
-from jobs.batch.sampling import RequestConfig, SamplingConfig, normalise
+from jobs.batch.sampling import RequestConfig, SamplingConfig, prepared
 from jobs.batch.sorting import SortedSpill
 from jobs.batch.source import Source, SourceConfig, resolve
 from jobs.batch.warm import WarmEngine
@@ -58,6 +60,7 @@ class BatchInferenceConfig(JobConfig):
         {
             *("concurrency", "attempts", "timeout_s", "stall_s", "outage_s", "progress_s"),
             *("flush_rows", "flush_s", "rows_per_file", "max_failed", "price", "max_cost"),
+            "dedicated_from_tokens",
         }
     )
 
@@ -65,9 +68,18 @@ class BatchInferenceConfig(JobConfig):
     model: str = Field(
         description="warm: the deployed model's public name. dedicated: a registered version"
         " (models:/name@champion, name@3) or a model source (Hugging Face id, s3://, folder, demo)."
+        " auto: any of them."
     )
-    engine: Literal["warm", "dedicated"] = Field(
-        "warm", description="A deployed model, or an engine of its own."
+    engine: Literal["auto", "warm", "dedicated"] = Field(
+        "auto",
+        description="warm: a deployed model. dedicated: an engine of the batch's own. auto: for a small batch"
+        " a deployed model if there is one of that name, else an engine of its own with the same weights.",
+    )
+    dedicated_from_tokens: int = Field(
+        1_000_000,
+        ge=0,
+        description="auto: tokens to read, and at most to generate, from which on a batch is not small: it is"
+        " worth the minutes that an engine's start takes.",
     )
     policy: str | None = Field(
         None, description="Guard policy by name or file; else the route's, else the default."
@@ -120,6 +132,14 @@ class BatchInferenceConfig(JobConfig):
             meaning.pop("output")
         return meaning
 
+    def batch_digest(self, source: Source) -> str:
+        """SHA-256 of what is asked of whom, whichever engine does it."""
+        meaning = self.meaning()
+        for engine in ("engine", "dedicated"):
+            meaning.pop(engine, None)
+        whole = {"rows": source.order, "model": self.model, "policy": self.policy, "meaning": meaning}
+        return hashlib.sha256(canonical_json(whole)).hexdigest()
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -137,17 +157,17 @@ def run(config: BatchInferenceConfig) -> JobResult:
     settings, store = load_settings(), object_store()
     source = resolve(config.source, store, settings.team)
     connect()
-    pin = (pin_warm if config.engine == "warm" else pin_dedicated)(
-        config.model, config.policy, settings, store
-    )
-    inputs = [*source.inputs, *pin.inputs]
+    choice = choose(config, source, settings, store)
+    config = config.model_copy(update={"engine": choice.engine})
+    inputs = [*source.inputs, *choice.pin.inputs]
     with start_run("batch-inference", "batch-output", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
         job.done = job.done or await_others(job)
         if job.done:
             return job.result(job.done)
-        progress, finished = _run_rows(job, config, source, pin)
-        job.attempt.write("policy.json", canonical_json(pin.policy))
-        summary = _summary(config, pin, progress, finished)
+        job.progress(f"{choice.engine} engine: {choice.reason}")
+        progress, finished = _run_rows(job, config, source, choice)
+        job.attempt.write("policy.json", canonical_json(choice.pin.policy))
+        summary = _summary(config, choice, progress, finished)
         job.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)})
         counts = {
             "input": finished.rows,
@@ -162,15 +182,15 @@ def run(config: BatchInferenceConfig) -> JobResult:
 
 
 def _run_rows(
-    job: JobRun, config: BatchInferenceConfig, source: Source, pin: Pin
+    job: JobRun, config: BatchInferenceConfig, source: Source, choice: Choice
 ) -> tuple[Progress, Finished]:
     """Answer every row that no earlier attempt has answered, write all of them, and prove it."""
-    rows = rows_of(job)
+    rows, pin = rows_of(job), choice.pin
     with SortedSpill() as ids:
         try:
             former = take_over(job, source.order)
             asked, sample = _prepare(job, config, source, former, ids)
-            _estimate(job, config, pin, source, sample, asked)
+            _estimate(job, config, choice, source, sample, asked)
             progress = Progress(asked.rows, job.progress, config.progress_s, asked.rows - asked.pending)
             if asked.pending:
                 with Journal(rows, config.flush_rows, config.flush_s, progress.figures) as journal:
@@ -199,11 +219,7 @@ def _prepare(
                 f"Row {request.custom_id} asks for model {named!r} but this batch runs {config.model!r}:"
                 " split the file by model, or leave model out of its bodies; nothing was run."
             )
-        try:
-            body = config.request.fill(request) if config.request else request.body
-            request = request.with_body(normalise(body, config.sampling))
-        except ValueError as error:
-            raise UsageError(f"Row {request.custom_id}: {error}; nothing was run.") from None
+        request = prepared(request, config.request, config.sampling)
         if config.engine == "dedicated":
             check_supported(request)
         endpoints.add(request.endpoint)
@@ -220,9 +236,10 @@ def _prepare(
 
 
 def _estimate(
-    job: JobRun, config: BatchInferenceConfig, pin: Pin, source: Source, sample: Sample, asked: _Asked
+    job: JobRun, config: BatchInferenceConfig, choice: Choice, source: Source, sample: Sample, asked: _Asked
 ) -> None:
     """Say what is about to be asked and what it may cost, and write it down; refuse what costs too much."""
+    pin = choice.pin
     job.progress(
         f"{asked.rows} rows checked; {config.engine} engine, model {pin.model.address},"
         f" guard policy {pin.policy.name} ({pin.policy.digest[:12]})"
@@ -238,7 +255,10 @@ def _estimate(
     plan = {
         "order": source.order,
         "rows": asked.rows,
+        "batch": config.batch_digest(source),
+        "model_digest": pin.model.digest,
         "engine": config.engine,
+        "engine_reason": choice.reason,
         "model": config.model,
         "estimate": estimate.figures(),
     }
@@ -302,9 +322,10 @@ def _discard(job: JobRun) -> None:
 
 
 def _summary(
-    config: BatchInferenceConfig, pin: Pin, progress: Progress, finished: Finished
+    config: BatchInferenceConfig, choice: Choice, progress: Progress, finished: Finished
 ) -> dict[str, Any]:
     """Rows and tokens are of the whole batch; seconds and rates of this run, which asked ``asked`` rows."""
+    pin = choice.pin
     seconds = max(progress.seconds, 1e-9)
     price = config.price or pin.price
     cost = price.cost(finished.prompt_tokens, finished.completion_tokens) if price else None
@@ -320,7 +341,8 @@ def _summary(
         "completion_tokens": finished.completion_tokens,
         "tokens_per_s": round(progress.completion_tokens / seconds, 3),
         **({"cost": round(cost, 6)} if cost is not None else {}),
-        "engine": config.engine,
+        "engine": choice.engine,
+        "engine_reason": choice.reason,
         "model": config.model,
         "model_address": pin.model.address,
         "engine_model": pin.target.model if pin.target else None,

@@ -73,12 +73,12 @@ class StubBatches:
             patch.setattr(module, name, getattr(module, name))  # Put back after the test.
         self._folder, self.log = folder, folder / "asked"
         self._engine = StubEngine(self.log, pace_s=0)
+        play(self._engine)
 
     def run(self, name: str, model: str, **fields: Any) -> JobResult:
         """One batch. Raises what the job raises."""
         from jobs.batch_inference import BatchInferenceConfig, run
 
-        play(self._engine)
         source = {"path": str(self._folder / "prompts.jsonl")}
         config = {"name": name, "source": source, "model": model, "attempts": 1, **fields}
         return run(BatchInferenceConfig.model_validate(config))
