@@ -10,6 +10,7 @@ place: ``jsonl/output/*.jsonl`` and ``jsonl/errors/*.jsonl``. A run that is kill
 command: answered rows are durable within seconds and are not asked again. ``policy.json`` is the guard
 policy as it was pinned at submission. Two engines: ``warm`` asks a deployed model by its Serve handle,
 ``dedicated`` starts vLLM for the batch through Ray Data LLM; ``auto`` takes the one that fits its size.
+``--compare other,another`` asks these models too, and makes a ``comparison`` of all of them.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.errors import MantaError, RefusedError, UsageError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.settings import load_settings
 from cluster.storage import canonical_json, object_store
 from jobs.batch.choosing import Choice, choose
+from jobs.batch.comparing import ComparisonConfig, compare_models
 from jobs.batch.dedicated import DedicatedConfig, DedicatedEngine, check_schedulable, check_supported
 from jobs.batch.estimate import PriceConfig, Sample, refuse_cost, tokenizer_of
 from jobs.batch.finishing import Finished, prove, write_files
@@ -60,7 +62,7 @@ class BatchInferenceConfig(JobConfig):
         {
             *("concurrency", "attempts", "timeout_s", "stall_s", "outage_s", "progress_s"),
             *("flush_rows", "flush_s", "rows_per_file", "max_failed", "price", "max_cost"),
-            "dedicated_from_tokens",
+            *("dedicated_from_tokens", "compare", "comparison"),
         }
     )
 
@@ -106,6 +108,13 @@ class BatchInferenceConfig(JobConfig):
     request: RequestConfig | None = Field(
         None, description="Structured output and tools, for rows that do not say otherwise."
     )
+    compare: list[str] = Field(
+        default_factory=list,
+        description="More models to ask the same, each in a batch of its own, and to hold beside model.",
+    )
+    comparison: ComparisonConfig = Field(
+        default_factory=ComparisonConfig, description="How compared models are judged."
+    )
     price: PriceConfig | None = Field(None, description="What tokens cost; the route's price if absent.")
     max_cost: float | None = Field(
         None, ge=0, description="Refuse to start if the rows still to be asked may cost more."
@@ -117,11 +126,21 @@ class BatchInferenceConfig(JobConfig):
         0.5, ge=0, le=1, description="Share of failed rows above which the batch is refused."
     )
 
+    @model_validator(mode="after")
+    def _different_models(self) -> BatchInferenceConfig:
+        models = [self.model, *self.compare]
+        if twice := sorted({model for model in models if models.count(model) > 1}):
+            raise ValueError(f"{twice[0]} is to be compared with itself: name each model once")
+        if unknown := sorted(self.comparison.prices.keys() - models):
+            raise ValueError(f"comparison.prices names {unknown[0]}, which is neither model nor in compare")
+        return self
+
     def meaning(self) -> dict[str, Any]:
         """Without names whose digests are among the inputs: a dataset, the model, the policy."""
         meaning = super().meaning()
         for part, name in ((meaning, "model"), (meaning, "policy"), (meaning["source"], "dataset")):
             part.pop(name)
+        meaning["source"].pop("expected_column")  # No model sees it.
         if self.engine == "warm":
             meaning.pop("dedicated")
         else:  # Of its settings only the engine's own decide what it answers.
@@ -153,6 +172,11 @@ class _Asked:
 
 
 def run(config: BatchInferenceConfig) -> JobResult:
+    """One model's answers, or several models' side by side."""
+    return compare_models(config, _ask) if config.compare else _ask(config)
+
+
+def _ask(config: BatchInferenceConfig) -> JobResult:
     """Pin model and policy, check every row, answer those that are not, prove that none is lost, commit."""
     settings, store = load_settings(), object_store()
     source = resolve(config.source, store, settings.team)
