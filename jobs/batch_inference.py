@@ -184,7 +184,9 @@ def _ask(config: BatchInferenceConfig) -> JobResult:
     choice = choose(config, source, settings, store)
     config = config.model_copy(update={"engine": choice.engine})
     inputs = [*source.inputs, *choice.pin.inputs]
-    with start_run("batch-inference", "batch-output", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
+    with start_run(
+        "batch-inference", "batch-output", config, inputs=inputs, code_epoch=CODE_EPOCH, tracked_late=True
+    ) as job:
         job.done = job.done or await_others(job)
         if job.done:
             return job.result(job.done)
@@ -215,7 +217,8 @@ def _run_rows(
             former = take_over(job, source.order)
             asked, sample = _prepare(job, config, source, former, ids)
             _estimate(job, config, choice, source, sample, asked)
-            progress = Progress(asked.rows, job.progress, config.progress_s, asked.rows - asked.pending)
+            resumed = asked.rows - asked.pending
+            progress = Progress(asked.rows, job.progress, config.progress_s, resumed, job.seconds)
             if asked.pending:
                 with Journal(rows, config.flush_rows, config.flush_s, progress.figures) as journal:
                     for row in _answers(job, config, pin, asked):
@@ -348,7 +351,11 @@ def _discard(job: JobRun) -> None:
 def _summary(
     config: BatchInferenceConfig, choice: Choice, progress: Progress, finished: Finished
 ) -> dict[str, Any]:
-    """Rows and tokens are of the whole batch; seconds and rates of this run, which asked ``asked`` rows."""
+    """Rows and tokens are of the whole batch; seconds and rates of this run, which asked ``asked`` rows.
+
+    ``first_row_s`` counts from the run's start to the first answer; the others from the first question:
+    ``start_s`` until the engine took a row, ``answered_s`` until the last answer, ``seconds`` to the end.
+    """
     pin = choice.pin
     seconds = max(progress.seconds, 1e-9)
     price = config.price or pin.price
@@ -360,6 +367,8 @@ def _summary(
         "asked": progress.asked,
         "seconds": round(progress.seconds, 3),
         "start_s": round(progress.start_s or 0.0, 3),
+        "answered_s": round(progress.answered_s, 3),
+        **({"first_row_s": round(progress.first_row_s, 3)} if progress.first_row_s is not None else {}),
         "rows_per_s": round(progress.asked / seconds, 3),
         "prompt_tokens": finished.prompt_tokens,
         "completion_tokens": finished.completion_tokens,

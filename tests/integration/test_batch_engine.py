@@ -72,6 +72,18 @@ def chosen(batches: StubBatches, tmp_path: Path, artifacts: ArtifactStore) -> As
     return ask
 
 
+def tracked(run_id: str) -> tuple[str, float]:
+    """How MLflow's run ended, which is opened late, and the answers that it knows of."""
+    from cluster.mlflow_store import mlflow_client
+
+    settings = load_settings()
+    client = mlflow_client(settings)
+    experiment = client.get_experiment_by_name(f"{settings.team}/batch-inference")
+    wanted = f"tags.`manta.run_id` = '{run_id}'"
+    (run,) = client.search_runs([experiment.experiment_id], wanted)
+    return run.info.status, run.data.metrics["succeeded"]
+
+
 def test_a_small_batch_goes_to_the_deployed_model_and_says_why(
     batches: StubBatches, name: str, artifacts: ArtifactStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +93,8 @@ def test_a_small_batch_goes_to_the_deployed_model_and_says_why(
     # A quarter of 97 characters, and 10 tokens a row at most.
     assert reason == "12 rows, at most about 144 tokens, below dedicated_from_tokens=1,000,000"
     assert f"warm engine: {reason}" in capsys.readouterr().out
+    assert manifest.summary["first_row_s"] > 0
+    assert tracked(manifest.run_id) == ("FINISHED", 11)
     named = batches.run("engine", name, sampling={"max_tokens": 10}, engine="warm")
     assert (named.artifact, named.reused) == (str(manifest.ref), True)
 
