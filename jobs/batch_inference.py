@@ -117,7 +117,7 @@ class BatchInferenceConfig(JobConfig):
     )
     price: PriceConfig | None = Field(None, description="What tokens cost; the route's price if absent.")
     max_cost: float | None = Field(
-        None, ge=0, description="Refuse to start if the rows still to be asked may cost more."
+        None, ge=0, description="Refuse to start a model's batch if the rows still to be asked may cost more."
     )
     progress_s: float = Field(5.0, gt=0, description="Seconds between two progress lines.")
     output: OutputConfig = Field(default_factory=OutputConfig, description="How answers are stored.")
