@@ -157,12 +157,12 @@ def bare(weights: str, rows: int, max_tokens: int) -> Seconds:
             tokenize_stage={"enabled": True, "num_cpus": 0.25},
             detokenize_stage={"enabled": False},
         ),
-        preprocess=lambda row: {"messages": row["messages"], "sampling_params": parameters},
+        preprocess=lambda row: {"messages": json.loads(row["chat"]), "sampling_params": parameters},
         postprocess=lambda row: {
             key: row[key] for key in ("generated_text", "num_generated_tokens", "time_taken_llm")
         },
     )
-    asked = ray.data.from_items([{"messages": chat} for chat in chats(rows)])
+    asked = ray.data.from_items([{"chat": json.dumps(chat)} for chat in chats(rows)])
     asked = asked.repartition(target_num_rows_per_block=BATCH_SIZE)
     began, start_s, made = time.perf_counter(), None, list[Any]()
     for block in processor(asked).iter_batches(batch_size=None, batch_format="pyarrow"):
