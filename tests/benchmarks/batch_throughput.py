@@ -148,7 +148,7 @@ def bare(weights: str, rows: int, max_tokens: int) -> Seconds:
     processor = build_processor(
         vLLMEngineProcessorConfig(
             model_source=weights,
-            engine_kwargs=ENGINE,
+            engine_kwargs=dict(ENGINE),  # Ray Data puts keys of its own into what it is given.
             concurrency=1,
             batch_size=BATCH_SIZE,
             placement_group_config={"bundles": [{"CPU": 1}]},
@@ -248,7 +248,7 @@ def deploy(address: str) -> str:
     llm_config = {
         "model_loading_config": {"model_id": "bench"},
         "accelerator_config": {"kind": "cpu"},
-        "engine_kwargs": ENGINE,
+        "engine_kwargs": dict(ENGINE),
         "deployment_config": {"num_replicas": 1, "max_ongoing_requests": 512},
     }
     serve.run(
