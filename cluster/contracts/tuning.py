@@ -22,6 +22,8 @@ class TuningStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+#: How models are tuned: by answers to imitate, or by pairs of a better and a worse one.
+TuningMethod = Literal["supervised", "dpo"]
 #: States in which nothing happens any more.
 TUNING_ENDED = frozenset({TuningStatus.SUCCEEDED, TuningStatus.FAILED, TuningStatus.CANCELLED})
 
@@ -33,6 +35,11 @@ class TuningHyperparameters(Contract):
     batch_size: Literal["auto"] | int = Field("auto", description="Examples of one step.")
     learning_rate_multiplier: Literal["auto"] | float = Field(
         "auto", description="Times the platform's usual learning rate."
+    )
+    beta: Literal["auto"] | float | None = Field(
+        None,
+        description="How much dpo keeps the model near its base; absent of other methods.",
+        exclude_if=lambda beta: beta is None,
     )
 
 
@@ -54,6 +61,12 @@ class TuningTerms(Contract):
     model: str = Field(description="Public name of the model to tune.")
     training_file: str = Field(description="The file with the examples.")
     validation_file: str | None = Field(None, description="The file with examples to measure by.")
+    # Left out of what a release without it must read.
+    method: TuningMethod = Field(
+        "supervised",
+        description="How it learns.",
+        exclude_if=lambda method: method == "supervised",
+    )
     hyperparameters: TuningHyperparameters = Field(
         default_factory=TuningHyperparameters, description="As they were asked for."
     )

@@ -152,8 +152,9 @@ def words(order: Order, args: TuningArgs) -> list[str]:
     record, chosen = order.record, order.record.chosen or TuningHyperparameters()
     workers, rows, passes = batches(chosen, args)
     assert isinstance(chosen.learning_rate_multiplier, float | int)
+    usual = args.dpo_learning_rate if record.method == "dpo" else args.learning_rate
     training = {
-        "learning_rate": args.learning_rate * chosen.learning_rate_multiplier,
+        "learning_rate": usual * chosen.learning_rate_multiplier,
         "num_train_epochs": chosen.n_epochs,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": passes,
@@ -169,8 +170,10 @@ def words(order: Order, args: TuningArgs) -> list[str]:
         "training": training,
         "lora": {"r": rank, "lora_alpha": 2 * rank},
         "resources_per_worker": args.resources_per_worker,
+        "dpo": {"beta": chosen.beta} if record.method == "dpo" else None,
     }
     plain = [
+        *(("--method", record.method) if record.method == "dpo" else ()),
         *("--name", record.id),
         *("--base_model", order.base.address),
         *("--adapters", order.base.adapters),

@@ -35,7 +35,7 @@ from deployments.tuning.choosing import choose
 from deployments.tuning.publishing import publish, withdraw
 from deployments.tuning.results import keep_results
 from deployments.tuning.trainings import Base, Order, Trainings
-from validation.examples import conversations
+from validation.examples import learned
 
 logger = logging.getLogger("ray.serve")
 _T = TypeVar("_T")
@@ -236,7 +236,7 @@ class TuningWorker:
                 with source.open("rb") as lines:
                     for line in lines:
                         number += 1
-                        for said in conversations(json.loads(line)) if line.strip() else ():
+                        for said in learned(json.loads(line), record.method) if line.strip() else ():
                             answers += 1
                             size += sum(len(message["content"]) for message in said)
                             if size > _MOST_CHARACTERS:
