@@ -93,6 +93,15 @@ class TuningProgress(Contract):
     result_files: list[str] = Field(default_factory=list, description="Ids of the files with its curve.")
     estimated_finish: datetime | None = Field(None, description="UTC time at which it may end.")
     finished_at: datetime | None = Field(None, description="UTC time at which it ended.")
+    # Left out of what a release without them must read.
+    digest: str | None = Field(
+        None, description="Data digest of what came of it.", exclude_if=lambda digest: digest is None
+    )
+    deleted_at: datetime | None = Field(
+        None,
+        description="UTC time at which its team deleted what came of it.",
+        exclude_if=lambda moment: moment is None,
+    )
 
 
 class TuningRecord(TuningTerms, TuningProgress):

@@ -19,7 +19,7 @@ from cluster.contracts import ApiKey
 from cluster.contracts import Route as ModelRoute
 from cluster.contracts.tuning import TuningEvent, TuningRecord, TuningStatus, TuningTerms
 from deployments.gateway.body import read_object
-from deployments.gateway.errors import ApiError
+from deployments.gateway.errors import ApiError, unknown_model
 from deployments.gateway.threads import in_thread
 from deployments.gateway.tuning_request import TuningRequest, parse_query, parse_request
 from deployments.gateway.view import View
@@ -66,6 +66,7 @@ class Tuning:
             Route(f"{one}/resume", self.cannot_wait, methods=["POST"]),
             Route(f"{one}/events", self.events, methods=["GET"]),
             Route(f"{one}/checkpoints", self.checkpoints, methods=["GET"]),
+            Route("/v1/models/{model:path}", self.delete_model, methods=["DELETE"]),
         ]
 
     async def create(self, request: Request) -> Response:
@@ -125,6 +126,35 @@ class Tuning:
         record, (query, _) = await self._find(request), parse_query(request.query_params)
         found = [_checkpoint(record)] if record.status is TuningStatus.SUCCEEDED else []
         return _page([item for item in found if item["id"] != query.after], query.limit)
+
+    async def delete_model(self, request: Request) -> Response:
+        """``DELETE /v1/models/{id}``: of a model that was tuned here; again, it says the same."""
+        from deployments.gateway.steps import may_use
+
+        key, view = self._authenticate(request)
+        name = request.path_params["model"]
+        route = view.routes.get(name)
+        if route is not None and route.base is None and may_use(key, route):
+            raise ApiError(
+                403,
+                f"Model {name} was not tuned by /v1/fine_tuning/jobs: only such models can be deleted here.",
+                code="insufficient_permissions",
+                param="model",
+            )
+        record = await in_thread(lambda: self._repository.find_tuned(name, key.team))
+        if record is None or not (key.models is None or {name, record.model} & set(key.models)):
+            raise unknown_model(name)
+        await in_thread(lambda: self._delete(record))
+        self._wake()
+        return JSONResponse({"id": name, "object": "model", "deleted": True})
+
+    def _delete(self, record: TuningRecord) -> None:
+        """SQL first: should this be interrupted, a worker does the rest."""
+        from cluster.storage import object_store
+        from deployments.tuning.publishing import withdraw
+
+        deleted = self._repository.delete_tuned(record.id, record.team)
+        withdraw(deleted, object_store(), fence=record.deleted_at is None)
 
     async def _find(self, request: Request) -> TuningRecord:
         key, _ = self._authenticate(request)

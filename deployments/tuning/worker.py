@@ -32,7 +32,8 @@ from deployments.gateway.errors import ApiError
 from deployments.gateway.threads import waited
 from deployments.gateway.view import Poller
 from deployments.tuning.choosing import choose
-from deployments.tuning.publishing import publish, withdraw
+from deployments.tuning.erasing import erase
+from deployments.tuning.publishing import BaseGoneError, publish, withdraw
 from deployments.tuning.results import keep_results
 from deployments.tuning.trainings import Base, Order, Trainings
 from validation.examples import learned
@@ -169,7 +170,15 @@ class TuningWorker:
         record = await waited(self._jobs.get, work.record.id, work.record.team)
         if record.status is not TuningStatus.SUCCEEDED:
             await self._asked(lambda: self._trainings.stop(record.submission_id))
+        if record.deleted_at is not None or (record.status is not TuningStatus.SUCCEEDED and record.base):
             await self._asked(lambda: withdraw(record, self._store))
+        if record.deleted_at is not None:
+            await asyncio.sleep(self._publish_s)  # Until then gateways may send requests there.
+            why = await erase(record, self._trainings, self._args, self._asked)
+            if why is not None:
+                message = f"What was left of {record.tuned_name} could not be taken away: {why}"
+                event = make_event(record.id, "not erased", message, level="error")
+                await self._asked(lambda: self._jobs.tell(record.id, [event]))
         await waited(self._jobs.settle, record.id, work.token)
 
     async def _do(self, work: _Work) -> None:
@@ -335,9 +344,14 @@ class TuningWorker:
             raise JobFailedError("model_not_available", message, "model")
         self._check(work)
         model = ModelRef.parse(result["model"])
+
+        def held() -> None:
+            if self._jobs.renew(record.id, work.token, self._args.lease_s) is TuningStatus.CANCELLED:
+                raise JobCancelledError
+
         try:
-            await self._asked(lambda: publish(record, model, result["digest"], self._store))
-        except RefusedError as refused:
+            await self._asked(lambda: publish(record, model, result["digest"], self._store, held))
+        except BaseGoneError as refused:
             raise JobFailedError("model_not_available", str(refused), "model") from None
         await asyncio.sleep(self._publish_s)  # Whoever hears that it is there may ask it at once.
         await self._report(
@@ -348,6 +362,7 @@ class TuningWorker:
             steps=result["steps"],
             trained_tokens=result["trained_tokens"],
             model_version=str(model),
+            digest=result["digest"],
             last_loss=result["last_loss"],
             valid_loss=result.get("valid_loss"),
             result_files=[file_id],

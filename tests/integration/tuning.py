@@ -15,6 +15,7 @@ from openai.types.fine_tuning import FineTuningJob
 
 from cluster import snapshots
 from cluster.contracts import ArtifactRef, CodeRevision, Principal, Target
+from cluster.contracts.tuning import TuningRecord
 from cluster.errors import RefusedError, UnavailableError
 from cluster.files import FileRepository
 from cluster.job.submit import JobOutcome
@@ -46,6 +47,8 @@ class Cluster:
         self.orders = list[Order]()
         self.jobs = dict[str, JobOutcome]()
         self.stopped = list[str]()
+        self.retired = list[TuningRecord]()
+        self.retires = "SUCCEEDED"
         self.away = False
 
     def base(self, application: str) -> Base:
@@ -58,6 +61,12 @@ class Cluster:
         assert order.record.submission_id not in self.jobs
         self.orders.append(order)
         self.ends(order.record.submission_id, "RUNNING")
+
+    def retire(self, record: TuningRecord, submission_id: str) -> None:
+        self._answer()
+        assert submission_id not in self.jobs
+        self.retired.append(record)
+        self.ends(submission_id, self.retires, message="It is served as another.")
 
     def outcome(self, submission_id: str) -> JobOutcome | None:
         self._answer()
@@ -137,6 +146,24 @@ class Running(Fixture):
         found = await self.until(job, lambda now: now.status in (status, "failed", "succeeded", "cancelled"))
         assert found.status == status, found
         return found
+
+    async def tuned(self, **more: Any) -> TuningRecord:
+        """Tune a model to the end; a worker must be there. The gateway knows it then."""
+        job = await self.reaches(await self.submit(**more), "running")
+        order = next(order for order in self.cluster.orders if order.record.id == job.id)
+        self.cluster.succeeds(order)
+        await self.reaches(job, "succeeded")
+        await self.follow()
+        repository = TuningRepository(load_settings().database_url)
+        return repository.get(job.id, order.record.team)
+
+    async def follow(self) -> None:
+        """The gateway learns what is published of this test's models, as its poller would."""
+        newest = snapshots.newest(store=self.store)
+        assert newest is not None
+        routes = [found for found in newest.routes if self.model in (found.model, found.base)]
+        number = self.snapshots[-1].number + 1
+        await self.publish(self.snapshots[-1].model_copy(update={"number": number, "routes": routes}))
 
     async def happens(self, good: Callable[[], object]) -> None:
         async with asyncio.timeout(30):
