@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import Field
 
 from cluster.contracts.base import Contract, Slug
+from cluster.contracts.snapshot import Money
 
 
 class TuningStatus(StrEnum):
@@ -97,6 +99,11 @@ class TuningProgress(Contract):
     digest: str | None = Field(
         None, description="Data digest of what came of it.", exclude_if=lambda digest: digest is None
     )
+    training_price: Money | None = Field(
+        None,
+        description="Money for a million tokens, as it was when the job was queued; nothing if absent.",
+        exclude_if=lambda price: price is None,
+    )
     deleted_at: datetime | None = Field(
         None,
         description="UTC time at which its team deleted what came of it.",
@@ -111,6 +118,10 @@ class TuningRecord(TuningTerms, TuningProgress):
     def tuned_name(self) -> str:
         """Public name of the model that comes of it."""
         return f"ft:{self.model}:{self.team}:{self.suffix or ''}:{self.id.removeprefix('ftjob-')[:12]}"
+
+    def cost(self, tokens: int) -> Decimal:
+        """Money for a training on so many tokens, exactly."""
+        return tokens * (self.training_price or Decimal(0)).scaleb(-6)
 
     @property
     def submission_id(self) -> str:

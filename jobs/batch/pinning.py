@@ -92,7 +92,11 @@ def pin_dedicated(model: str, policy: str | None, settings: Settings, store: Obj
 def _price(route: Route) -> PriceConfig | None:
     """The route's published price, if it has one."""
     price = getattr(route, "price", None)
-    return PriceConfig.model_validate(price.model_dump()) if price is not None else None
+    return (
+        None
+        if price is None
+        else PriceConfig.model_validate(price.model_dump(include=set(PriceConfig.model_fields)))
+    )
 
 
 def _heaviest(route: Route) -> Target:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 from sqlalchemy import text
 
 from cluster import snapshots
+from cluster.budget_ledger import BudgetLedger
+from cluster.contracts import KeyLimits, Price
 from cluster.contracts.tuning import TuningStatus
 from cluster.database import Database
 from cluster.errors import RefusedError
@@ -21,7 +25,7 @@ from cluster.tuning import TuningRepository, changed
 from deployments.tuning.trainings import Base, base_of, words
 from tests.conftest import S3
 from tests.integration.tuning import QUICK, SQLITE, Running, tuning_gateway
-from tests.unit.gateway_app import key
+from tests.unit.gateway_app import key, route
 
 pytestmark = pytest.mark.integration
 
@@ -166,6 +170,50 @@ async def test_a_key_that_ends_ends_its_job(g: Running, team: str) -> None:
     assert failed.error is not None
     assert failed.error.code == "key_ended"
     await g.happens(lambda: g.cluster.stopped)
+
+
+async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str) -> None:
+    price = Price(
+        input_per_million_tokens=Decimal(1),
+        output_per_million_tokens=Decimal(1),
+        training_per_million_tokens=Decimal(1000),
+    )
+    limits = KeyLimits(budget_day=Decimal(1), budget_month=Decimal(10))
+    mine = key(id=f"payer-{team}", team=team, limits=limits)
+    published = {"number": 2, "keys": [mine], "routes": [route(g.model, price=price)]}
+    await g.publish(g.snapshots[-1].model_copy(update=published))
+    ledger = BudgetLedger(load_settings().database_url)
+
+    def uses() -> list[tuple[Decimal, Decimal]]:
+        return [(use.spent, use.reserved) for use in ledger.use(mine.id, limits)]
+
+    g.start_worker(jobs_at_once=2)
+    file = await g.upload()  # Ten times eight characters: 21 tokens an epoch.
+    first = await g.submit(training_file=file, hyperparameters={"n_epochs": 10})
+    first = await g.reaches(first, "running")
+    held = Decimal("0.21")
+    assert uses() == [(0, held), (0, held)]
+    second = await g.submit(training_file=file, hyperparameters={"n_epochs": 40})
+    failed = await g.reaches(second, "failed")
+    assert failed.error is not None
+    assert failed.error.code == "insufficient_quota"
+    assert re.search(r"may cost 0.84, and key .* has less left of its budget of 1 for", failed.error.message)
+    third = await g.reaches(await g.submit(training_file=file), "running")
+    assert uses()[0] == (0, 2 * held)
+    await g.client.fine_tuning.jobs.cancel(third.id)
+    await g.happens(lambda: uses() == [(0, held), (0, held)])
+
+    g.cluster.succeeds(next(order for order in g.cluster.orders if order.record.id == first.id))
+    await g.reaches(first, "succeeded")
+    cost = Decimal("0.32")
+    await g.happens(lambda: uses() == [(cost, 0), (cost, 0)])
+    assert "Training on 320 tokens cost 0.32" in await g.told(first)
+    # Said again, by whoever sees to its deletion, it counts once.
+    await g.client.models.delete(
+        TuningRepository(load_settings().database_url).get(first.id, team).tuned_name
+    )
+    await g.happens(lambda: g.cluster.retired)
+    assert uses() == [(cost, 0), (cost, 0)]
 
 
 @SQLITE
