@@ -235,6 +235,11 @@ def _poison() -> UpstreamFailedError:
     )
 
 
+def check_running(target: Target) -> None:
+    """Raises UnavailableError unless the target's application runs on this cluster."""
+    _handle(target)
+
+
 def _handle(target: Target) -> DeploymentHandle:
     from ray import serve
     from ray.serve.schema import ApplicationStatus
