@@ -129,7 +129,11 @@ def _routes(snapshot: Snapshot | None, team: str) -> dict[str, Route]:
 def _price(route: Route) -> PriceConfig | None:
     """The route's published price, if it has one."""
     price = getattr(route, "price", None)
-    return PriceConfig.model_validate(price.model_dump()) if price is not None else None
+    return (
+        None
+        if price is None
+        else PriceConfig.model_validate(price.model_dump(include=set(PriceConfig.model_fields)))
+    )
 
 
 def _heaviest(route: Route) -> Target:
