@@ -83,9 +83,10 @@ class Found:
             told.append(f"{len(unasked)} rows that nobody asked")
         if cut := [name for name, made in self.answered if made != tokens]:
             told.append(f"{len(cut)} answers are cut ({cut[0]})")
-        if {name for name, _ in self.failed} != may_fail:
-            wrong = Counter(code for name, code in self.failed if name not in may_fail)
-            told.append(f"not just the rows with a secret failed, but also {dict(wrong)}")
+        if needless := Counter(code for name, code in self.failed if name not in may_fail):
+            told.append(f"rows failed without need: {dict(needless)}")
+        if passed := may_fail & {name for name, _ in self.answered}:
+            told.append(f"{len(passed)} rows with a secret were answered")
         return told
 
 
@@ -217,6 +218,7 @@ def strike(
         victim = next((name for name in order if victims.kill(name, chance)), None)
         if victim is None:  # None of them runs now: the next round has all again.
             order.clear()
+            wait_s = 1.0
             continue
         order.remove(victim)
         kills[victim] += 1
