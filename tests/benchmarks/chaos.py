@@ -47,9 +47,10 @@ NAME = "chaos"
 SOURCE = "chaos/prompts.jsonl"
 #: Of nobody, which the guards cannot know.
 SECRET = "AKIAQ3EGRPLS5XJ7WKZD"
-#: Rows that each door asks at once, and tokens of an answer. Of the paced engine these take 3.2 s.
-CONCURRENCY = {"stub": 8, "vllm": 4}
-TOKENS = {"stub": 16, "vllm": 256}
+#: Rows that each door asks at once, and tokens of an answer: so that all of them last for several kills of
+#: each victim. An answer of the paced engine takes 3.2 s.
+CONCURRENCY = {"stub": 8, "vllm": 2}
+TOKENS = {"stub": 16, "vllm": 400}
 PACE_MS = 200
 _AWAY_S = (2.0, 8.0)
 _ENDED = ("completed", "failed", "cancelled", "expired")
@@ -323,7 +324,9 @@ def under_fire(
                 pass
             between = options.seconds_between
             killing = pool.submit(strike, victims, chance, between, rest_s, over, say)
-            wait(ends, options.limit_s, FIRST_EXCEPTION)
+            done, _ = wait(ends, options.limit_s, FIRST_EXCEPTION)
+            for end in done:  # The one that failed, before the other, which is told to give up.
+                end.result()
         finally:
             over.set()
         return [end.result() for end in ends], killing.result()
