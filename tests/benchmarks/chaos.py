@@ -252,6 +252,9 @@ def fresh() -> Iterator[LocalCluster]:
         credentials = Credentials.load(Home(cluster.home))
         assert credentials is not None, "manta up makes them"
         adopt(load_settings(), credentials)
+        import ray  # Not before: it reads the token's mode, and sets up its logger, as it is imported.
+
+        logging.getLogger(ray.__name__).setLevel(logging.ERROR)
         yield cluster
     finally:
         cluster.remove()
@@ -379,10 +382,6 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=5400.0, help="Longest wait for both results.")
     options = parser.parse_args()
     start = time.monotonic()
-
-    import ray  # It sets up its logger.
-
-    logging.getLogger(ray.__name__).setLevel(logging.ERROR)
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - start:7.1f} s] {text}", flush=True)
