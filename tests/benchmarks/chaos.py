@@ -252,9 +252,6 @@ def fresh() -> Iterator[LocalCluster]:
         credentials = Credentials.load(Home(cluster.home))
         assert credentials is not None, "manta up makes them"
         adopt(load_settings(), credentials)
-        import ray  # Not before: it reads the token's mode, and sets up its logger, as it is imported.
-
-        logging.getLogger(ray.__name__).setLevel(logging.ERROR)
         yield cluster
     finally:
         cluster.remove()
@@ -381,6 +378,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit-s", type=float, default=5400.0, help="Longest wait for both results.")
     options = parser.parse_args()
+    logging.disable(logging.WARNING)  # Ray's client tells of every file that it packs, or does not.
     start = time.monotonic()
 
     def say(text: str) -> None:
