@@ -49,7 +49,7 @@ SOURCE = "chaos/prompts.jsonl"
 SECRET = "AKIAQ3EGRPLS5XJ7WKZD"
 #: Rows that each door asks at once, and tokens of an answer: so that all of them last for several kills of
 #: each victim. An answer of the paced engine takes 3.2 s.
-CONCURRENCY = {"stub": 8, "vllm": 2}
+CONCURRENCY = {"stub": 16, "vllm": 2}
 TOKENS = {"stub": 16, "vllm": 400}
 PACE_MS = 200
 _AWAY_S = (2.0, 8.0)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.errors import UnavailableError
 from cluster.local.credentials import Credentials
 from cluster.local.down import s3_processes
 from cluster.local.environment import cluster_environment
@@ -25,7 +26,7 @@ DRIVER, WORKER, ENGINE, GATEWAY, S3, NODE = "driver", "worker", "engine", "gatew
 VICTIMS = (DRIVER, WORKER, ENGINE, GATEWAY, S3, NODE)
 #: Of those that Ray starts anew by itself, how it names their processes.
 _TITLES = {WORKER: "ray::ServeReplica:gateway:batches", GATEWAY: "ray::ServeReplica:gateway:gateway"}
-_START_S = 180.0
+_START_S = 300.0
 
 
 class SecondNode:
@@ -52,11 +53,11 @@ class SecondNode:
         deadline = time.monotonic() + _START_S
         while True:
             # A lost node is taken for alive for a while; only then can the new one be told from it.
-            if self._process is None and len(self._api.nodes()) == 1:
+            if self._process is None and self._nodes() == 1:
                 self._process = self._join()
             elif self._process is not None and self._process.poll() is not None:
                 self._process = None  # On a starved machine a raylet gives up when its agent is slow.
-            elif self._process is not None and len(self._api.nodes()) == 2:
+            elif self._process is not None and self._nodes() == 2:
                 return
             if time.monotonic() > deadline:
                 raise SystemExit(f"the second node did not start: {self._log.read_text()[-2000:]}")
@@ -85,6 +86,12 @@ class SecondNode:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._process = None
+
+    def _nodes(self) -> int:
+        try:
+            return len(self._api.nodes())
+        except UnavailableError:  # Busy: it is asked again.
+            return 0
 
     def _join(self) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "tests.second_node", self._gcs, str(self._folder)]
