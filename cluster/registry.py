@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +18,7 @@ from cluster.alias_history import AliasHistory, AliasMove, MoveState
 from cluster.contracts import Manifest, ModelRef, Principal, adapter_id
 from cluster.contracts.base import Contract, Slug
 from cluster.database import Database
-from cluster.errors import NotFoundError, UsageError
+from cluster.errors import NotFoundError, RefusedError, UsageError
 from cluster.mlflow_store import mlflow_client, pages, told
 from cluster.settings import Settings
 from cluster.storage.artifacts import artifact_inputs
@@ -31,6 +32,8 @@ TAG_DATASET = "manta.dataset"
 TAG_EVALUATION = "manta.evaluation"
 TAG_GIT_REVISION = "manta.git_revision"
 TAG_OWNER = "manta.owner"
+#: When, by whom and why it was retired; what has it is not resolved any more.
+TAG_RETIRED = "manta.retired"
 
 #: MLflow reserves the first two for itself; a bare number is a version.
 _RESERVED_ALIAS = re.compile(r"latest|v?\d+")
@@ -112,7 +115,7 @@ class Registry:
             before = self._aliases(name)
             self._repair(name, before)
             if version is not None:
-                self._version(name, version)
+                _refuse_retired(_registered(self._version(name, version)))
             if before.get(alias) == version:
                 return
             move = self._history.intend(
@@ -127,7 +130,8 @@ class Registry:
     def resolve(self, uri: str) -> RegisteredModel:
         """The version that ``models:/name@alias``, ``models:/name/3``, ``name@alias`` or ``name@3`` names.
 
-        Raises UsageError for another form, NotFoundError (which names what exists) for an unknown one.
+        Raises UsageError for another form, NotFoundError (which names what exists) for an unknown one, and
+        RefusedError for a retired one.
         """
         parts = _ADDRESS.fullmatch(uri.strip())
         if parts is None:
@@ -143,7 +147,23 @@ class Registry:
             if number is None:
                 known = ", ".join(sorted(aliases)) or "none"
                 raise NotFoundError(f"Model {name!r} has no alias {alias!r} (it has: {known}).")
-            return _registered(self._version(name, number))
+            return _refuse_retired(_registered(self._version(name, number)))
+
+    def retire(self, ref: ModelRef, *, by: Principal, why: str) -> RegisteredModel:
+        """Let nobody resolve a version any more; its lineage stays, and aliases that stand there go.
+
+        One that is retired already is left as it is. Raises NotFoundError.
+        """
+        for alias, version in self.aliases(ref.name).items():
+            if version == ref.version:
+                self.set_alias(ref.name, alias, None, by=by, why=why, evidence=None)
+        with self._database.exclusive(f"model {ref.name}"), told():
+            version = self._version(ref.name, ref.version)
+            if TAG_RETIRED not in version.tags:
+                said = f"{datetime.now(UTC):%Y-%m-%d} by {by.team}/{by.key_id}: {why}"
+                self._client.set_model_version_tag(ref.name, version.version, TAG_RETIRED, said)
+                version = self._version(ref.name, ref.version)
+            return _registered(version)
 
     def names(self) -> list[str]:
         """All registered models, sorted."""
@@ -290,6 +310,12 @@ def _registered(version: Any) -> RegisteredModel:
         adapter=adapter.replace("{adapter_id}", adapter_id(ref)) if adapter else None,
         tags=tags,
     )
+
+
+def _refuse_retired(model: RegisteredModel) -> RegisteredModel:
+    if TAG_RETIRED in model.tags:
+        raise RefusedError(f"{model.ref} was retired ({model.tags[TAG_RETIRED]}): name another version.")
+    return model
 
 
 def _check_slug(text: str, what: str) -> None:

@@ -41,7 +41,13 @@ def newest(after: int = 0, store: ObjectStore | None = None) -> Snapshot | None:
         ) from None
 
 
-def publish(change: Callable[[Snapshot], Snapshot], by: str, store: ObjectStore | None = None) -> Snapshot:
+def publish(
+    change: Callable[[Snapshot], Snapshot],
+    by: str,
+    store: ObjectStore | None = None,
+    *,
+    always: bool = False,
+) -> Snapshot:
     """Publish what ``change`` makes of the newest snapshot.
 
     Of publishers that race one wins each number and the others apply their change to its result, so nothing
@@ -50,6 +56,8 @@ def publish(change: Callable[[Snapshot], Snapshot], by: str, store: ObjectStore 
 
     :param change: from the newest snapshot (an empty one at first) to the next.
     :param by: who publishes.
+    :param always: publish even if nothing changes: whoever read what was the newest until now must then look
+        again, and what he knew when he read it counts no more.
     :return: the snapshot that is now published with this change in it.
 
     Raises UnavailableError if others win again and again.
@@ -60,9 +68,10 @@ def publish(change: Callable[[Snapshot], Snapshot], by: str, store: ObjectStore 
         current = newest(current.number if current else 0, store) or current
         base = current or Snapshot(number=1, created_at=datetime.now(UTC), created_by=by)
         wanted = change(base)
-        if current is not None and wanted.model_dump(include=_CONTENT) == current.model_dump(
+        same = current is not None and wanted.model_dump(include=_CONTENT) == current.model_dump(
             include=_CONTENT
-        ):
+        )
+        if current is not None and same and not always:
             return current
         number = current.number + 1 if current else 1
         # Validated anew: model_copy, which changes are made with, checks nothing.

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import (
     Boolean,
     Column,
@@ -78,6 +81,9 @@ _EVENTS = Table(
 Index("fine_tuning_events_by_job", _EVENTS.c.job, _EVENTS.c.created_at, _EVENTS.c.id)
 
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+_SUCCEEDED = TuningStatus.SUCCEEDED.value
+#: As :attr:`TuningRecord.tuned_name` makes it; the beginning of the job's id.
+_TUNED = re.compile(r"ft:.+:([0-9a-f]{12})", re.DOTALL)
 
 
 def new_tuning_id() -> str:
@@ -159,9 +165,61 @@ class TuningRepository:
                     break
         return found
 
+    def find_tuned(self, name: str, team: str) -> TuningRecord | None:
+        """That team's job whose tuned model has, or had, this name; None if there is none."""
+        if (found := _TUNED.fullmatch(name)) is None:
+            return None
+        query = select(_JOBS).where(
+            _JOBS.c.id.like(f"ftjob-{found[1]}%"), _JOBS.c.team == team, _JOBS.c.status == _SUCCEEDED
+        )
+        with self._database.read() as connection:
+            records = [_record(row) for row in connection.execute(query).mappings()]
+        return next((record for record in records if record.tuned_name == name), None)
+
+    def tuned_from(self, models: Collection[str]) -> builtins.list[TuningRecord]:
+        """Jobs of all teams whose tuned models are there, by the public names of what they were tuned from.
+
+        A record that a newer release wrote is left out.
+        """
+        query = select(_JOBS).where(_JOBS.c.status == _SUCCEEDED).order_by(_JOBS.c.created_at)
+        found = builtins.list[TuningRecord]()
+        with self._database.read() as connection:
+            for row in connection.execute(query).mappings():
+                with suppress(ValidationError):
+                    record = _record(row)
+                    if record.model in models and record.deleted_at is None:
+                        found.append(record)
+        return found
+
+    def delete_tuned(self, job_id: str, team: str) -> TuningRecord:
+        """Its tuned model is no more; whoever looks for work takes away what it left.
+
+        Nothing happens if it is deleted already. Raises NotFoundError.
+        """
+        mine = (_JOBS.c.id == printable(job_id), _JOBS.c.team == team, _JOBS.c.status == _SUCCEEDED)
+        with self._database.write() as connection:
+            row = connection.execute(select(_JOBS).where(*mine).with_for_update()).mappings().one_or_none()
+            if row is None:
+                raise _unknown(job_id)
+            record = _record(row)
+            if record.deleted_at is None:
+                values = {
+                    **_columns(changed(record, deleted_at=datetime.now(UTC))),
+                    "settled": False,
+                    # A worker that has not settled it yet must not do so without knowing of this.
+                    "token": _JOBS.c.token + 1,
+                    "lease_expires_at": _LONG_AGO,
+                }
+                connection.execute(update(_JOBS).where(*mine).values(values))
+                event = make_event(record.id, "deleted", f"The model {record.tuned_name} was deleted")
+                self._tell(connection, record.id, [event])
+        return self.get(job_id, team)
+
     def count_open(self, team: str) -> int:
         """That team's jobs that have not ended, or whose training has not."""
-        query = select(func.count()).where(_JOBS.c.team == team, _JOBS.c.settled.is_(False))
+        query = select(func.count()).where(
+            _JOBS.c.team == team, _JOBS.c.settled.is_(False), _JOBS.c.status != _SUCCEEDED
+        )
         with self._database.read() as connection:
             return int(connection.execute(query).scalar_one())
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from cluster.contracts import PolicyDocument, Price, Route, Snapshot, Target, engine_model_id
+from cluster.contracts import ModelRef, PolicyDocument, Price, Route, Snapshot, Target, engine_model_id
+from cluster.contracts.tuning import TuningRecord
 from cluster.errors import RefusedError, UsageError
 from cluster.serve_environment import SERVE_ENVIRONMENT
 from cluster.settings import describe_validation_error, load_settings
@@ -20,6 +21,7 @@ from deployments import embeddings
 from deployments.embeddings import EmbeddingsApplicationArgs
 from deployments.gateway.args import GatewayArgs
 from deployments.model import DEPLOYMENT, ModelApplicationArgs
+from deployments.tuning.publishing import tuned_route
 
 if TYPE_CHECKING:
     from cluster.registry import RegisteredModel
@@ -399,8 +401,12 @@ def _replica(config: Mapping[str, Any]) -> list[dict[str, float]]:
     return made
 
 
-def with_routes(snapshot: Snapshot, plan: Plan, removed: Iterable[str] = ()) -> Snapshot:
+def with_routes(
+    snapshot: Snapshot, plan: Plan, removed: Iterable[str] = (), tuned: Iterable[TuningRecord] = ()
+) -> Snapshot:
     """The next snapshot: the plan's routes and policies in, those of its applications' former ones out.
+
+    :param tuned: what the plan's base models can serve besides; it comes back if it was away.
 
     Raises RefusedError when a name, of a model or of a guard policy, is another application's.
     """
@@ -421,6 +427,13 @@ def with_routes(snapshot: Snapshot, plan: Plan, removed: Iterable[str] = ()) -> 
             )
         before = old.get(route.model)
         routes[route.model] = route.model_copy(update={"created_at": before.created_at}) if before else route
+    for record in tuned:
+        if record.tuned_name not in routes and record.model_version is not None:
+            made_at = record.finished_at or record.created_at
+            version = ModelRef.parse(record.model_version)
+            routes[record.tuned_name] = tuned_route(
+                record, new[record.model], version, record.digest, made_at
+            )
     names = {document.name for document in plan.policies}
     used = {route.policy for route in routes.values()} | {key.policy for key in snapshot.keys}
     policies = [p for p in snapshot.policies if p.name in used - names] + plan.policies

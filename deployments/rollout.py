@@ -6,15 +6,16 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import NotFoundError, RefusedError, UnavailableError
+from cluster.errors import AccessError, NotFoundError, RefusedError, UnavailableError
 from cluster.ray_api import RayApi
 from cluster.settings import load_settings
-from deployments.plan import GATEWAY, GUARDS, Plan, Say, merge, with_routes
+from deployments.plan import GATEWAY, GUARDS, MODEL, Plan, Say, merge, with_routes
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
     from cluster.contracts import Snapshot
+    from cluster.contracts.tuning import TuningRecord
 
 _POLL_S = 1.0
 #: After so many seconds of silence the state is said again: an engine takes minutes on a CPU.
@@ -126,7 +127,7 @@ def _check_names(plan: Plan, say: Say) -> None:
     from cluster import snapshots
 
     if (now := snapshots.newest()) is not None:
-        kept = {route.model for route in with_routes(now, plan).routes}
+        kept = {route.model for route in with_routes(now, plan, tuned=_returning(plan, say)).routes}
         if gone := sorted(route.model for route in now.routes if route.base and route.model not in kept):
             say(f"what was tuned from other weights is not served any more: {', '.join(gone)}")
 
@@ -134,9 +135,33 @@ def _check_names(plan: Plan, say: Say) -> None:
 def _publish(plan: Plan, say: Say) -> Snapshot:
     from cluster import snapshots
 
-    snapshot = snapshots.publish(lambda current: with_routes(current, plan), by="manta deploy")
+    returned = list[str]()
+
+    def change(current: Snapshot) -> Snapshot:
+        # Asked anew each time: what a team deletes meanwhile must not come back.
+        after = with_routes(current, plan, tuned=_returning(plan, say))
+        before = {route.model for route in current.routes}
+        returned[:] = sorted(
+            route.model for route in after.routes if route.base and route.model not in before
+        )
+        return after
+
+    snapshot = snapshots.publish(change, by="manta deploy")
+    if returned:
+        say(f"what was tuned from these weights is served again: {', '.join(returned)}")
     say(f"published {', '.join(r.model for r in plan.routes) or 'no model'} in snapshot {snapshot.number}")
     return snapshot
+
+
+def _returning(plan: Plan, say: Say) -> list[TuningRecord]:
+    """Tuned models that the plan's bases can serve; none if those who know do not answer."""
+    from deployments.tuning.returning import returning
+
+    try:
+        return returning(plan.routes, [app for app in plan.applications if app.get("import_path") == MODEL])
+    except (UnavailableError, AccessError) as error:
+        say(f"warning: what was tuned from these models comes back with the next deploy only: {error}")
+        return []
 
 
 def publish_routes(serve: Serve, plan: Plan, timeout_s: float, say: Say) -> tuple[Snapshot, dict[str, str]]:

@@ -5,30 +5,36 @@
 
 The artifact (kind ``batch-output``) holds ``output/*.parquet`` (answered rows) and ``errors/*.parquet``
 (rows that a guard blocked or the engine failed), with the same columns; every input row is in exactly
-one of them. A run that is killed is resumed by the same command: answered rows are durable within seconds and
-are not asked again. ``policy.json`` is the guard policy as it was pinned at submission. Two engines: ``warm``
-asks a deployed model by its Serve handle, ``dedicated`` starts vLLM for the batch through Ray Data LLM
-(for large batches).
+one of them. ``output.formats`` asks for lines in OpenAI's batch output format beside them or in their
+place: ``jsonl/output/*.jsonl`` and ``jsonl/errors/*.jsonl``. A run that is killed is resumed by the same
+command: answered rows are durable within seconds and are not asked again. ``policy.json`` is the guard
+policy as it was pinned at submission. Two engines: ``warm`` asks a deployed model by its Serve handle,
+``dedicated`` starts vLLM for the batch through Ray Data LLM; ``auto`` takes the one that fits its size.
+``--compare other,another`` asks these models too, and makes a ``comparison`` of all of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.errors import MantaError, RefusedError, UsageError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.settings import load_settings
 from cluster.storage import canonical_json, object_store
+from jobs.batch.choosing import Choice, choose
+from jobs.batch.comparing import ComparisonConfig, compare_models
 from jobs.batch.dedicated import DedicatedConfig, DedicatedEngine, check_schedulable, check_supported
 from jobs.batch.estimate import PriceConfig, Sample, refuse_cost, tokenizer_of
 from jobs.batch.finishing import Finished, prove, write_files
+from jobs.batch.formats import OutputConfig
 from jobs.batch.guarding import BatchGuards
 from jobs.batch.journal import PLAN, REQUESTS, Journal, rows_of
-from jobs.batch.pinning import Pin, pin_dedicated, pin_warm
+from jobs.batch.pinning import Pin
 from jobs.batch.progress import Progress
 from jobs.batch.resume import Former, await_others, each_once, take_over
 from jobs.batch.rows import (
@@ -40,7 +46,7 @@ from jobs.batch.rows import (
     request_of,
     request_schema,
 )
-from jobs.batch.sampling import RequestConfig, SamplingConfig, normalise
+from jobs.batch.sampling import RequestConfig, SamplingConfig, prepared
 from jobs.batch.sorting import SortedSpill
 from jobs.batch.source import Source, SourceConfig, resolve
 from jobs.batch.warm import WarmEngine
@@ -56,6 +62,7 @@ class BatchInferenceConfig(JobConfig):
         {
             *("concurrency", "attempts", "timeout_s", "stall_s", "outage_s", "progress_s"),
             *("flush_rows", "flush_s", "rows_per_file", "max_failed", "price", "max_cost"),
+            *("dedicated_from_tokens", "compare", "comparison"),
         }
     )
 
@@ -63,9 +70,18 @@ class BatchInferenceConfig(JobConfig):
     model: str = Field(
         description="warm: the deployed model's public name. dedicated: a registered version"
         " (models:/name@champion, name@3) or a model source (Hugging Face id, s3://, folder, demo)."
+        " auto: any of them."
     )
-    engine: Literal["warm", "dedicated"] = Field(
-        "warm", description="A deployed model, or an engine of its own."
+    engine: Literal["auto", "warm", "dedicated"] = Field(
+        "auto",
+        description="warm: a deployed model. dedicated: an engine of the batch's own. auto: for a small batch"
+        " a deployed model if there is one of that name, else an engine of its own with the same weights.",
+    )
+    dedicated_from_tokens: int = Field(
+        1_000_000,
+        ge=0,
+        description="auto: tokens to read, and at most to generate, from which on a batch is not small: it is"
+        " worth the minutes that an engine's start takes.",
     )
     policy: str | None = Field(
         None, description="Guard policy by name or file; else the route's, else the default."
@@ -92,28 +108,56 @@ class BatchInferenceConfig(JobConfig):
     request: RequestConfig | None = Field(
         None, description="Structured output and tools, for rows that do not say otherwise."
     )
+    compare: list[str] = Field(
+        default_factory=list,
+        description="More models to ask the same, each in a batch of its own, and to hold beside model.",
+    )
+    comparison: ComparisonConfig = Field(
+        default_factory=ComparisonConfig, description="How compared models are judged."
+    )
     price: PriceConfig | None = Field(None, description="What tokens cost; the route's price if absent.")
     max_cost: float | None = Field(
-        None, ge=0, description="Refuse to start if the rows still to be asked may cost more."
+        None, ge=0, description="Refuse to start a model's batch if the rows still to be asked may cost more."
     )
     progress_s: float = Field(5.0, gt=0, description="Seconds between two progress lines.")
-    rows_per_file: int = Field(10_000, ge=1, description="Most rows in one Parquet file.")
+    output: OutputConfig = Field(default_factory=OutputConfig, description="How answers are stored.")
+    rows_per_file: int = Field(10_000, ge=1, description="Most rows in one file.")
     max_failed: float = Field(
         0.5, ge=0, le=1, description="Share of failed rows above which the batch is refused."
     )
+
+    @model_validator(mode="after")
+    def _different_models(self) -> BatchInferenceConfig:
+        models = [self.model, *self.compare]
+        if twice := sorted({model for model in models if models.count(model) > 1}):
+            raise ValueError(f"{twice[0]} is to be compared with itself: name each model once")
+        if unknown := sorted(self.comparison.prices.keys() - models):
+            raise ValueError(f"comparison.prices names {unknown[0]}, which is neither model nor in compare")
+        return self
 
     def meaning(self) -> dict[str, Any]:
         """Without names whose digests are among the inputs: a dataset, the model, the policy."""
         meaning = super().meaning()
         for part, name in ((meaning, "model"), (meaning, "policy"), (meaning["source"], "dataset")):
             part.pop(name)
+        meaning["source"].pop("expected_column")  # No model sees it.
         if self.engine == "warm":
             meaning.pop("dedicated")
         else:  # Of its settings only the engine's own decide what it answers.
             meaning["dedicated"] = {"engine_kwargs": meaning["dedicated"]["engine_kwargs"]}
         if self.request is None:
             meaning.pop("request")
+        if self.output == OutputConfig():  # Batches from before there was a choice keep their address.
+            meaning.pop("output")
         return meaning
+
+    def batch_digest(self, source: Source) -> str:
+        """SHA-256 of what is asked of whom, whichever engine does it."""
+        meaning = self.meaning()
+        for engine in ("engine", "dedicated"):
+            meaning.pop(engine, None)
+        whole = {"rows": source.order, "model": self.model, "policy": self.policy, "meaning": meaning}
+        return hashlib.sha256(canonical_json(whole)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -128,21 +172,28 @@ class _Asked:
 
 
 def run(config: BatchInferenceConfig) -> JobResult:
+    """One model's answers, or several models' side by side."""
+    return compare_models(config, _ask) if config.compare else _ask(config)
+
+
+def _ask(config: BatchInferenceConfig) -> JobResult:
     """Pin model and policy, check every row, answer those that are not, prove that none is lost, commit."""
     settings, store = load_settings(), object_store()
     source = resolve(config.source, store, settings.team)
     connect()
-    pin = (pin_warm if config.engine == "warm" else pin_dedicated)(
-        config.model, config.policy, settings, store
-    )
-    inputs = [*source.inputs, *pin.inputs]
-    with start_run("batch-inference", "batch-output", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
+    choice = choose(config, source, settings, store)
+    config = config.model_copy(update={"engine": choice.engine})
+    inputs = [*source.inputs, *choice.pin.inputs]
+    with start_run(
+        "batch-inference", "batch-output", config, inputs=inputs, code_epoch=CODE_EPOCH, tracked_late=True
+    ) as job:
         job.done = job.done or await_others(job)
         if job.done:
             return job.result(job.done)
-        progress, finished = _run_rows(job, config, source, pin)
-        job.attempt.write("policy.json", canonical_json(pin.policy))
-        summary = _summary(config, pin, progress, finished)
+        job.progress(f"{choice.engine} engine: {choice.reason}")
+        progress, finished = _run_rows(job, config, source, choice)
+        job.attempt.write("policy.json", canonical_json(choice.pin.policy))
+        summary = _summary(config, choice, progress, finished)
         job.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)})
         counts = {
             "input": finished.rows,
@@ -157,23 +208,25 @@ def run(config: BatchInferenceConfig) -> JobResult:
 
 
 def _run_rows(
-    job: JobRun, config: BatchInferenceConfig, source: Source, pin: Pin
+    job: JobRun, config: BatchInferenceConfig, source: Source, choice: Choice
 ) -> tuple[Progress, Finished]:
     """Answer every row that no earlier attempt has answered, write all of them, and prove it."""
-    rows = rows_of(job)
+    rows, pin = rows_of(job), choice.pin
     with SortedSpill() as ids:
         try:
             former = take_over(job, source.order)
             asked, sample = _prepare(job, config, source, former, ids)
-            _estimate(job, config, pin, source, sample, asked)
-            progress = Progress(asked.rows, job.progress, config.progress_s, asked.rows - asked.pending)
+            _estimate(job, config, choice, source, sample, asked)
+            resumed = asked.rows - asked.pending
+            progress = Progress(asked.rows, job.progress, config.progress_s, resumed, job.seconds)
             if asked.pending:
                 with Journal(rows, config.flush_rows, config.flush_s, progress.figures) as journal:
                     for row in _answers(job, config, pin, asked):
                         journal.add(row)
                         progress.add(row)
-            finished = write_files(job, each_once(job, former, asked.rows), config.rows_per_file)
-            prove(job, ids)
+            answered = each_once(job, former, asked.rows)
+            finished = write_files(job, answered, config.output, config.rows_per_file, config.model)
+            prove(job, ids, config.output)
         finally:
             # The prompts as they were sent: a guard policy may well keep them out of storage.
             rows.clear(REQUESTS)
@@ -193,11 +246,7 @@ def _prepare(
                 f"Row {request.custom_id} asks for model {named!r} but this batch runs {config.model!r}:"
                 " split the file by model, or leave model out of its bodies; nothing was run."
             )
-        try:
-            body = config.request.fill(request) if config.request else request.body
-            request = request.with_body(normalise(body, config.sampling))
-        except ValueError as error:
-            raise UsageError(f"Row {request.custom_id}: {error}; nothing was run.") from None
+        request = prepared(request, config.request, config.sampling)
         if config.engine == "dedicated":
             check_supported(request)
         endpoints.add(request.endpoint)
@@ -214,9 +263,10 @@ def _prepare(
 
 
 def _estimate(
-    job: JobRun, config: BatchInferenceConfig, pin: Pin, source: Source, sample: Sample, asked: _Asked
+    job: JobRun, config: BatchInferenceConfig, choice: Choice, source: Source, sample: Sample, asked: _Asked
 ) -> None:
     """Say what is about to be asked and what it may cost, and write it down; refuse what costs too much."""
+    pin = choice.pin
     job.progress(
         f"{asked.rows} rows checked; {config.engine} engine, model {pin.model.address},"
         f" guard policy {pin.policy.name} ({pin.policy.digest[:12]})"
@@ -232,7 +282,10 @@ def _estimate(
     plan = {
         "order": source.order,
         "rows": asked.rows,
+        "batch": config.batch_digest(source),
+        "model_digest": pin.model.digest,
         "engine": config.engine,
+        "engine_reason": choice.reason,
         "model": config.model,
         "estimate": estimate.figures(),
     }
@@ -296,9 +349,14 @@ def _discard(job: JobRun) -> None:
 
 
 def _summary(
-    config: BatchInferenceConfig, pin: Pin, progress: Progress, finished: Finished
+    config: BatchInferenceConfig, choice: Choice, progress: Progress, finished: Finished
 ) -> dict[str, Any]:
-    """Rows and tokens are of the whole batch; seconds and rates of this run, which asked ``asked`` rows."""
+    """Rows and tokens are of the whole batch; seconds and rates of this run, which asked ``asked`` rows.
+
+    ``first_row_s`` counts from the run's start to the first answer; the others from the first question:
+    ``start_s`` until the engine took a row, ``answered_s`` until the last answer, ``seconds`` to the end.
+    """
+    pin = choice.pin
     seconds = max(progress.seconds, 1e-9)
     price = config.price or pin.price
     cost = price.cost(finished.prompt_tokens, finished.completion_tokens) if price else None
@@ -309,16 +367,20 @@ def _summary(
         "asked": progress.asked,
         "seconds": round(progress.seconds, 3),
         "start_s": round(progress.start_s or 0.0, 3),
+        "answered_s": round(progress.answered_s, 3),
+        **({"first_row_s": round(progress.first_row_s, 3)} if progress.first_row_s is not None else {}),
         "rows_per_s": round(progress.asked / seconds, 3),
         "prompt_tokens": finished.prompt_tokens,
         "completion_tokens": finished.completion_tokens,
         "tokens_per_s": round(progress.completion_tokens / seconds, 3),
         **({"cost": round(cost, 6)} if cost is not None else {}),
-        "engine": config.engine,
+        "engine": choice.engine,
+        "engine_reason": choice.reason,
         "model": config.model,
         "model_address": pin.model.address,
         "engine_model": pin.target.model if pin.target else None,
         "policy": {"name": pin.policy.name, "digest": pin.policy.digest},
+        "formats": config.output.formats,
         "error_codes": dict(finished.codes),
         "first_errors": finished.errors,
     }

@@ -4,7 +4,10 @@
         python -m jobs.finetune --config jobs/configs/demo/finetune.yaml
 
 The artifact (kind ``checkpoint``) holds ``adapter/`` (PEFT's files) and ``training.jsonl`` (one line a step:
-step, loss, samples_seen, elapsed_s). The loss counts the tokens of the last message, the assistant's, only.
+step, loss, samples_seen, elapsed_s). With ``method: supervised`` it learns the last message, the assistant's:
+the loss counts its tokens only. With ``method: dpo`` the dataset's columns are ``prompt``, ``chosen`` and
+``rejected``, each a list of messages, and it learns to prefer the chosen answer; each step tells of
+chosen_reward, rejected_reward, reward_margin and reward_accuracy, too.
 If a worker dies, Ray Train restarts the workers from the last checkpoint; if the whole job dies, the same
 command resumes from it.
 """
@@ -16,9 +19,9 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.contracts import ArtifactInput, Manifest
 from cluster.errors import MantaError
@@ -30,7 +33,8 @@ from cluster.storage import ArtifactStore, object_store, rows_digest
 from jobs.inputs import find_artifact
 from jobs.rows import split_files
 from jobs.session import connect
-from jobs.training.arguments import RUNTIME_ARGUMENTS, LoraArguments, TrainingArguments
+from jobs.training.arguments import RUNTIME_ARGUMENTS, DpoArguments, LoraArguments, TrainingArguments
+from jobs.training.objective import Dpo, Objective, Supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +67,12 @@ class FinetuneConfig(JobConfig):
     base_model_name: str | None = Field(
         None, description="Name of the base model's artifact, if it must be made; else from its source."
     )
+    method: Literal["supervised", "dpo"] = Field(
+        "supervised", description="Imitate answers, or prefer the chosen of two answers."
+    )
+    dpo: DpoArguments = Field(
+        default_factory=DpoArguments, description="As in trl.DPOConfig; for method dpo."
+    )
     training: TrainingArguments = Field(
         default_factory=TrainingArguments, description="As in transformers.TrainingArguments."
     )
@@ -73,9 +83,22 @@ class FinetuneConfig(JobConfig):
     )
     max_failures: int = Field(2, ge=0, description="Restarts of the workers before the job fails.")
 
+    @model_validator(mode="after")
+    def _no_dropout_in_dpo(self) -> FinetuneConfig:
+        if self.method == "dpo" and self.lora.lora_dropout:
+            raise ValueError("method dpo trains without dropout: leave lora.lora_dropout out")
+        return self
+
+    @property
+    def objective(self) -> Objective[Any]:
+        """What is learned."""
+        return Dpo(self.dpo.beta) if self.method == "dpo" else Supervised()
+
     def meaning(self) -> dict[str, Any]:
         """Without what cannot change the weights."""
         meaning = super().meaning()
+        if self.method == "supervised":  # As it was before there was another.
+            del meaning["method"], meaning["dpo"]
         training = meaning["training"]
         meaning["training"] = {key: training[key] for key in training if key not in RUNTIME_ARGUMENTS}
         meaning.pop("base_model_name")
@@ -86,17 +109,17 @@ def run(config: FinetuneConfig, on_step: OnStep | None = None) -> JobResult:
     """Fine-tune, or find it done.
 
     :param on_step: gets what is told of each of the steps that are (``logging_steps``): step, steps, loss,
-        samples_seen, elapsed_s.
+        the method's own figures, samples_seen, elapsed_s.
 
     Raises NotFoundError for an unknown dataset or model, RefusedError for more resources than the cluster
-    has, a dataset without conversations or with rows that cannot be learned from, UnavailableError if there
-    is no cluster.
+    has, a dataset without the method's columns or with rows that cannot be learned from, UnavailableError if
+    there is no cluster.
     """
     store = object_store()
     store.check()
     artifacts = ArtifactStore(store)
     dataset = find_artifact(artifacts, load_settings().team, "dataset", config.dataset)
-    split_files(artifacts, dataset, config.split, reader="fine-tuning")
+    split_files(artifacts, dataset, config.split, config.objective.columns, reader="fine-tuning")
     base = ensure_model(config.base_model, config.base_model_name, _progress())
     inputs = [ArtifactInput(address=str(m.ref), digest=m.data_digest) for m in (base, dataset)]
     with start_run("finetune", "checkpoint", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
@@ -139,6 +162,7 @@ def _train(
             validation_split=config.validation_split,
             arguments=config.training,
             lora=config.lora,
+            objective=config.objective,
             resume=earlier.checkpoint if earlier else None,
             progress=progress,
         )
@@ -201,10 +225,13 @@ def _store(
         "dataset": str(dataset.ref),
         "steps": state["step"],
         "first_loss": state["history"][0]["loss"],
-        "last_loss": _mean_of_last(state["history"]),
+        "last_loss": _mean_of_last(state["history"], "loss"),
         "training_s": round(state["elapsed_s"], 1),
         "lora_rank": config.lora.r,
     }
+    if config.method == "dpo":
+        summary |= {"method": "dpo", "beta": config.dpo.beta}
+        summary |= {name: _mean_of_last(state["history"], name) for name in config.objective.figures}
     if state["valid_loss"] is not None:
         summary["valid_loss"] = state["valid_loss"]
     counts = {
@@ -240,10 +267,10 @@ def checkpoint_digest(adapter: Path, history: list[dict[str, float]]) -> str:
     return rows_digest(rows)
 
 
-def _mean_of_last(history: list[dict[str, float]], steps: int = 5) -> float:
+def _mean_of_last(history: list[dict[str, float]], name: str, steps: int = 5) -> float:
     """One step's loss is noise; the mean of the last few is a figure."""
-    losses = [record["loss"] for record in history[-steps:]]
-    return round(sum(losses) / len(losses), 6)
+    found = [record[name] for record in history[-steps:]]
+    return round(sum(found) / len(found), 6)
 
 
 def _discard(job: JobRun) -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.contracts import Manifest
 from cluster.errors import NotFoundError
 from cluster.storage import ArtifactStore
-from validation.data.schema import CONVERSATIONS, SUMMARY_KEY, Columns, describe_schema, refuse_schema
+from validation.data.schema import (
+    CONVERSATIONS,
+    PREFERENCES,
+    SUMMARY_KEY,
+    Columns,
+    describe_schema,
+    refuse_schema,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,29 @@ class Row:
     def length(self) -> int:
         """Characters in all: near enough to tokens for grouping, and known without tokenising."""
         return sum(len(message["content"]) for message in self.messages)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One prompt and two answers to it, of which the chosen one is better."""
+
+    row_id: str
+    prompt: list[dict[str, str]]
+    chosen: list[dict[str, str]]
+    rejected: list[dict[str, str]]
+
+    @property
+    def answered(self) -> tuple[Row, Row]:
+        """The conversations with the chosen and with the rejected answer."""
+        return Row(self.row_id, self.prompt + self.chosen), Row(self.row_id, self.prompt + self.rejected)
+
+    @property
+    def length(self) -> int:
+        """Characters of both conversations."""
+        return sum(row.length for row in self.answered)
+
+
+_Kind = TypeVar("_Kind", Row, Preference)
 
 
 def split_files(
@@ -52,18 +82,37 @@ def read_rows(artifacts: ArtifactStore, dataset: Manifest, split: str, reader: s
 
     Raises NotFoundError if there is no such split or no row in it, RefusedError if its columns do not fit.
     """
+    return _read(Row, CONVERSATIONS, artifacts, dataset, split, reader)
+
+
+def read_preferences(
+    artifacts: ArtifactStore, dataset: Manifest, split: str, reader: str = "this job"
+) -> list[Preference]:
+    """As :func:`read_rows`, of a split that holds preferences."""
+    return _read(Preference, PREFERENCES, artifacts, dataset, split, reader)
+
+
+def _read(
+    kind: type[_Kind],
+    needed: Mapping[str, Any],
+    artifacts: ArtifactStore,
+    dataset: Manifest,
+    split: str,
+    reader: str,
+) -> list[_Kind]:
+    """Rows whose fields are the needed columns, by name."""
     import pyarrow.parquet as pq
 
-    rows = []
-    for path in split_files(artifacts, dataset, split, reader=reader):
+    rows = list[_Kind]()
+    for path in split_files(artifacts, dataset, split, needed, reader):
         with artifacts.store.filesystem().open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
             # Whatever the manifest says, this is what is read.
             name = path.rpartition("/")[2]
             columns = describe_schema(file.schema_arrow)
-            refuse_schema(columns, CONVERSATIONS, f"{dataset.ref}, {split}/{name},", reader)
-            found = file.read(columns=list(CONVERSATIONS)).to_pylist()
-        rows += [Row(row["row_id"], row["messages"]) for row in found]
+            refuse_schema(columns, needed, f"{dataset.ref}, {split}/{name},", reader)
+            found = file.read(columns=list(needed)).to_pylist()
+        rows += [kind(**row) for row in found]
     if not rows:
         raise NotFoundError(f"{dataset.ref} has no rows in split {split!r}.")
     return sorted(rows, key=lambda row: row.row_id)

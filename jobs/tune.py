@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,8 +29,10 @@ from jobs import finetune
 from jobs.finetune import FinetuneConfig
 from jobs.inputs import find_artifact
 from jobs.promote import publish_adapter
-from jobs.training.arguments import LoraArguments, TrainingArguments
-from validation.examples import conversations
+from jobs.training.arguments import DpoArguments, LoraArguments, TrainingArguments
+from jobs.training.objective import Dpo
+from validation.data.schema import CONVERSATIONS, MESSAGES, PREFERENCES
+from validation.examples import conversations, preference
 
 CODE_EPOCH = 1
 #: Steps that become events; of longer trainings every second, third ... does.
@@ -52,7 +54,7 @@ class TuneConfig(JobConfig):
 
     #: Of the dataset, which is what this job's own configuration makes.
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
-        {"training_file", "validation_file", "base_model", "adapters", "training", "lora"}
+        {"training_file", "validation_file", "base_model", "adapters", "training", "lora", "dpo"}
         | {"num_workers", "resources_per_worker"}
     )
 
@@ -60,12 +62,25 @@ class TuneConfig(JobConfig):
     validation_file: ExamplesFile | None = Field(None, description="Examples to measure the result by.")
     base_model: str = Field(description="The base model's artifact address.")
     adapters: str = Field(description="Key prefix below which the base's application finds adapters.")
+    method: Literal["supervised", "dpo"] = Field(
+        "supervised", description="Files hold conversations to imitate, or preferences."
+    )
+    dpo: DpoArguments = Field(
+        default_factory=DpoArguments, description="As in trl.DPOConfig; for method dpo."
+    )
     training: TrainingArguments = Field(description="As in transformers.TrainingArguments.")
     lora: LoraArguments = Field(default_factory=LoraArguments, description="As in peft.LoraConfig.")
     num_workers: int = Field(1, ge=1, description="Training workers.")
     resources_per_worker: dict[str, float] = Field(
         default_factory=lambda: {"CPU": 0.5}, description="Ray resources of each worker, e.g. CPU, GPU."
     )
+
+    def meaning(self) -> dict[str, Any]:
+        """Supervised tuning's is as it was before there was another method."""
+        meaning = super().meaning()
+        if self.method == "supervised":
+            del meaning["method"]
+        return meaning
 
 
 def run(config: TuneConfig) -> JobResult:
@@ -84,6 +99,7 @@ def run(config: TuneConfig) -> JobResult:
         if step % max(1, -(-steps // _MOST_TOLD)) and step not in (1, steps):
             return
         data = {"step": step, "total_steps": steps, "train_loss": loss, "elapsed_s": record["elapsed_s"]}
+        data |= {f"train_{name}": record[name] for name in Dpo.figures if name in record}
         message = f"Step {step}/{steps}: training loss={loss:.2f}"
         events.tell(
             config.name, [make_event(config.name, f"step {step}", message, type="metrics", data=data)]
@@ -95,6 +111,8 @@ def run(config: TuneConfig) -> JobResult:
             name=config.name,
             dataset=str(dataset.ref),
             base_model=config.base_model,
+            method=config.method,
+            dpo=config.dpo,
             training=config.training,
             lora=config.lora,
             num_workers=config.num_workers,
@@ -138,34 +156,42 @@ def _dataset(config: TuneConfig) -> Manifest:
     with start_run("tune", "dataset", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
         if job.done:
             return job.done
-        counts = {split: _write(job, split, file) for split, file in files.items()}
+        counts = {split: _write(job, config.method, split, file) for split, file in files.items()}
         if not counts["train"]:
             raise RefusedError(f"No example of {config.training_file.key} has an answer to learn.")
         return job.commit(counts=counts, summary={"rows": sum(counts.values())})
 
 
-def _write(job: JobRun, split: str, file: ExamplesFile) -> int:
+def _write(job: JobRun, method: str, split: str, file: ExamplesFile) -> int:
     """One split as Parquet; its number of rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    message = pa.struct([("content", pa.string()), ("role", pa.string())])
-    schema = pa.schema([("row_id", pa.string()), ("messages", pa.list_(message))])
-    rows = list(_rows(job.store.get(file.key)))
+    messages = pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))
+    columns = PREFERENCES if method == "dpo" else CONVERSATIONS
+    schema = pa.schema(
+        [(name, messages if kind == MESSAGES else pa.string()) for name, kind in columns.items()]
+    )
+    rows = list(rows_of(job.store.get(file.key), method))
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
     job.attempt.write(f"{split}/part-0.parquet", sink.getvalue())
-    job.progress(f"{split}: {len(rows):,} conversations")
+    job.progress(f"{split}: {len(rows):,} {'preferences' if method == 'dpo' else 'conversations'}")
     return len(rows)
 
 
-def _rows(content: bytes) -> Iterator[dict[str, Any]]:
+def rows_of(content: bytes, method: str) -> Iterator[dict[str, Any]]:
+    """The dataset's rows. Raises RefusedError for a line that cannot be learned from."""
     for number, line in enumerate(io.BytesIO(content), start=1):  # As at the upload: a line ends with LF.
         if not line.strip():
             continue
+        row_id, example = f"line-{number:07d}", json.loads(line)
         try:
-            for answer, messages in enumerate(conversations(json.loads(line))):
-                yield {"row_id": f"line-{number:07d}-{answer:04d}", "messages": messages}
+            if method == "dpo":
+                yield {"row_id": row_id, **preference(example)}
+                continue
+            for answer, messages in enumerate(conversations(example)):
+                yield {"row_id": f"{row_id}-{answer:04d}", "messages": messages}
         except RefusedError as refused:
             raise RefusedError(f"Line {number}: {refused}") from None
 

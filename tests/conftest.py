@@ -160,11 +160,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--conformance-ray", default="3", help="Suites to draw for the merge through Ray Data.")
 
 
+@pytest.hookimpl(tryfirst=True)  # Marks are there before `-m` asks for them.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests without real parts come first; those of the whole cluster, whose environment stays, last.
+    """Tests without real parts come first; those of whole clusters, whose environment stays, last.
 
-    Those of several nodes come before these: two clusters at once are much for two cores. Who points at a
-    dataset wants to know of that, and of nothing else.
+    Those of several nodes come before those of one: two clusters at once are much for two cores. Who points
+    at a dataset wants to know of that, and of nothing else.
     """
     if config.getoption("--dataset"):
         others = [item for item in items if item.get_closest_marker("dataset") is None]
@@ -180,6 +181,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return int("s3" in names)
 
     items.sort(key=place)
+    for item in items:
+        if place(item) > 1:
+            item.add_marker(pytest.mark.cluster)
 
 
 @pytest.fixture

@@ -12,23 +12,35 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+
+    from cluster.job import JobResult
 
 #: Seconds that an answer takes.
 PACE_S = 0.02
-_MESSAGE = {"role": "assistant", "content": "A short answer of about a dozen words, as models give them."}
+_ANSWER = "A short answer of about a dozen words, as models give them."
 
 
 class StubEngine:
     """In place of a Serve handle: whole answers in one item; instructions stand in the message itself.
 
     :param log: file that gets the id of each row asked.
+    :param say: the answer, by the model's name and the prompt.
     """
 
-    def __init__(self, log: Path | None = None, pace_s: float = PACE_S) -> None:
+    def __init__(
+        self,
+        log: Path | None = None,
+        pace_s: float = PACE_S,
+        say: Callable[[str, str], str] | None = None,
+    ) -> None:
+        self._say = say or (lambda model, text: _ANSWER)
         self._log = log.open("a") if log else None
         self._pace_s = pace_s
         self.asked = asked(log) if log else Counter[str]()
@@ -40,9 +52,10 @@ class StubEngine:
             self.asked[row] += 1
             self._log.write(f"{row}\n")
             self._log.flush()
-        return self._answer(request["body"]["messages"][-1]["content"], self.asked[row])
+        body = request["body"]
+        return self._answer(body["model"], body["messages"][-1]["content"], self.asked[row])
 
-    async def _answer(self, text: str, time: int) -> AsyncIterator[bytes]:
+    async def _answer(self, model: str, text: str, time: int) -> AsyncIterator[bytes]:
         if self._pace_s:
             await asyncio.sleep(self._pace_s)
         if "BUSY-ONCE" in text and time == 1:
@@ -51,10 +64,35 @@ class StubEngine:
         if "TOO-LONG" in text:
             yield b'event: error\ndata: {"status": 400, "message": "The prompt is too long."}\n\n'
             return
-        choice = {"index": 0, "message": _MESSAGE, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 20, "completion_tokens": 12}
+        message = {"role": "assistant", "content": self._say(model, text)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 20, "completion_tokens": 12, "total_tokens": 32}
         body = {"object": "chat.completion", "choices": [choice], "usage": usage}
         yield f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n".encode()
+
+
+class StubBatches:
+    """Batches of ``prompts.jsonl`` in a folder, in this process; ``asked`` beside it notes what was asked."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, folder: Path, say: Callable[[str, str], str] | None = None
+    ) -> None:
+        from jobs import batch_inference
+        from jobs.batch import warm
+
+        for module, name in ((warm, "_handle"), (batch_inference, "connect")):
+            patch.setattr(module, name, getattr(module, name))  # Put back after the test.
+        self.log = folder / "asked"
+        self.source: dict[str, Any] = {"path": str(folder / "prompts.jsonl")}
+        self._engine = StubEngine(self.log, 0, say)
+        play(self._engine)
+
+    def run(self, name: str, model: str, **fields: Any) -> JobResult:
+        """One batch. Raises what the job raises."""
+        from jobs.batch_inference import BatchInferenceConfig, run
+
+        config = {"name": name, "source": self.source, "model": model, "attempts": 1, **fields}
+        return run(BatchInferenceConfig.model_validate(config))
 
 
 def asked(log: Path) -> Counter[str]:
@@ -71,12 +109,12 @@ def play(engine: StubEngine) -> None:
     batch_inference.connect = lambda: None  # Nothing here needs Ray's cluster.
 
 
-def publish(model: str = "stub") -> str:
-    """A route, which the job pins."""
+def publish(model: str = "stub", digest: str = "4" * 64) -> str:
+    """A route, which the job pins; another digest stands for other weights."""
     from cluster import snapshots
     from cluster.contracts import Route, Target
 
-    target = Target(application="stub", deployment="model", model="stub", digest="4" * 64)
+    target = Target(application="stub", deployment="model", model=model, digest=digest)
     route = Route(model=model, targets=[target], created_at=datetime.now(UTC))
     snapshots.publish(lambda s: s.model_copy(update={"routes": [*s.routes, route]}), by="test")
     return model

@@ -21,8 +21,7 @@ def conversations(example: Mapping[str, Any]) -> Iterator[list[dict[str, str]]]:
     """
     if "messages" not in example:
         raise RefusedError("it is a preference, and supervised tuning learns from 'messages'.")
-    if example.get("tools"):
-        raise RefusedError("it has tools, which tuning here does not learn.")
+    _refuse_tools(example)
     said, answers = list[dict[str, str]](), 0
     for message in example["messages"]:
         said.append({"role": message["role"], "content": _text(message)})
@@ -33,6 +32,47 @@ def conversations(example: Mapping[str, Any]) -> Iterator[list[dict[str, str]]]:
                     f"it has more than {_MOST_ANSWERS} answers to learn: cut it, or give some weight 0."
                 )
             yield list(said)
+
+
+def preference(example: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """The messages of ``prompt``, ``chosen`` and ``rejected``.
+
+    :param example: one line of a file with purpose ``fine-tune``.
+
+    Raises RefusedError for what training here cannot use: conversations, tools, pictures, and answers of more
+    than one message.
+    """
+    if "preferred_output" not in example:
+        raise RefusedError(
+            "it is no preference, and method 'dpo' learns from 'input', 'preferred_output' and "
+            "'non_preferred_output'."
+        )
+    _refuse_tools(example["input"])
+    parts = {
+        "prompt": example["input"]["messages"],
+        "chosen": example["preferred_output"],
+        "rejected": example["non_preferred_output"],
+    }
+    if len(parts["chosen"]) > 1 or len(parts["rejected"]) > 1:
+        raise RefusedError("an output has more than one message: tuning here learns one answer.")
+    return {
+        name: [{"role": message["role"], "content": _text(message)} for message in messages]
+        for name, messages in parts.items()
+    }
+
+
+def learned(example: Mapping[str, Any], method: str) -> Iterator[list[dict[str, str]]]:
+    """Every conversation that ``method``, supervised or dpo, reads of an example. Raises RefusedError."""
+    if method != "dpo":
+        yield from conversations(example)
+        return
+    found = preference(example)
+    yield from (found["prompt"] + found[answer] for answer in ("chosen", "rejected"))
+
+
+def _refuse_tools(example: Mapping[str, Any]) -> None:
+    if example.get("tools"):
+        raise RefusedError("it has tools, which tuning here does not learn.")
 
 
 def _text(message: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -45,6 +45,30 @@ class BatchUsage(Contract):
 
     prompt_tokens: int = Field(0, ge=0, description="Of prompts.")
     completion_tokens: int = Field(0, ge=0, description="Of answers.")
+
+
+class BatchLineResponse(Contract):
+    """What a line's endpoint answered, be it an answer or a refusal."""
+
+    status_code: int = Field(description="HTTP status.")
+    request_id: str = Field(description="By which logs and records know the request.")
+    body: dict[str, Any] = Field(description="JSON body.")
+
+
+class BatchLineError(Contract):
+    """Why a line has no answer of an endpoint."""
+
+    code: str = Field(description="For programs.")
+    message: str = Field(description="One sentence.")
+
+
+class BatchLine(Contract):
+    """One line of an output or error file, as OpenAI has them; one of ``response`` and ``error`` is null."""
+
+    id: str = Field(description="Of the request within its batch.")
+    custom_id: str = Field(description="The input line's.")
+    response: BatchLineResponse | None = Field(None, description="What the endpoint answered.")
+    error: BatchLineError | None = Field(None, description="Why it answered nothing.")
 
 
 class BatchTerms(Contract):

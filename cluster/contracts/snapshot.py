@@ -3,8 +3,8 @@
 A gateway refuses fields that it does not know, for it might let through what they forbid. So a field that
 came after the first release of its schema is left out while it says nothing: a gateway that is not upgraded
 yet goes on reading snapshots until one makes use of that field (a key's limits, bound of output and budgets,
-its scopes, its expiry, the secret before a rotation, a route's price and team), and then keeps the last that
-it understood: revocations do not reach it. Upgrade gateways first.
+its scopes, its expiry, the secret before a rotation, a route's price, the price of its training, its team),
+and then keeps the last that it understood: revocations do not reach it. Upgrade gateways first.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ class Price(Contract):
 
     input_per_million_tokens: Money = Field(ge=0, description="Money for a million tokens of prompts.")
     output_per_million_tokens: Money = Field(ge=0, description="Money for a million tokens of answers.")
+    training_per_million_tokens: Money | None = Field(
+        None,
+        ge=0,
+        description="Money for a million tokens that it is tuned on, each epoch's; nothing if absent.",
+        exclude_if=_is_absent,
+    )
 
     def cost(self, input_tokens: int, output_tokens: int) -> Decimal:
         """Money for so many tokens, exactly."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import Field
 
 from cluster.contracts.base import Contract, Slug
+from cluster.contracts.snapshot import Money
 
 
 class TuningStatus(StrEnum):
@@ -22,6 +24,8 @@ class TuningStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+#: How models are tuned: by answers to imitate, or by pairs of a better and a worse one.
+TuningMethod = Literal["supervised", "dpo"]
 #: States in which nothing happens any more.
 TUNING_ENDED = frozenset({TuningStatus.SUCCEEDED, TuningStatus.FAILED, TuningStatus.CANCELLED})
 
@@ -33,6 +37,11 @@ class TuningHyperparameters(Contract):
     batch_size: Literal["auto"] | int = Field("auto", description="Examples of one step.")
     learning_rate_multiplier: Literal["auto"] | float = Field(
         "auto", description="Times the platform's usual learning rate."
+    )
+    beta: Literal["auto"] | float | None = Field(
+        None,
+        description="How much dpo keeps the model near its base; absent of other methods.",
+        exclude_if=lambda beta: beta is None,
     )
 
 
@@ -54,6 +63,12 @@ class TuningTerms(Contract):
     model: str = Field(description="Public name of the model to tune.")
     training_file: str = Field(description="The file with the examples.")
     validation_file: str | None = Field(None, description="The file with examples to measure by.")
+    # Left out of what a release without it must read.
+    method: TuningMethod = Field(
+        "supervised",
+        description="How it learns.",
+        exclude_if=lambda method: method == "supervised",
+    )
     hyperparameters: TuningHyperparameters = Field(
         default_factory=TuningHyperparameters, description="As they were asked for."
     )
@@ -80,6 +95,20 @@ class TuningProgress(Contract):
     result_files: list[str] = Field(default_factory=list, description="Ids of the files with its curve.")
     estimated_finish: datetime | None = Field(None, description="UTC time at which it may end.")
     finished_at: datetime | None = Field(None, description="UTC time at which it ended.")
+    # Left out of what a release without them must read.
+    digest: str | None = Field(
+        None, description="Data digest of what came of it.", exclude_if=lambda digest: digest is None
+    )
+    training_price: Money | None = Field(
+        None,
+        description="Money for a million tokens, as it was when the job was queued; nothing if absent.",
+        exclude_if=lambda price: price is None,
+    )
+    deleted_at: datetime | None = Field(
+        None,
+        description="UTC time at which its team deleted what came of it.",
+        exclude_if=lambda moment: moment is None,
+    )
 
 
 class TuningRecord(TuningTerms, TuningProgress):
@@ -89,6 +118,10 @@ class TuningRecord(TuningTerms, TuningProgress):
     def tuned_name(self) -> str:
         """Public name of the model that comes of it."""
         return f"ft:{self.model}:{self.team}:{self.suffix or ''}:{self.id.removeprefix('ftjob-')[:12]}"
+
+    def cost(self, tokens: int) -> Decimal:
+        """Money for a training on so many tokens, exactly."""
+        return tokens * (self.training_price or Decimal(0)).scaleb(-6)
 
     @property
     def submission_id(self) -> str:

@@ -92,9 +92,14 @@ class JobRun:
         found = self._runs.list(self._record.verb, limit=None, fingerprint=self._record.fingerprint)
         return [run for run in found if run.attempt < self._record.attempt and run.artifact == str(self.ref)]
 
+    @property
+    def seconds(self) -> float:
+        """Seconds since it was opened."""
+        return time.monotonic() - self._clock
+
     def progress(self, message: str) -> None:
         """Print one line with the time since the start."""
-        print(f"[{time.monotonic() - self._clock:7.1f} s] {message}", flush=True)
+        print(f"[{self.seconds:7.1f} s] {message}", flush=True)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send figures to the run's MLflow run."""
@@ -149,12 +154,17 @@ def start_run(
     *,
     inputs: Sequence[ArtifactInput],
     code_epoch: int,
+    tracked_late: bool = False,
 ) -> Iterator[JobRun]:
     """Open a run of ``verb`` that makes one artifact of ``kind``.
 
     If an equal artifact exists already the run has :attr:`JobRun.done` and no new run is recorded.
     Otherwise a run record with a lease and an MLflow run are opened, and closed with the outcome. Either way
     what killed runs left in the records is put right first.
+
+    :param tracked_late: open the MLflow run with the first figures or at the end: for jobs that somebody
+        waits for, since it costs seconds.
+
     Raises AccessError, UnavailableError or NotFoundError when storage cannot be used.
     """
     settings, store = load_settings(), object_store()
@@ -189,7 +199,8 @@ def start_run(
     job._record, job._runs = record, repository
     job._attempt = job.artifacts.attempt(ref, record.id)
     job.progress(f"run {record.id} makes {ref}")
-    job._tracking = Tracking.start(settings, verb, record.id, config.model_dump(mode="json"))
+    parameters = config.model_dump(mode="json")
+    job._tracking = Tracking.start(settings, verb, record.id, parameters, late=tracked_late)
     with _recorded(repository, record, job):
         yield job
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 from cluster.settings import Settings
@@ -14,35 +15,28 @@ from cluster.settings import Settings
 class Tracking:
     """Parameters, metrics and outcome of one run, in the MLflow experiment ``<team>/<verb>``."""
 
-    def __init__(self, client: Any, run_id: str) -> None:
-        self._client, self._run_id = client, run_id
+    def __init__(self, opening: Callable[[], tuple[Any, str]]) -> None:
+        self._opening: Callable[[], tuple[Any, str]] | None = opening
+        self._client: Any = None
+        self._run_id = ""
 
     @classmethod
-    def start(cls, settings: Settings, verb: str, name: str, parameters: Mapping[str, Any]) -> Self:
-        """Open an MLflow run called ``name``."""
-        tracking = cls(None, "")
-        with tracking._tolerant():
-            # Imported here: MLflow costs seconds and 165 MB, which a finished artifact need not pay.
-            from mlflow.exceptions import MlflowException
+    def start(
+        cls, settings: Settings, verb: str, name: str, parameters: Mapping[str, Any], *, late: bool = False
+    ) -> Self:
+        """Open an MLflow run called ``name``.
 
-            from cluster.mlflow_store import mlflow_client
-
-            client = mlflow_client(settings)
-            title = f"{settings.team}/{verb}"
-            experiment = client.get_experiment_by_name(title)
-            try:
-                number = experiment.experiment_id if experiment else client.create_experiment(title)
-            except MlflowException:  # Another job made it in between.
-                number = client.get_experiment_by_name(title).experiment_id
-            run = client.create_run(number, run_name=name, tags={"manta.run_id": name})
-            for key, value in parameters.items():
-                client.log_param(run.info.run_id, key, str(value)[:500])
-            tracking._client, tracking._run_id = client, run.info.run_id
+        :param late: open it with the first figures, or at the end, for it costs seconds. Until then MLflow
+            does not show it.
+        """
+        tracking = cls(partial(_open, settings, verb, name, parameters, int(time.time() * 1000)))
+        if not late:
+            tracking._is_open()
         return tracking
 
     def metrics(self, values: Mapping[str, float], step: int | None) -> None:
         """Log figures at a step."""
-        if self._client is None:
+        if not self._is_open():
             return
         from mlflow.entities import Metric
 
@@ -53,12 +47,20 @@ class Tracking:
 
     def end(self, *, succeeded: bool, artifact: str | None) -> None:
         """Close the run."""
-        if self._client is None:
+        if not self._is_open():
             return
         with self._tolerant():
             if artifact:
                 self._client.set_tag(self._run_id, "manta.artifact", artifact)
             self._client.set_terminated(self._run_id, "FINISHED" if succeeded else "FAILED")
+
+    def _is_open(self) -> bool:
+        """Whether MLflow records this run; opens it once."""
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            with self._tolerant():
+                self._client, self._run_id = opening()
+        return self._client is not None
 
     @contextmanager
     def _tolerant(self) -> Iterator[None]:
@@ -72,3 +74,25 @@ class Tracking:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def _open(
+    settings: Settings, verb: str, name: str, parameters: Mapping[str, Any], started_ms: int
+) -> tuple[Any, str]:
+    # Imported here: MLflow costs seconds and 165 MB, which a finished artifact need not pay.
+    from mlflow.exceptions import MlflowException
+
+    from cluster.mlflow_store import mlflow_client
+
+    client = mlflow_client(settings)
+    title = f"{settings.team}/{verb}"
+    experiment = client.get_experiment_by_name(title)
+    try:
+        number = experiment.experiment_id if experiment else client.create_experiment(title)
+    except MlflowException:  # Another job made it in between.
+        number = client.get_experiment_by_name(title).experiment_id
+    tags = {"manta.run_id": name}
+    run = client.create_run(number, start_time=started_ms, run_name=name, tags=tags)
+    for key, value in parameters.items():
+        client.log_param(run.info.run_id, key, str(value)[:500])
+    return client, run.info.run_id

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from cluster.contracts.batches import BatchRecord
+from cluster.contracts.batches import BatchLine, BatchLineError, BatchLineResponse, BatchRecord
 from cluster.storage import ObjectStore
 
 
@@ -87,12 +87,12 @@ def rows_of(file: IO[bytes], skip: set[str]) -> Iterator[Row]:
 
 def response_line(row: Row, request_id: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
     """A line with what the endpoint answered, an error's body too."""
-    response = {"status_code": status, "request_id": request_id, "body": body}
-    return {"id": request_id, "custom_id": row.custom_id, "response": response, "error": None}
+    response = BatchLineResponse(status_code=status, request_id=request_id, body=body)
+    return BatchLine(id=request_id, custom_id=row.custom_id, response=response).model_dump()
 
 
 def unasked_line(batch_id: str, row: Row, code: str, message: str) -> dict[str, Any]:
     """A line for a row that was never asked."""
     name = hashlib.sha256(f"{batch_id}/{row.number}".encode()).hexdigest()[:24]
-    error = {"code": code, "message": message}
-    return {"id": f"batch_req_{name}", "custom_id": row.custom_id, "response": None, "error": error}
+    error = BatchLineError(code=code, message=message)
+    return BatchLine(id=f"batch_req_{name}", custom_id=row.custom_id, error=error).model_dump()

@@ -37,7 +37,8 @@ from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.record import CLIENT_LEFT
 from deployments.gateway.responses import Responses, ResponsesBody
 from deployments.gateway.steps import find_route, may_use
-from deployments.gateway.tuning import Tuning, TuningRequest
+from deployments.gateway.tuning import Tuning
+from deployments.gateway.tuning_request import TuningRequest
 
 logger = logging.getLogger("ray.serve")
 #: What is posted where, as the OpenAPI document has it. Messages and responses become chats.

@@ -43,6 +43,7 @@ _PLACES = re.compile(r"{([a-z_]+)}")
 _OTHERS = {
     ("get", "/v1/models"): "The models that this key may use.",
     ("get", "/v1/models/{model}"): "One of them.",
+    ("delete", "/v1/models/{model}"): "Delete one that the team tuned.",
     ("post", "/v1/files"): "Upload a file.",
     ("get", "/v1/files"): "The team's files.",
     ("get", "/v1/files/{file_id}"): "One of them.",

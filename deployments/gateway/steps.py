@@ -59,8 +59,23 @@ def find_route(view: View, key: ApiKey, model: str) -> Route:
     """The route of a public model name. Raises ApiError 404."""
     route = view.routes.get(model)
     if route is None or not may_use(key, route):
-        raise unknown_model(model)
+        raise _away(view, key, model) or unknown_model(model)
     return route
+
+
+def _away(view: View, key: ApiKey, model: str) -> ApiError | None:
+    """What to say of a model that the key's team tuned, by its name, and that has no route."""
+    parts = model.split(":")
+    if model in view.routes or len(parts) != 5 or (parts[0], parts[2]) != ("ft", key.team):
+        return None
+    base = view.routes.get(parts[1])
+    if base is None or not may_use(key, base):
+        why = f"its base model `{parts[1]}` is not"
+    else:
+        why = f"it was deleted, never made, or `{parts[1]}` has other weights than those it was tuned from"
+    return ApiError(
+        404, f"The model `{model}` is not served now: {why}.", code="model_not_found", param="model"
+    )
 
 
 def bound_output(body: Body | EmbeddingBody, key: ApiKey, route: Route, args: GatewayArgs) -> int | None:

@@ -5,31 +5,23 @@ SQL is asked in threads, by these endpoints alone.
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cluster.contracts import ApiKey
 from cluster.contracts import Route as ModelRoute
-from cluster.contracts.tuning import (
-    TuningEvent,
-    TuningHyperparameters,
-    TuningRecord,
-    TuningStatus,
-    TuningTerms,
-)
-from deployments.gateway.body import read_object, typed
-from deployments.gateway.errors import ApiError, from_validation
+from cluster.contracts.tuning import TuningEvent, TuningRecord, TuningStatus, TuningTerms
+from deployments.gateway.body import read_object
+from deployments.gateway.errors import ApiError, unknown_model
 from deployments.gateway.threads import in_thread
+from deployments.gateway.tuning_request import TuningRequest, parse_query, parse_request
 from deployments.gateway.view import View
 
 if TYPE_CHECKING:
@@ -38,82 +30,6 @@ if TYPE_CHECKING:
 
 #: OpenAI's own least number of examples.
 _FEWEST = 10
-_METADATA = re.compile(r"metadata\[(.+)\]")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Hyperparameters(_Part):
-    """How it learns."""
-
-    n_epochs: Literal["auto"] | int = "auto"
-    batch_size: Literal["auto"] | int = "auto"
-    learning_rate_multiplier: Literal["auto"] | float = "auto"
-
-    @field_validator("n_epochs", "batch_size", "learning_rate_multiplier", mode="wrap")
-    @classmethod
-    def _auto_or_a_number(cls, value: object, handler: ValidatorFunctionWrapHandler, info: Any) -> Any:
-        whole = info.field_name != "learning_rate_multiplier"
-        most = {"n_epochs": 50, "batch_size": 256}.get(info.field_name, 100)
-        wanted = f"must be 'auto' or a {'whole number from 1' if whole else 'number over 0'} to {most}"
-        try:
-            number = handler(value)
-        except ValidationError:
-            raise ValueError(wanted) from None
-        if number != "auto" and not (1 if whole else 1e-6) <= number <= most:
-            raise ValueError(wanted)
-        return number
-
-
-class MethodSettings(_Part):
-    """Of one method."""
-
-    hyperparameters: Hyperparameters | None = None
-
-
-class Method(_Part):
-    """How it is tuned."""
-
-    type: Literal["supervised"]
-    supervised: MethodSettings | None = None
-
-
-class TuningRequest(_Part):
-    """Body of ``POST /v1/fine_tuning/jobs``."""
-
-    model: str = Field(min_length=1, max_length=256)
-    training_file: str = Field(max_length=64)
-    validation_file: str | None = Field(None, max_length=64)
-    method: Method | None = None
-    hyperparameters: Hyperparameters | None = None
-    suffix: str | None = Field(None, min_length=1, max_length=64)
-    seed: int | None = Field(None, ge=0, lt=2**31)
-    metadata: dict[str, str] | None = Field(None, max_length=16)
-
-    @field_validator("suffix")
-    @classmethod
-    def _fits_a_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", value):
-            raise ValueError("use letters, digits, '.', '_' and '-', for it becomes a part of a model's name")
-        return value
-
-    @field_validator("metadata")
-    @classmethod
-    def _short(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        if any(len(name) > 64 or len(text) > 512 for name, text in (value or {}).items()):
-            raise ValueError("names have up to 64 and values up to 512 characters")
-        return value
-
-
-class ListQuery(BaseModel):
-    """Query of a list."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    after: str | None = Field(None, max_length=64)
-    limit: int = Field(20, ge=1, le=100)
 
 
 class Tuning:
@@ -150,6 +66,7 @@ class Tuning:
             Route(f"{one}/resume", self.cannot_wait, methods=["POST"]),
             Route(f"{one}/events", self.events, methods=["GET"]),
             Route(f"{one}/checkpoints", self.checkpoints, methods=["GET"]),
+            Route("/v1/models/{model:path}", self.delete_model, methods=["DELETE"]),
         ]
 
     async def create(self, request: Request) -> Response:
@@ -157,7 +74,7 @@ class Tuning:
         self._authenticate(request)
         content = read_object(await self._read_body(request))
         key, view = self._authenticate(request)
-        wanted = _typed(content)
+        wanted = parse_request(content)
         _check_model(_route(view, key, wanted.model))
         terms = await in_thread(lambda: self._terms(key, wanted))
         record = await in_thread(lambda: self._repository.create(terms))
@@ -167,7 +84,7 @@ class Tuning:
     async def list(self, request: Request) -> Response:
         """``GET /v1/fine_tuning/jobs``."""
         key, _ = self._authenticate(request)
-        query, metadata = _query(request.query_params)
+        query, metadata = parse_query(request.query_params)
         found = await in_thread(
             lambda: self._repository.list(
                 key.team, after=query.after, limit=query.limit + 1, metadata=metadata
@@ -198,7 +115,7 @@ class Tuning:
 
     async def events(self, request: Request) -> Response:
         """``GET /v1/fine_tuning/jobs/{id}/events``."""
-        record, (query, _) = await self._find(request), _query(request.query_params)
+        record, (query, _) = await self._find(request), parse_query(request.query_params)
         found = await in_thread(
             lambda: self._repository.events(record.id, after=query.after, limit=query.limit + 1)
         )
@@ -206,9 +123,38 @@ class Tuning:
 
     async def checkpoints(self, request: Request) -> Response:
         """``GET /v1/fine_tuning/jobs/{id}/checkpoints``: the last step's, which is served."""
-        record, (query, _) = await self._find(request), _query(request.query_params)
+        record, (query, _) = await self._find(request), parse_query(request.query_params)
         found = [_checkpoint(record)] if record.status is TuningStatus.SUCCEEDED else []
         return _page([item for item in found if item["id"] != query.after], query.limit)
+
+    async def delete_model(self, request: Request) -> Response:
+        """``DELETE /v1/models/{id}``: of a model that was tuned here; again, it says the same."""
+        from deployments.gateway.steps import may_use
+
+        key, view = self._authenticate(request)
+        name = request.path_params["model"]
+        route = view.routes.get(name)
+        if route is not None and route.base is None and may_use(key, route):
+            raise ApiError(
+                403,
+                f"Model {name} was not tuned by /v1/fine_tuning/jobs: only such models can be deleted here.",
+                code="insufficient_permissions",
+                param="model",
+            )
+        record = await in_thread(lambda: self._repository.find_tuned(name, key.team))
+        if record is None or not (key.models is None or {name, record.model} & set(key.models)):
+            raise unknown_model(name)
+        await in_thread(lambda: self._delete(record))
+        self._wake()
+        return JSONResponse({"id": name, "object": "model", "deleted": True})
+
+    def _delete(self, record: TuningRecord) -> None:
+        """SQL first: should this be interrupted, a worker does the rest."""
+        from cluster.storage import object_store
+        from deployments.tuning.publishing import withdraw
+
+        deleted = self._repository.delete_tuned(record.id, record.team)
+        withdraw(deleted, object_store(), fence=record.deleted_at is None)
 
     async def _find(self, request: Request) -> TuningRecord:
         key, _ = self._authenticate(request)
@@ -239,7 +185,8 @@ class Tuning:
             model=wanted.model,
             training_file=wanted.training_file,
             validation_file=wanted.validation_file,
-            hyperparameters=_asked(wanted),
+            method=wanted.tuned_by,
+            hyperparameters=wanted.asked,
             suffix=wanted.suffix,
             seed=secrets.randbelow(2**31) if wanted.seed is None else wanted.seed,
             metadata=wanted.metadata or {},
@@ -270,36 +217,6 @@ class Tuning:
         return FileRepository(load_settings().database_url)
 
 
-def _typed(content: dict[str, Any]) -> TuningRequest:
-    """The body. What of OpenAI's is not done here is refused by name. Raises ApiError 400."""
-    said = dict(content)
-    if said.pop("integrations", None):
-        raise ApiError(
-            400,
-            "Integrations are not supported here: leave them out, and read the job's events instead.",
-            param="integrations",
-            code="unsupported_parameter",
-        )
-    method = said.get("method")
-    kind = method.get("type") if isinstance(method, dict) else None
-    if kind in ("dpo", "reinforcement"):
-        raise ApiError(
-            400,
-            f"Method '{kind}' is not supported here: models are tuned by 'supervised'.",
-            param="method.type",
-            code="unsupported_value",
-        )
-    return typed(said, TuningRequest)
-
-
-def _asked(wanted: TuningRequest) -> TuningHyperparameters:
-    """Hyperparameters, where the method's own go before the older ones. Raises ApiError 400."""
-    settings = wanted.method.supervised if wanted.method else None
-    of_method = settings.hyperparameters if settings else None
-    found = of_method or wanted.hyperparameters or Hyperparameters()
-    return TuningHyperparameters(**found.model_dump())
-
-
 def _route(view: View, key: ApiKey, model: str) -> ModelRoute:
     from deployments.gateway.steps import find_route
 
@@ -318,20 +235,6 @@ def _check_model(route: ModelRoute) -> None:
         param="model",
         code="model_not_available",
     )
-
-
-def _query(params: Mapping[str, str]) -> tuple[ListQuery, dict[str, str]]:
-    """Paging, and the filter by metadata. Raises ApiError 400."""
-    plain, metadata = dict[str, str](), dict[str, str]()
-    for name, value in params.items():
-        if found := _METADATA.fullmatch(name):
-            metadata[found[1]] = value
-        else:
-            plain[name] = value
-    try:
-        return ListQuery.model_validate(plain), metadata
-    except ValidationError as error:
-        raise from_validation(error) from None
 
 
 def _page(cards: list[dict[str, Any]], limit: int) -> Response:
@@ -356,8 +259,8 @@ def card(record: TuningRecord) -> dict[str, Any]:
         "validation_file": record.validation_file,
         "result_files": record.result_files if succeeded else [],
         "trained_tokens": record.trained_tokens,
-        "hyperparameters": hyperparameters,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "hyperparameters": hyperparameters if record.method == "supervised" else None,  # As OpenAI has it.
+        "method": {"type": record.method, record.method: {"hyperparameters": hyperparameters}},
         "seed": record.seed,
         "integrations": [],
         "metadata": record.metadata or None,

@@ -12,6 +12,9 @@ _EPOCHS, _MOST_EPOCHS, _FEWEST_SEEN, _MOST_SEEN = 3, 25, 100, 25_000
 #: A step learns from 0.2 % of the examples, within these.
 _SHARE, _SMALLEST_BATCH, _LARGEST_BATCH = 0.002, 8, 256
 
+#: What the DPO paper mostly took, and TRL takes.
+_BETA = 0.1
+
 
 def choose(asked: TuningHyperparameters, examples: int) -> TuningHyperparameters:
     """``asked`` without any auto, for so many examples."""
@@ -26,7 +29,10 @@ def choose(asked: TuningHyperparameters, examples: int) -> TuningHyperparameters
         wanted = min(_LARGEST_BATCH, max(_SMALLEST_BATCH, round(_SHARE * examples)))
         batch = min(wanted, examples)
     return TuningHyperparameters(
-        n_epochs=epochs, batch_size=batch, learning_rate_multiplier=1.0 if rate == "auto" else rate
+        n_epochs=epochs,
+        batch_size=batch,
+        learning_rate_multiplier=1.0 if rate == "auto" else rate,
+        beta=_BETA if asked.beta == "auto" else asked.beta,
     )
 
 

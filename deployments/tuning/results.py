@@ -15,7 +15,8 @@ from cluster.errors import MantaError
 from cluster.files import FileRepository
 from cluster.storage import ArtifactStore, ObjectStore
 
-_COLUMNS = ("step", "train_loss", "valid_loss")
+#: What of a step is no figure of the model.
+_COUNTED = frozenset({"step", "loss", "samples_seen", "elapsed_s"})
 
 
 def keep_results(
@@ -58,11 +59,13 @@ def keep_results(
 
 
 def curve(steps: list[dict[str, float]], valid_loss: float | None) -> bytes:
-    """The lines; the validation loss is the last step's."""
+    """The lines; the validation loss is the last step's. A method's own figures stand after the loss."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    figures = [name for name in (steps[0] if steps else {}) if name not in _COUNTED]
+    writer.writerow(["step", "train_loss", *(f"train_{name}" for name in figures), "valid_loss"])
     for step in steps:
         last = step is steps[-1] and valid_loss is not None
-        writer.writerow([int(step["step"]), step["loss"], valid_loss if last else ""])
+        told = [step[name] for name in figures]
+        writer.writerow([int(step["step"]), step["loss"], *told, valid_loss if last else ""])
     return sink.getvalue().encode()

@@ -56,6 +56,10 @@ class Trainings(Protocol):
         """Begin; nothing happens if it has begun."""
         ...
 
+    def retire(self, record: TuningRecord, submission_id: str) -> None:
+        """Begin to take away what came of it; nothing happens if it has begun."""
+        ...
+
     def outcome(self, submission_id: str) -> JobOutcome | None:
         """How it stands; None if it has never begun, or the cluster that knew of it is lost."""
         ...
@@ -83,22 +87,30 @@ class RayTrainings:
 
     def submit(self, order: Order) -> None:
         """See :class:`Trainings`."""
+        record = order.record
+        self._send(record, record.submission_id, "tune", words(order, self._args))
+
+    def retire(self, record: TuningRecord, submission_id: str) -> None:
+        """See :class:`Trainings`."""
+        self._send(record, submission_id, "retire", retire_words(record))
+
+    def _send(self, record: TuningRecord, submission_id: str, verb: str, words: list[str]) -> None:
+        """As its team's and key's."""
         from cluster.job.submit import send
 
-        record = order.record
         environment = jobs_environment(self._store)
         principal = {"MANTA_TEAM": record.team, "MANTA_USER": record.key_id}
         environment["env_vars"] = {**environment.get("env_vars", {}), **principal}
         try:
             send(
                 self._client(),
-                ["python", "-m", "jobs.tune", *words(order, self._args), "--json"],
+                ["python", "-m", f"jobs.{verb}", *words, "--json"],
                 environment,
-                submission_id=record.submission_id,
-                metadata={"verb": "tune", "team": record.team, "user": record.key_id},
+                submission_id=submission_id,
+                metadata={"verb": verb, "team": record.team, "user": record.key_id},
             )
         except RefusedError:
-            if self.outcome(record.submission_id) is None:
+            if self.outcome(submission_id) is None:
                 raise
 
     def outcome(self, submission_id: str) -> JobOutcome | None:
@@ -152,8 +164,9 @@ def words(order: Order, args: TuningArgs) -> list[str]:
     record, chosen = order.record, order.record.chosen or TuningHyperparameters()
     workers, rows, passes = batches(chosen, args)
     assert isinstance(chosen.learning_rate_multiplier, float | int)
+    usual = args.dpo_learning_rate if record.method == "dpo" else args.learning_rate
     training = {
-        "learning_rate": args.learning_rate * chosen.learning_rate_multiplier,
+        "learning_rate": usual * chosen.learning_rate_multiplier,
         "num_train_epochs": chosen.n_epochs,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": passes,
@@ -169,8 +182,10 @@ def words(order: Order, args: TuningArgs) -> list[str]:
         "training": training,
         "lora": {"r": rank, "lora_alpha": 2 * rank},
         "resources_per_worker": args.resources_per_worker,
+        "dpo": {"beta": chosen.beta} if record.method == "dpo" else None,
     }
     plain = [
+        *(("--method", record.method) if record.method == "dpo" else ()),
         *("--name", record.id),
         *("--base_model", order.base.address),
         *("--adapters", order.base.adapters),
@@ -182,6 +197,12 @@ def words(order: Order, args: TuningArgs) -> list[str]:
         if value is not None
         for word in (f"--{name}", json.dumps(value))
     ]
+
+
+def retire_words(record: TuningRecord) -> list[str]:
+    """Arguments of ``python -m jobs.retire``."""
+    name, _, version = (record.model_version or "").partition("@")
+    return ["--name", name, "--version", version, "--why", f"{record.tuned_name} was deleted"]
 
 
 def _file(record: FileRecord) -> dict[str, str]:

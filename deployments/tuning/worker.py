@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from cluster.contracts import ModelRef
-from cluster.contracts.tuning import TUNING_ENDED, TuningError, TuningRecord, TuningStatus
+from cluster.contracts.tuning import TUNING_ENDED, TuningEvent, TuningRecord, TuningStatus
 from cluster.errors import AccessError, MantaError, NotFoundError, RefusedError, UnavailableError
 from cluster.files import FileRepository
 from cluster.storage import ObjectStore
@@ -32,29 +29,18 @@ from deployments.gateway.errors import ApiError
 from deployments.gateway.threads import waited
 from deployments.gateway.view import Poller
 from deployments.tuning.choosing import choose
-from deployments.tuning.publishing import publish, withdraw
+from deployments.tuning.endings import JobCancelledError, JobFailedError
+from deployments.tuning.erasing import erase
+from deployments.tuning.paying import Payments
+from deployments.tuning.publishing import BaseGoneError, publish, withdraw
+from deployments.tuning.reading import read_examples
 from deployments.tuning.results import keep_results
 from deployments.tuning.trainings import Base, Order, Trainings
-from validation.examples import conversations
 
 logger = logging.getLogger("ray.serve")
 _T = TypeVar("_T")
 #: Jobs that one worker follows; of these ``jobs_at_once`` train.
 _FOLLOWED = 16
-#: Of all conversations of a file, as training holds them in memory.
-_MOST_CHARACTERS = 1_000_000_000
-
-
-class JobFailedError(Exception):
-    """The job ends here, and that is why."""
-
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.error = TuningError(code=code, message=message, param=param)
-
-
-class JobCancelledError(Exception):
-    """A client has ended it."""
 
 
 @dataclass
@@ -93,6 +79,7 @@ class TuningWorker:
         self._places = asyncio.Semaphore(args.jobs_at_once)
         self._reads = asyncio.Semaphore(1)  # Leases are renewed in the same threads.
         self._held = set[str]()
+        self._payments = Payments()
 
     def wake(self) -> None:
         """Look for work now."""
@@ -169,7 +156,20 @@ class TuningWorker:
         record = await waited(self._jobs.get, work.record.id, work.record.team)
         if record.status is not TuningStatus.SUCCEEDED:
             await self._asked(lambda: self._trainings.stop(record.submission_id))
+        if record.deleted_at is not None or (record.status is not TuningStatus.SUCCEEDED and record.base):
             await self._asked(lambda: withdraw(record, self._store))
+        if record.deleted_at is not None:
+            await asyncio.sleep(self._publish_s)  # Until then gateways may send requests there.
+            why = await erase(record, self._trainings, self._args, self._asked)
+            if why is not None:
+                message = f"What was left of {record.tuned_name} could not be taken away: {why}"
+                event = make_event(record.id, "not erased", message, level="error")
+                await self._asked(lambda: self._jobs.tell(record.id, [event]))
+        key = self._poller.view.keys.get(record.key_id)
+        if key is not None and (
+            record.training_price is not None or record.status is not TuningStatus.SUCCEEDED
+        ):
+            await self._asked(lambda: self._payments.settle(record, key))
         await waited(self._jobs.settle, record.id, work.token)
 
     async def _do(self, work: _Work) -> None:
@@ -207,49 +207,32 @@ class TuningWorker:
         if application is None:
             raise JobFailedError("model_not_available", f"Model {record.model} is not served.", "model")
         base = await self._base(application)
+        sizes = dict[str, int]()
         for param in ("training_file", "validation_file"):
             if getattr(record, param) is not None:
                 async with self._reads:
-                    await self._asked(partial(self._read, record, param))
+                    read = partial(read_examples, record, param, self._files, self._store)
+                    sizes[param] = await self._asked(read)
         examples = (await waited(self._files.get, record.training_file, record.team)).lines
+        terms = {
+            "chosen": choose(record.hyperparameters, examples),
+            "application": application,
+            "base": base.address,
+            "training_price": route.price.training_per_million_tokens if route and route.price else None,
+        }
+        await self._hold(record.model_copy(update=terms), sizes["training_file"])
         event = make_event(record.id, "queued", "Files validated, moving job to queued state")
-        await self._report(
-            work,
-            event,
-            status=TuningStatus.QUEUED,
-            chosen=choose(record.hyperparameters, examples),
-            application=application,
-            base=base.address,
-        )
+        await self._report(work, event, status=TuningStatus.QUEUED, **terms)
 
-    def _read(self, record: TuningRecord, param: str) -> None:
-        """Raises JobFailedError for a file that cannot be learned from.
-
-        Line by line, from disk: it may be large, and this process answers batches, too.
-        """
-        number, answers, size = 0, 0, 0
+    async def _hold(self, record: TuningRecord, characters: int) -> None:
+        """Money for it. Raises JobFailedError if its key has not so much left."""
+        key = self._poller.view.keys.get(record.key_id)
+        if record.training_price is None or key is None:
+            return
         try:
-            with TemporaryDirectory(prefix="tuning-") as folder:
-                source = Path(folder) / "examples.jsonl"
-                file = self._files.get(getattr(record, param), record.team)
-                self._store.download_file(file.key, source)
-                with source.open("rb") as lines:
-                    for line in lines:
-                        number += 1
-                        for said in conversations(json.loads(line)) if line.strip() else ():
-                            answers += 1
-                            size += sum(len(message["content"]) for message in said)
-                            if size > _MOST_CHARACTERS:
-                                raise RefusedError(
-                                    "with it, answers and all that stands before each come to more than "
-                                    f"{_MOST_CHARACTERS:,} characters: give some answers weight 0."
-                                )
-        except NotFoundError:
-            raise JobFailedError("file_not_found", "The file is no longer there.", param) from None
+            await self._asked(lambda: self._payments.hold(record, key, characters))
         except RefusedError as refused:
-            raise JobFailedError(f"invalid_{param}", f"Line {number}: {refused}", param) from None
-        if not answers:
-            raise JobFailedError(f"invalid_{param}", "No example has an answer to learn.", param)
+            raise JobFailedError("insufficient_quota", str(refused)) from None
 
     async def _base(self, application: str) -> Base:
         try:
@@ -335,24 +318,37 @@ class TuningWorker:
             raise JobFailedError("model_not_available", message, "model")
         self._check(work)
         model = ModelRef.parse(result["model"])
+
+        def held() -> None:
+            if self._jobs.renew(record.id, work.token, self._args.lease_s) is TuningStatus.CANCELLED:
+                raise JobCancelledError
+
         try:
-            await self._asked(lambda: publish(record, model, result["digest"], self._store))
-        except RefusedError as refused:
+            await self._asked(lambda: publish(record, model, result["digest"], self._store, held))
+        except BaseGoneError as refused:
             raise JobFailedError("model_not_available", str(refused), "model") from None
         await asyncio.sleep(self._publish_s)  # Whoever hears that it is there may ask it at once.
         await self._report(
             work,
+            *self._told_cost(record, result["trained_tokens"]),
             make_event(record.id, "created model", f"New fine-tuned model created: {record.tuned_name}"),
             make_event(record.id, "succeeded", "The job has successfully completed"),
             status=TuningStatus.SUCCEEDED,
             steps=result["steps"],
             trained_tokens=result["trained_tokens"],
             model_version=str(model),
+            digest=result["digest"],
             last_loss=result["last_loss"],
             valid_loss=result.get("valid_loss"),
             result_files=[file_id],
             finished_at=datetime.now(UTC),
         )
+
+    def _told_cost(self, record: TuningRecord, tokens: int) -> list[TuningEvent]:
+        if record.training_price is None:
+            return []
+        message = f"Training on {tokens:,} tokens cost {record.cost(tokens).normalize():f}"
+        return [make_event(record.id, "cost", message)]
 
     async def _report(self, work: _Work, *events: Any, **more: object) -> None:
         """Raises JobCancelledError if a client has ended it, RefusedError if another follows it."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from cluster.job import JobRun
 from cluster.storage import row_digest
-from jobs.batch.rows import ERRORS, MEASURED, OUTPUT, PartWriter, answer_schema, parts, read_parts
+from jobs.batch.formats import OutputConfig, stored_ids, writers
+from jobs.batch.rows import ERRORS, MEASURED, OUTPUT
 from jobs.batch.sorting import SortedSpill, difference
 
 #: So many of the first failed rows' sentences are kept in the summary.
@@ -44,17 +45,20 @@ class Finished:
             self.errors.append({key: row[key] for key in ("row_id", "error_code", "error_message")})
 
 
-def write_files(job: JobRun, rows: Iterable[dict[str, Any]], rows_per_file: int) -> Finished:
-    """Every row into the folder of its status."""
-    schema, finished = answer_schema(), Finished()
-    writers = {name: PartWriter(job.attempt, name, schema, rows_per_file) for name in (OUTPUT, ERRORS)}
+def write_files(
+    job: JobRun, rows: Iterable[dict[str, Any]], output: OutputConfig, rows_per_file: int, model: str
+) -> Finished:
+    """Every row into the files of its status, once in each format; ``model`` is the name to show."""
+    finished = Finished()
+    made = {name: writers(job, name, output, rows_per_file, model) for name in (OUTPUT, ERRORS)}
     with SortedSpill() as digests:
         for row in rows:
             row.pop("number")
-            writers[OUTPUT if row["status"] == "succeeded" else ERRORS].add(row)
+            for writer in made[OUTPUT if row["status"] == "succeeded" else ERRORS]:
+                writer.add(row)
             digests.add(*row_digest({name: row[name] for name in row if name not in MEASURED}))
             finished.add(row)
-        for writer in writers.values():
+        for writer in (*made[OUTPUT], *made[ERRORS]):
             writer.close()
         total = hashlib.sha256()  # As cluster.storage.merge_row_digests, without all rows in memory.
         for _, digest in digests:
@@ -63,12 +67,15 @@ def write_files(job: JobRun, rows: Iterable[dict[str, Any]], rows_per_file: int)
     return finished
 
 
-def prove(job: JobRun, asked: SortedSpill) -> None:
-    """Read back which rows are stored. Raises AssertionError unless it is each asked one exactly once."""
-    with SortedSpill() as found:
-        for folder in (OUTPUT, ERRORS):
-            for row in read_parts(job.store, parts(job.store, job.attempt, folder), ["row_id"]):
-                found.add(row["row_id"])
-        wrong = difference(asked, found)
-    if wrong is not None:
-        raise AssertionError(f"{job.run_id}: {wrong}")
+def prove(job: JobRun, asked: SortedSpill, output: OutputConfig) -> None:
+    """Read back which rows are stored.
+
+    Raises AssertionError unless it is each asked one exactly once, in every format.
+    """
+    for form in output.formats:
+        with SortedSpill() as found:
+            for row_id in stored_ids(job, form):
+                found.add(row_id)
+            wrong = difference(asked, found)
+        if wrong is not None:
+            raise AssertionError(f"{job.run_id}, {form}: {wrong}")

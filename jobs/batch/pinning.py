@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from cluster.contracts import ArtifactInput, PolicyDocument, Route, Snapshot, Target
+from cluster.contracts import ArtifactInput, Manifest, PolicyDocument, Route, Snapshot, Target
 from cluster.errors import MantaError, NotFoundError, RefusedError
 from cluster.settings import Settings
 from cluster.storage import ArtifactStore, ObjectStore
@@ -32,29 +32,42 @@ class Pin:
         return [self.model, ArtifactInput(address=f"policy:{self.policy.name}", digest=self.policy.digest)]
 
 
+def deployed(team: str) -> list[str]:
+    """Public names that the team may ask, sorted."""
+    from cluster.snapshots import newest
+
+    return sorted(_routes(newest(), team))
+
+
 def pin_warm(model: str, policy: str | None, settings: Settings, store: ObjectStore) -> Pin:
     """Find the route of ``model`` in the newest snapshot, and take its heaviest target with an application.
 
     Raises NotFoundError when nothing is published under that name, RefusedError when no target has a handle.
     """
-    from cluster.snapshots import newest
-
-    snapshot = newest()
-    found = snapshot.routes if snapshot else []
-    routes = {route.model: route for route in found if route.team in (None, settings.team)}
-    if snapshot is None or model not in routes:
-        known = ", ".join(sorted(routes)) or "none"
-        raise NotFoundError(
-            f"No model {model!r} is deployed (deployed: {known}): deploy it with `manta deploy`."
-        )
-    target = _heaviest(routes[model])
-    document = _policy(policy or routes[model].policy, snapshot)
+    route, target, document = _deployed(model, policy, settings)
     return Pin(
         model=_model_input(target, settings, store),
         policy=document,
         target=target,
-        price=_price(routes[model]),
+        price=_price(route),
     )
+
+
+def pin_behind(model: str, policy: str | None, settings: Settings, store: ObjectStore) -> Pin:
+    """The weights behind a public name, for an engine of one's own; the policy and price are the route's.
+
+    Raises NotFoundError when nothing is published under that name or the weights are in no storage of ours,
+    RefusedError when no target has a handle.
+    """
+    route, target, document = _deployed(model, policy, settings)
+    if target.model_version is not None:
+        address, weights = _weights(target.model_version, settings, store)
+    elif (base := _artifact_of(target, settings, store)) is not None:
+        address = ArtifactInput(address=str(base.ref), digest=base.data_digest)
+        weights = Weights(ArtifactStore(store).uri(base))
+    else:
+        raise NotFoundError(f"The weights behind {model!r} are no artifact and no registered version.")
+    return Pin(model=address, policy=document, weights=weights, price=_price(route))
 
 
 def pin_dedicated(model: str, policy: str | None, settings: Settings, store: ObjectStore) -> Pin:
@@ -62,37 +75,65 @@ def pin_dedicated(model: str, policy: str | None, settings: Settings, store: Obj
 
     Raises NotFoundError when there is no such model.
     """
-    from cluster.models.sources import ensure_model
     from cluster.snapshots import newest
 
     document = _policy(policy, newest())
+    address, weights = _weights(model, settings, store)
+    return Pin(model=address, policy=document, weights=weights)
+
+
+def _weights(model: str, settings: Settings, store: ObjectStore) -> tuple[ArtifactInput, Weights]:
+    from cluster.models.sources import ensure_model
+
     artifacts = ArtifactStore(store)
     if not (model.startswith("models:/") or model.rpartition("@")[2].isdigit()):
         base = ensure_model(model)
-        address = ArtifactInput(address=str(base.ref), digest=base.data_digest)
-        return Pin(model=address, policy=document, weights=Weights(artifacts.uri(base)))
+        return ArtifactInput(address=str(base.ref), digest=base.data_digest), Weights(artifacts.uri(base))
     from cluster.registry import Registry
 
     registered = Registry(settings).resolve(model)
     source = artifacts.uri(artifacts.open(registered.base))
     address = ArtifactInput(address=registered.checkpoint, digest=registered.digest)
     if registered.adapter is None:
-        return Pin(model=address, policy=document, weights=Weights(source))
+        return address, Weights(source)
     folder, _, name = store.key(registered.adapter).rstrip("/").rpartition("/")
     rank = int(json.loads(store.get(f"{folder}/{name}/adapter_config.json"))["r"])
-    weights = Weights(
+    return address, Weights(
         source,
         adapter=name,
         adapters_uri=store.uri(folder),
         max_lora_rank=next((limit for limit in LORA_RANKS if limit >= rank), rank),
     )
-    return Pin(model=address, policy=document, weights=weights)
+
+
+def _deployed(model: str, policy: str | None, settings: Settings) -> tuple[Route, Target, PolicyDocument]:
+    """The route of a public name, its target for batches, and the policy: the one named, else the route's."""
+    from cluster.snapshots import newest
+
+    snapshot = newest()
+    routes = _routes(snapshot, settings.team)
+    if snapshot is None or model not in routes:
+        known = ", ".join(sorted(routes)) or "none"
+        raise NotFoundError(
+            f"No model {model!r} is deployed (deployed: {known}): deploy it with `manta deploy`."
+        )
+    route = routes[model]
+    return route, _heaviest(route), _policy(policy or route.policy, snapshot)
+
+
+def _routes(snapshot: Snapshot | None, team: str) -> dict[str, Route]:
+    found = snapshot.routes if snapshot else []
+    return {route.model: route for route in found if route.team in (None, team)}
 
 
 def _price(route: Route) -> PriceConfig | None:
     """The route's published price, if it has one."""
     price = getattr(route, "price", None)
-    return PriceConfig.model_validate(price.model_dump()) if price is not None else None
+    return (
+        None
+        if price is None
+        else PriceConfig.model_validate(price.model_dump(include=set(PriceConfig.model_fields)))
+    )
 
 
 def _heaviest(route: Route) -> Target:
@@ -116,7 +157,6 @@ def _policy(wanted: str | None, snapshot: Snapshot | None) -> PolicyDocument:
 
 def _model_input(target: Target, settings: Settings, store: ObjectStore) -> ArtifactInput:
     """The checkpoint or base model behind a target, so that lineage goes on from it."""
-    artifacts = ArtifactStore(store)
     if target.model_version is not None:
         from cluster.registry import Registry
 
@@ -125,9 +165,16 @@ def _model_input(target: Target, settings: Settings, store: ObjectStore) -> Arti
             return ArtifactInput(address=registered.checkpoint, digest=registered.digest)
         except MantaError:
             pass  # The registry is down or has forgotten: the digest still pins what is served.
-    for manifest in artifacts.list(settings.team, "model"):
-        if target.digest is not None and manifest.data_digest == target.digest:
-            return ArtifactInput(address=str(manifest.ref), digest=manifest.data_digest)
+    if (base := _artifact_of(target, settings, store)) is not None:
+        return ArtifactInput(address=str(base.ref), digest=base.data_digest)
     return ArtifactInput(
         address=f"serve:{target.application}/{target.model}", digest=target.digest or target.model
     )
+
+
+def _artifact_of(target: Target, settings: Settings, store: ObjectStore) -> Manifest | None:
+    """The model artifact whose digest the target names."""
+    if target.digest is None:
+        return None
+    made = ArtifactStore(store).list(settings.team, "model")
+    return next((manifest for manifest in made if manifest.data_digest == target.digest), None)

@@ -13,15 +13,28 @@ class Progress:
 
     :param total: rows of the batch.
     :param resumed: how many of them an earlier attempt answered; rates are of this one's alone.
+    :param before_s: seconds from the run's start until now.
     """
 
-    def __init__(self, total: int, say: Callable[[str], None], every_s: float, resumed: int = 0) -> None:
+    def __init__(
+        self,
+        total: int,
+        say: Callable[[str], None],
+        every_s: float,
+        resumed: int = 0,
+        before_s: float = 0.0,
+    ) -> None:
         self.total, self.resumed, self.counts = total, resumed, Counter[str]()
         self.prompt_tokens = self.completion_tokens = 0
         self._say, self._every_s = say, every_s
         self._started = self._said = time.monotonic()
         #: Seconds until the engine took its first row: a dedicated one starts first.
         self.start_s: float | None = None
+        #: Seconds from the run's start to its first answer.
+        self.first_row_s: float | None = None
+        #: Seconds since the engine was asked, until the last row so far.
+        self.answered_s = 0.0
+        self._before_s = before_s
 
     @property
     def asked(self) -> int:
@@ -50,6 +63,9 @@ class Progress:
         now = time.monotonic()
         if self.start_s is None and row["seconds"] > 0:
             self.start_s = max(0.0, now - self._started - row["seconds"])
+        self.answered_s = now - self._started
+        if self.first_row_s is None and row["status"] == "succeeded":
+            self.first_row_s = self._before_s + self.answered_s
         self.counts[row["status"]] += 1
         self.prompt_tokens += row["prompt_tokens"]
         self.completion_tokens += row["completion_tokens"]

@@ -34,6 +34,8 @@ class BatchRequest:
     body: dict[str, Any]
     #: Place in the source, from 0: by it a resumed batch knows which rows are answered.
     number: int = 0
+    #: The right answer, where the source has one. No model sees it, and it is not stored.
+    expected: str | None = None
 
     @property
     def prompt(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster.errors import UsageError
 from cluster.settings import describe_validation_error
 from jobs.batch.rows import BatchRequest
 
@@ -78,6 +79,14 @@ def normalise(body: Mapping[str, Any], defaults: SamplingConfig) -> dict[str, An
     except ValidationError as error:
         raise ValueError(describe_validation_error(error, "sampling").rstrip(".")) from None
     return {**kept, **sampling.model_dump(exclude_none=True)}
+
+
+def prepared(request: BatchRequest, fill: RequestConfig | None, defaults: SamplingConfig) -> BatchRequest:
+    """The row as engines take it. Raises UsageError that names it if a parameter is wrong."""
+    try:
+        return request.with_body(normalise(fill.fill(request) if fill else request.body, defaults))
+    except ValueError as error:
+        raise UsageError(f"Row {request.custom_id}: {error}; nothing was run.") from None
 
 
 def engine_parameters(body: Mapping[str, Any], row_id: str, *, seed: bool, stop: bool) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def lines(about: Mapping[str, Any]) -> Iterator[str]:
     yield f"run          {about['run']} ({about['state']})"
     if about["message"]:
         yield f"message      {about['message']}"
-    yield f"model        {about['model']} ({about['engine']} engine)"
+    why = f": {about['engine_reason']}" if about["engine_reason"] else ""
+    yield f"model        {about['model']} ({about['engine']} engine{why})"
     counts = ", ".join(f"{about[status]} {status}" for status in _STATUSES)
     resumed = f"; {about['resumed']} answered by an earlier run" if about["resumed"] else ""
     yield f"rows         {rows}: {counts}{resumed}"
@@ -77,7 +78,7 @@ def _finished(manifest: Manifest) -> dict[str, Any]:
         "left_s": 0.0,
         **{key: summary.get(key, 0) for key in ("rows", "resumed", *_STATUSES)},
         **{key: summary.get(key, 0) for key in ("prompt_tokens", "completion_tokens", "seconds")},
-        **{key: summary.get(key) for key in ("model", "engine", "cost")},
+        **{key: summary.get(key) for key in ("model", "engine", "engine_reason", "cost")},
         "first_errors": summary.get("first_errors", []),
     }
 
@@ -102,7 +103,7 @@ def _unfinished(run: RunRecord, artifacts: ArtifactStore) -> dict[str, Any]:
         "left_s": progress.get("left_s"),
         **{key: progress.get(key, 0) for key in ("rows", "resumed", *_STATUSES)},
         **{key: progress.get(key, 0) for key in ("prompt_tokens", "completion_tokens", "seconds")},
-        **{key: plan.get(key) for key in ("model", "engine")},
+        **{key: plan.get(key) for key in ("model", "engine", "engine_reason")},
         "cost": None,
         "estimate": plan.get("estimate"),
         "first_errors": [],

@@ -63,6 +63,11 @@ class SourceConfig(BaseModel):
     id_column: str | None = Field(
         None, description="Column with unique row ids; else they are hashed from file and row number."
     )
+    expected_column: str | None = Field(
+        None,
+        description="Column with the right answer, by which compared models are judged; of a dataset the last"
+        " message, if the assistant says it.",
+    )
     limit: int | None = Field(None, ge=1, description="Only the first so many rows.")
 
     @model_validator(mode="after")
@@ -166,10 +171,14 @@ class Source:
 
     def _request(self, address: str, number: int, row: Mapping[str, Any]) -> BatchRequest:
         row_id = self._row_id(address, number, row)
-        messages = self._messages(address, number, row)
+        messages, expected = self._messages(address, number, row), None
         if self.config.dataset is not None and len(messages) > 1 and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]  # A labelled row ends with the expected answer.
-        return BatchRequest(row_id, row_id, "chat", {"messages": messages})
+            *messages, last = messages  # A labelled row ends with the expected answer.
+            expected = last["content"]
+        if self.config.expected_column is not None:
+            right = _column(address, row, self.config.expected_column)
+            expected = None if right is None else str(right)
+        return BatchRequest(row_id, row_id, "chat", {"messages": messages}, expected=expected)
 
     def _row_id(self, address: str, number: int, row: Mapping[str, Any]) -> str:
         column = self.config.id_column or ("row_id" if self.config.dataset is not None else None)

@@ -235,6 +235,11 @@ def _poison() -> UpstreamFailedError:
     )
 
 
+def check_running(target: Target) -> None:
+    """Raises UnavailableError unless the target's application runs on this cluster."""
+    _handle(target)
+
+
 def _handle(target: Target) -> DeploymentHandle:
     """Raises UnavailableError if there is no such application, or none that will come to run by itself."""
     from ray import serve

@@ -49,6 +49,16 @@ class TrainingArguments(BaseModel):
 RUNTIME_ARGUMENTS = frozenset({"logging_steps", "save_steps", "save_total_limit"})
 
 
+class DpoArguments(BaseModel):
+    """A part of ``trl.DPOConfig``, with the same meaning; the loss is its usual one, ``sigmoid``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    beta: float = Field(
+        0.1, gt=0, description="Of the implicit rewards: more of it keeps the model nearer to its base."
+    )
+
+
 class LoraArguments(BaseModel):
     """A part of ``peft.LoraConfig``, with the same meaning."""
 

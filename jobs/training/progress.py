@@ -13,6 +13,8 @@ from cluster.errors import MantaError
 from cluster.job import JobRun
 
 _POLL_S = 0.5
+#: What of a step's record is no figure of the model.
+_COUNTED = frozenset({"step", "samples_seen", "elapsed_s"})
 OnStep = Callable[[dict[str, Any]], None]
 
 
@@ -54,7 +56,8 @@ def _read(job: JobRun, queue: Any, stop: threading.Event, on_step: OnStep | None
             return
         job.progress(lines.of(record))
         if "loss" in record:
-            job.log_metrics({"loss": record["loss"]}, step=record["step"])
+            measured = {name: value for name, value in record.items() if name not in _COUNTED}
+            job.log_metrics(measured, step=record["step"])
             if on_step is not None:
                 try:
                     on_step(record | {"steps": lines.steps})
@@ -80,7 +83,8 @@ class _Lines:
             return f"training {how}: {self._steps} steps over {record['rows']:,} rows"
         done = record["step"] - self._first
         left = (time.monotonic() - self._clock) / max(1, done) * (self._steps - record["step"])
+        margin = f" reward margin {record['reward_margin']:.4f}," if "reward_margin" in record else ""
         return (
-            f"step {record['step']}/{self._steps}, loss {record['loss']:.4f},"
+            f"step {record['step']}/{self._steps}, loss {record['loss']:.4f},{margin}"
             f" {record['samples_seen']:,} rows seen, about {left:.0f} s left"
         )

@@ -2,7 +2,8 @@
 
 A plain loop and not ``transformers.Trainer``: logits are computed for completion tokens only (a vocabulary of
 262,144 makes them the larger part of a step otherwise), the loss is the mean over the completion tokens of
-*all* workers, and each row is seen exactly once an epoch even if the last batch is uneven.
+*all* workers (or over their preferences), and each row is seen exactly once an epoch even if the last batch
+is uneven. What is learned is the plan's objective.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from cluster.contracts import Manifest
 from cluster.errors import RefusedError
 from cluster.models import local_copy
 from cluster.storage import ArtifactStore, object_store
-from jobs.rows import Row, read_rows
 from jobs.training.arguments import LoraArguments, TrainingArguments
+from jobs.training.objective import Objective
 from jobs.training.order import batches_from, shares
-from jobs.training.tokens import IGNORED, collate, encode
+from jobs.training.tokens import Example, collate
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,7 @@ class WorkerPlan:
     validation_split: str | None
     arguments: TrainingArguments
     lora: LoraArguments
+    objective: Objective[Any]
     #: Of an earlier, killed attempt.
     resume: Checkpoint | None
     #: ``ray.util.queue.Queue`` to the driver.
@@ -87,7 +89,7 @@ def train(config: dict[str, Any]) -> None:
     plan: WorkerPlan = config["plan"]
     context = ray.train.get_context()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    rows = read_rows(ArtifactStore(object_store()), plan.dataset, plan.split, reader="fine-tuning")
+    rows = plan.objective.read(ArtifactStore(object_store()), plan.dataset, plan.split)
     tokenizer = load_tokenizer(local_copy(plan.base))
     total = plan.arguments.total_steps(len(rows), context.get_world_size())
     trained = _start(plan, total, ray.train.get_checkpoint() or plan.resume)
@@ -125,7 +127,7 @@ def _start(plan: WorkerPlan, total: int, checkpoint: Checkpoint | None) -> Train
             state = State(**json.loads(Path(directory, STATE).read_text()))
             saved = torch.load(Path(directory, OPTIMIZER), map_location=get_device(), weights_only=True)
     model.peft_config["default"].base_model_name_or_path = str(plan.base.ref)
-    model.train()
+    model.train(plan.objective.dropout)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=arguments.learning_rate, weight_decay=arguments.weight_decay)
     scheduler = get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.warmup_steps, total)
@@ -137,7 +139,7 @@ def _start(plan: WorkerPlan, total: int, checkpoint: Checkpoint | None) -> Train
     return trained
 
 
-def _loop(plan: WorkerPlan, trained: Trained, rows: list[Row], tokenizer: Any, total: int) -> None:
+def _loop(plan: WorkerPlan, trained: Trained, rows: list[Any], tokenizer: Any, total: int) -> None:
     import ray.train
     import torch
 
@@ -163,12 +165,14 @@ def _loop(plan: WorkerPlan, trained: Trained, rows: list[Row], tokenizer: Any, t
         )
         # Seeded by step, so that a resumed run drops out what the killed one would have.
         torch.manual_seed((arguments.seed * total + state.step) * workers + rank)
-        loss = _step(arguments, trained, [[rows[index] for index in part] for part in parts], tokenizer)
+        learned = [[rows[index] for index in part] for part in parts]
+        loss, figures = _step(arguments, plan.objective, trained, learned, tokenizer)
         state.step += 1
         state.elapsed_s = before + time.monotonic() - clock
         record = {
             "step": state.step,
             "loss": loss,
+            **figures,
             "samples_seen": state.samples_seen,
             "elapsed_s": round(state.elapsed_s, 2),
         }
@@ -185,7 +189,7 @@ def _loop(plan: WorkerPlan, trained: Trained, rows: list[Row], tokenizer: Any, t
 
 
 def _measure(plan: WorkerPlan, trained: Trained, tokenizer: Any) -> None:
-    """Mean loss over the completion tokens of the validation split, with what was learned."""
+    """Mean loss over the validation split, with what was learned."""
     import ray.train
     import torch
     from ray.train.torch import get_device
@@ -193,46 +197,70 @@ def _measure(plan: WorkerPlan, trained: Trained, tokenizer: Any) -> None:
     if plan.validation_split is None:
         return
     context, arguments, device = ray.train.get_context(), plan.arguments, get_device()
-    rows = read_rows(ArtifactStore(object_store()), plan.dataset, plan.validation_split, "fine-tuning")
-    mine = [encode(row, tokenizer) for row in rows[context.get_world_rank() :: context.get_world_size()]]
-    short = [e for e in mine if len(e.prompt) + len(e.completion) <= arguments.max_length]
+    rows = plan.objective.read(ArtifactStore(object_store()), plan.dataset, plan.validation_split)
+    mine = rows[context.get_world_rank() :: context.get_world_size()]
+    short = _short([plan.objective.encode(row, tokenizer) for row in mine], arguments)
     size, sums = arguments.per_device_train_batch_size, [0.0, 0.0]
     trained.model.eval()
     with torch.no_grad():
         for start in range(0, len(short), size):
-            batch = collate(short[start : start + size], tokenizer.pad_token_id)
-            there = {key: value.to(device) for key, value in batch.items()}
-            sums[0] += completion_loss(trained.model, there).item()
-            sums[1] += int((there["labels"] != IGNORED).sum())
-    trained.model.train()
-    loss, tokens = _sum_over_workers([], torch.tensor(sums, device=device, dtype=torch.float64))
-    trained.state.valid_loss = round(loss / tokens, 6) if tokens else None
+            there = _batch(short[start : start + size], tokenizer, device)
+            measured = plan.objective.loss(trained.model, there)
+            sums[0] += measured.loss.item()
+            sums[1] += measured.of
+    trained.model.train(plan.objective.dropout)
+    loss, of = _sum_over_workers([], torch.tensor(sums, device=device, dtype=torch.float64))
+    trained.state.valid_loss = round(loss / of, 6) if of else None
 
 
-def _step(arguments: TrainingArguments, trained: Trained, parts: list[list[Row]], tokenizer: Any) -> float:
-    """One optimiser step over all workers' rows; the mean loss of their completion tokens."""
+def _short(rows: list[list[Example]], arguments: TrainingArguments) -> list[list[Example]]:
+    """Rows of which no example is too long."""
+    return [
+        examples
+        for examples in rows
+        if all(len(e.prompt) + len(e.completion) <= arguments.max_length for e in examples)
+    ]
+
+
+def _batch(rows: list[list[Example]], tokenizer: Any, device: torch.device) -> dict[str, torch.Tensor]:
+    """One forward pass over the examples of some rows, row by row."""
+    batch = collate([example for examples in rows for example in examples], tokenizer.pad_token_id)
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def _step(
+    arguments: TrainingArguments,
+    objective: Objective[Any],
+    trained: Trained,
+    parts: list[list[Any]],
+    tokenizer: Any,
+) -> tuple[float, dict[str, float]]:
+    """One optimiser step over all workers' rows; the mean loss, and the means of the objective's figures."""
     import torch
     from ray.train.torch import get_device
 
     device, weights, state = get_device(), trained.weights, trained.state
     trained.optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=device)
-    tokens, seen, too_long, read = 0, 0, 0, 0
+    of, seen, too_long, read = 0, 0, 0, 0
+    figures = [0.0] * len(objective.figures)
     for part in parts:
-        examples = [encode(row, tokenizer) for row in part]
-        short = [e for e in examples if len(e.prompt) + len(e.completion) <= arguments.max_length]
-        too_long += len(examples) - len(short)
+        rows = [objective.encode(row, tokenizer) for row in part]
+        short = _short(rows, arguments)
+        too_long += len(rows) - len(short)
         if not short:
             continue
-        batch = {key: value.to(device) for key, value in collate(short, tokenizer.pad_token_id).items()}
-        part_loss = completion_loss(trained.model, batch)
-        part_loss.backward()
-        loss += part_loss.detach()
-        tokens += int((batch["labels"] != IGNORED).sum())
+        batch = _batch(short, tokenizer, device)
+        measured = objective.loss(trained.model, batch)
+        measured.loss.backward()
+        loss += measured.loss.detach()
+        of += measured.of
         seen += len(short)
         read += int(batch["attention_mask"].sum())
-    sums = torch.tensor([loss.item(), tokens, seen, too_long, read], device=device, dtype=torch.float64)
-    loss_sum, tokens_sum, seen_sum, too_long_sum, read_sum = _sum_over_workers(weights, sums)
+        figures = [one + more for one, more in zip(figures, measured.figures, strict=True)]
+    counted = [loss.item(), of, seen, too_long, read, *figures]
+    sums = torch.tensor(counted, device=device, dtype=torch.float64)
+    loss_sum, of_sum, seen_sum, too_long_sum, read_sum, *figure_sums = _sum_over_workers(weights, sums)
     if not math.isfinite(loss_sum):
         raise RefusedError(
             f"Training diverged: the loss of step {state.step + 1} is no number; lower the learning rate."
@@ -240,36 +268,18 @@ def _step(arguments: TrainingArguments, trained: Trained, parts: list[list[Row]]
     state.samples_seen += int(seen_sum)
     state.tokens_seen += int(read_sum)
     state.too_long += int(too_long_sum)
-    if tokens_sum:
+    if of_sum:
         for weight in weights:
             assert weight.grad is not None
-            weight.grad /= tokens_sum
+            weight.grad /= of_sum
         torch.nn.utils.clip_grad_norm_(weights, arguments.max_grad_norm)
         trained.optimizer.step()
     trained.scheduler.step()
-    return round(loss_sum / tokens_sum, 6) if tokens_sum else 0.0
-
-
-def completion_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Sum of the cross-entropy over completion tokens, with logits of no other tokens.
-
-    Indices and not a number for ``logits_to_keep``: they make a contiguous copy. A slice would be multiplied
-    row by row, against an output layer copied for each (37 % of a step's CPU time instead of 10 %).
-    """
-    import torch
-
-    labels = batch["labels"]
-    last, ends = batch["input_ids"].shape[1], labels.shape[1]
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    # The token before predicts: one place to the left of the labels.
-    kept = torch.arange(last - ends - 1, last - 1, device=labels.device)
-    logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(),
-        labels.reshape(-1),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
+    mean = {
+        name: round(total / of_sum, 6) if of_sum else 0.0
+        for name, total in zip(objective.figures, figure_sums, strict=True)
+    }
+    return round(loss_sum / of_sum, 6) if of_sum else 0.0, mean
 
 
 def _sum_over_workers(weights: list[torch.nn.Parameter], sums: torch.Tensor) -> list[float]:

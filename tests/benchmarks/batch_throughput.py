@@ -1,12 +1,20 @@
-"""Batch inference against plain vLLM: the same prompts, model, engine settings and tokens.
+"""Batch inference against plain vLLM and bare Ray Data LLM: the same prompts, model, engine settings, tokens.
 
-    python -m tests.benchmarks.batch_throughput [--engine warm|dedicated] [--model demo|tiny|SOURCE] [--quick]
+    python -m tests.benchmarks.batch_throughput [--model demo|tiny|SOURCE] [--only dedicated|warm] [--quick]
 
-Plain is ``vllm.LLM.generate`` in a process of its own, measured after a warm-up; then the same engine runs
-behind ``jobs.batch_inference``, guards, storage and manifest included, on a Ray and an S3 server of its own.
-Medians of the rounds. A dedicated batch starts its engine: its rate is taken without that, and the rate with
-the start is in the table. The last line is JSON: ``over_vllm_generate`` is our rows a second
-over plain vLLM's.
+Dedicated engines, in interleaved rounds whose order turns: ``vllm.LLM.generate`` in a process of its own,
+which stands still (SIGSTOP) while it is not its turn; bare ``ray.data.llm``, whose answers go into one
+Parquet file in S3; ``jobs.batch_inference`` with a policy of one guard that finds nothing; and the same with
+the default policy. Both batches count everything: guards, journal, files, proof and manifest. Whoever starts
+an engine is measured without that: from when it took its first row, the first one's arrival less its own
+seconds.
+
+A deployed model: the job's command, as users run it, on 1,000 short rows; ``first_row_s`` of its summary is
+the time from when the run is taken up to its first answer.
+
+Ray and the S3 server are the benchmark's own. Medians of the rounds. The last line is JSON:
+``over_vllm_generate`` and ``over_ray_data_llm`` (of the batch without guards), ``guarded_over_plain``,
+``warm_first_row_s``.
 """
 
 from __future__ import annotations
@@ -14,11 +22,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +38,15 @@ from typing import Any
 from tests.benchmarks.local import platform
 
 ENGINE = {"max_model_len": 1024, "dtype": "bfloat16", "enforce_eager": True, "max_num_seqs": 64}
+BATCH_SIZE, WARM_ROWS, WARM_TOKENS = 32, 1000, 4
+#: Logical CPUs: those of the engine, the guards' two stages, Ray Data's own and the reading task.
+LOGICAL_CPUS = 4
+VLLM, BARE, PLAIN, GUARDED = "vllm.LLM.generate", "ray.data.llm", "batch, one guard", "batch, default policy"
+_FREE = {
+    "name": "free",
+    "version": 1,
+    "guards": [{"name": "length", "kind": "length", "on": "both", "max_characters": 10_000_000}],
+}
 _SUBJECTS = ("tides", "glaciers", "bridges", "bees", "comets", "bread", "violins", "maps", "volcanoes", "ink")
 _ASKS = (
     "Explain how {} come to be",
@@ -33,6 +54,8 @@ _ASKS = (
     "List five facts about {}",
     "Argue against {}",
 )
+#: Seconds without and with the engine's start.
+Seconds = tuple[float, float]
 
 
 def prompts(rows: int) -> list[str]:
@@ -44,57 +67,174 @@ def prompts(rows: int) -> list[str]:
     return made
 
 
-def plain(model: str, rows: int, max_tokens: int, rounds: int) -> list[float]:
-    """Seconds of each round of ``LLM.generate``; run in a process of its own."""
-    words = [sys.executable, "-m", "tests.benchmarks.batch_throughput", "--plain", model]
-    words += ["--rows", str(rows), "--max-tokens", str(max_tokens), "--rounds", str(rounds)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    return list(json.loads(done.stdout.strip().splitlines()[-1]))
+def chats(rows: int) -> list[list[dict[str, str]]]:
+    """The same as messages."""
+    return [[{"role": "user", "content": text}] for text in prompts(rows)]
 
 
-def _plain_here(model: str, rows: int, max_tokens: int, rounds: int) -> list[float]:
-    import time
-
-    from vllm import LLM, SamplingParams
-
-    engine = LLM(model=model, **ENGINE)
-    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-    chats = [[{"role": "user", "content": text}] for text in prompts(rows)]
-    tokenizer = engine.get_tokenizer()
-    texts = [
-        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats
-    ]
-    engine.generate(texts[:8], sampling, use_tqdm=False)
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        engine.generate(texts, sampling, use_tqdm=False)
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def batch(
-    engine: str, model: str, folder: Path, rows: int, max_tokens: int, **settings: Any
-) -> dict[str, Any]:
-    """One batch; its summary."""
-    from jobs.batch_inference import BatchInferenceConfig, run
-
-    name = f"bench-{uuid.uuid4().hex[:8]}"
-    path = folder / f"{name}.jsonl"
+def write_rows(path: Path, rows: int, max_tokens: int) -> Path:
+    """The same in OpenAI's batch format."""
     with path.open("w") as out:
-        for number, text in enumerate(prompts(rows)):
-            body = {
-                "messages": [{"role": "user", "content": text}],
-                "max_tokens": max_tokens,
-                "ignore_eos": True,
-            }
+        for number, messages in enumerate(chats(rows)):
+            body = {"messages": messages, "max_tokens": max_tokens, "ignore_eos": True}
             line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
             out.write(json.dumps(line) + "\n")
-    config = {"name": name, "source": {"path": str(path)}, "engine": engine, "model": model, **settings}
+    return path
+
+
+@contextmanager
+def plain_vllm(model: Path, rows: int, max_tokens: int) -> Iterator[Callable[[], Seconds]]:
+    """``LLM.generate`` in a process of its own, which does nothing between two calls."""
+    words = [sys.executable, "-m", "tests.benchmarks.batch_throughput", "--plain", str(model)]
+    words += ["--rows", str(rows), "--max-tokens", str(max_tokens)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(words, text=True, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
+
+        def answer() -> str:
+            # vLLM's own lines come between.
+            while line := process.stdout.readline():
+                if line.startswith("plain: "):
+                    return str(line.removeprefix("plain: ").strip())
+            raise SystemExit("Plain vLLM ended before it answered: no figure.")
+
+        def generate() -> Seconds:
+            os.killpg(process.pid, signal.SIGCONT)
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            seconds = float(answer())
+            os.killpg(process.pid, signal.SIGSTOP)
+            return seconds, seconds
+
+        try:
+            answer()
+            os.killpg(process.pid, signal.SIGSTOP)
+            yield generate
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _plain_here(model: str, rows: int, max_tokens: int) -> None:
+    """Generate once for each line of standard input."""
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(model=model, **ENGINE)  # type: ignore[arg-type]
+    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    tokenizer: Any = engine.get_tokenizer()
+    texts = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        for chat in chats(rows)
+    ]
+    engine.generate(texts[:8], sampling, use_tqdm=False)
+    print("plain: ready", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        engine.generate(texts, sampling, use_tqdm=False)
+        print(f"plain: {time.perf_counter() - started}", flush=True)
+
+
+def bare(weights: str, rows: int, max_tokens: int) -> Seconds:
+    """Ray Data LLM as its documentation has it, with the batch's engine settings, stages and block size."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import ray
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    from cluster.storage import object_store
+    from jobs.batch.dedicated import CPU_VARIABLES
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    parameters = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True}
+    processor = build_processor(
+        vLLMEngineProcessorConfig(
+            model_source=weights,
+            engine_kwargs=ENGINE,
+            concurrency=1,
+            batch_size=BATCH_SIZE,
+            placement_group_config={"bundles": [{"CPU": 1}]},
+            runtime_env={"env_vars": CPU_VARIABLES},
+            chat_template_stage={"enabled": True, "num_cpus": 0.25},
+            tokenize_stage={"enabled": True, "num_cpus": 0.25},
+            detokenize_stage={"enabled": False},
+        ),
+        preprocess=lambda row: {"messages": json.loads(row["chat"]), "sampling_params": parameters},
+        postprocess=lambda row: {
+            key: row[key] for key in ("generated_text", "num_generated_tokens", "time_taken_llm")
+        },
+    )
+    asked = ray.data.from_items([{"chat": json.dumps(chat)} for chat in chats(rows)])
+    asked = asked.repartition(target_num_rows_per_block=BATCH_SIZE)
+    began, start_s, made = time.perf_counter(), None, list[Any]()
+    for block in processor(asked).iter_batches(batch_size=None, batch_format="pyarrow"):
+        if start_s is None:
+            start_s = time.perf_counter() - began - block.column("time_taken_llm")[0].as_py()
+        made.append(block)
+    table, sink, store = pa.concat_tables(made), pa.BufferOutputStream(), object_store()
+    pq.write_table(table, sink, compression="zstd")
+    store.put(f"bare/{uuid.uuid4().hex}.parquet", sink.getvalue().to_pybytes())
+    whole = time.perf_counter() - began
+    if table.num_rows != rows or set(table.column("num_generated_tokens").to_pylist()) != {max_tokens}:
+        raise SystemExit("Ray Data LLM did not answer every row in full: no figure.")
+    assert start_s is not None
+    return whole - start_s, whole
+
+
+def dedicated(weights: str, path: Path, rows: int, policy: Path | None) -> Seconds:
+    """The job, with everything that it does from the first row to the manifest."""
+    from jobs.batch_inference import BatchInferenceConfig, run
+
+    config = {
+        "name": f"bench-{uuid.uuid4().hex[:8]}",
+        "source": {"path": str(path)},
+        "engine": "dedicated",
+        "model": weights,
+        "policy": str(policy) if policy else None,
+        "dedicated": {"engine_kwargs": ENGINE, "batch_size": BATCH_SIZE},
+    }
     summary = run(BatchInferenceConfig.model_validate(config)).summary
     if summary["succeeded"] != rows:
         raise SystemExit(f"{rows - summary['succeeded']} of {rows} rows were not answered: no figure.")
-    return summary
+    print(f"  after the last answer: {summary['seconds'] - summary['answered_s']:.2f} s", flush=True)
+    return summary["seconds"] - summary["start_s"], summary["seconds"]
+
+
+def compare_dedicated(model: Any, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """All four in turn; prints the table, returns the ratios of the medians."""
+    from cluster.models import local_copy
+    from cluster.storage import ArtifactStore, object_store
+
+    rows, max_tokens = options.rows, options.max_tokens
+    path, policy = write_rows(folder / "rows.jsonl", rows, max_tokens), folder / "free.yaml"
+    policy.write_text(json.dumps(_FREE))
+    weights = ArtifactStore(object_store()).uri(model)
+    found: dict[str, list[Seconds]] = {name: [] for name in (VLLM, BARE, PLAIN, GUARDED)}
+    with plain_vllm(local_copy(model), rows, max_tokens) as generate:
+        subjects: dict[str, Callable[[], Seconds]] = {
+            VLLM: generate,
+            BARE: lambda: bare(weights, rows, max_tokens),
+            PLAIN: lambda: dedicated(str(model.ref), path, rows, policy),
+            GUARDED: lambda: dedicated(str(model.ref), path, rows, None),
+        }
+        for number in range(options.rounds):
+            turned = [*subjects][number % 4 :] + [*subjects][: number % 4]
+            for name in turned:
+                found[name].append(subjects[name]())
+                print(f"round {number + 1}, {name}: {rows / found[name][-1][0]:.2f} rows/s", flush=True)
+    print(f"\n{rows} rows of {max_tokens} tokens, medians of {options.rounds} interleaved rounds")
+    print(f"{'':<26}{'rows/s':>9}{'tokens/s':>10}{'with start':>12}   each round")
+    rates = {}
+    for name, seconds in found.items():
+        steady, whole = ([rows / value for value in values] for values in zip(*seconds, strict=True))
+        rates[name] = statistics.median(steady)
+        print(
+            f"{name:<26}{rates[name]:>9.2f}{rates[name] * max_tokens:>10.0f}{statistics.median(whole):>12.2f}"
+            f"   {[round(rate, 2) for rate in steady]}"
+        )
+    return {
+        "over_vllm_generate": round(rates[PLAIN] / rates[VLLM], 3),
+        "over_ray_data_llm": round(rates[PLAIN] / rates[BARE], 3),
+        "guarded_over_plain": round(rates[GUARDED] / rates[PLAIN], 3),
+    }
 
 
 def deploy(address: str) -> str:
@@ -120,54 +260,57 @@ def deploy(address: str) -> str:
     return "bench"
 
 
-def ours(
-    engine: str, source: str, options: argparse.Namespace, folder: Path
-) -> tuple[list[float], list[float]]:
-    """Rows a second of each round, without and with the engine's start."""
-    rows, rounds = options.rows, options.rounds
-    if engine == "warm":
-        from ray import serve
+def warm_first_row(model: Any, options: argparse.Namespace, folder: Path) -> float:
+    """Median of seconds to the first answer of the job's command; a first, small run is not counted."""
+    import ray
+    from ray import serve
 
-        model = deploy(source)
-        batch("warm", model, folder, 8, options.max_tokens)
-        summaries = [
-            batch("warm", model, folder, rows, options.max_tokens, concurrency=options.concurrency)
-            for _ in range(rounds)
-        ]
-        serve.shutdown()
-        rates = [summary["rows_per_s"] for summary in summaries]
-        return rates, rates
-    dedicated = {"engine_kwargs": ENGINE, "batch_size": 32}
-    found = [
-        batch("dedicated", source, folder, rows, options.max_tokens, dedicated=dedicated)
-        for _ in range(rounds)
-    ]
-    steady = [rows / (summary["seconds"] - summary["start_s"]) for summary in found]
-    return steady, [summary["rows_per_s"] for summary in found]
+    name = deploy(str(model.ref))
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    firsts, wholes = list[float](), list[float]()
+    for number in range(options.rounds + 1):
+        path = write_rows(folder / f"warm-{number}.jsonl", WARM_ROWS if number else 8, WARM_TOKENS)
+        words = [sys.executable, "-m", "jobs.batch_inference", "--name", f"warm-{number}", "--json"]
+        words += ["--source.path", str(path), "--model", name, "--concurrency", str(options.concurrency)]
+        done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        summary = json.loads(done.stdout.strip().splitlines()[-1])["summary"]
+        if summary["engine"] != "warm" or summary["succeeded"] != summary["rows"]:
+            raise SystemExit("The deployed model did not answer every row: no figure.")
+        if number:
+            firsts.append(summary["first_row_s"])
+            wholes.append(summary["rows_per_s"])
+    serve.shutdown()
+    print(
+        f"\n{WARM_ROWS} rows of {WARM_TOKENS} tokens to a deployed model: first answer after"
+        f" {statistics.median(firsts):.2f} s of {[round(first, 2) for first in firsts]},"
+        f" {statistics.median(wholes):.1f} rows/s"
+    )
+    return round(statistics.median(firsts), 2)
 
 
 def main() -> None:
-    """Measure, print a table, and end with the JSON line."""
+    """Measure, print the tables, and end with the JSON line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--engine", choices=("warm", "dedicated"), default="warm")
+    parser.add_argument("--only", choices=("dedicated", "warm"))
     parser.add_argument("--model", default="demo", help="demo, tiny, or any model source")
-    parser.add_argument("--rows", type=int)
+    parser.add_argument("--rows", type=int, help="of the dedicated engines; 512, or 96 with --quick")
     parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--concurrency", type=int, default=96)
+    parser.add_argument("--rounds", type=int, help="3, or 1 with --quick")
+    parser.add_argument("--concurrency", type=int, default=32, help="of the batch to the deployed model")
     parser.add_argument("--quick", action="store_true", help="fewer rows, one round")
     parser.add_argument("--plain", metavar="DIR", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.rows = options.rows or (96 if options.quick else 256)
+    options.rows = options.rows or (96 if options.quick else 512)
     options.rounds = options.rounds or (1 if options.quick else 3)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     if options.plain:
-        print(json.dumps(_plain_here(options.plain, options.rows, options.max_tokens, options.rounds)))
+        _plain_here(options.plain, options.rows, options.max_tokens)
         return
-    with platform(num_cpus=4), tempfile.TemporaryDirectory(prefix="bench-in-") as inputs:
-        from cluster.models import ensure_model, local_copy
+    figures: dict[str, float] = {}
+    with platform(num_cpus=LOGICAL_CPUS), tempfile.TemporaryDirectory(prefix="bench-in-") as inputs:
+        from cluster.models import ensure_model
 
         source = options.model
         if source == "tiny":
@@ -175,21 +318,11 @@ def main() -> None:
 
             source = str(make_tiny_llama(Path(inputs) / "tiny"))
         model = ensure_model(source)
-        measured = plain(str(local_copy(model)), options.rows, options.max_tokens, options.rounds)
-        vllm = [options.rows / seconds for seconds in measured]
-        steady, whole = ours(options.engine, str(model.ref), options, Path(inputs))
-    print(
-        f"\n{options.rows} rows of {options.max_tokens} tokens, median of {options.rounds}; rows/s (tokens/s)"
-    )
-    for name, rates in (
-        ("vllm.LLM.generate", vllm),
-        (f"batch_inference, {options.engine}", steady),
-        ("  with the engine's start", whole),
-    ):
-        rate = statistics.median(rates)
-        print(f"{name:<32}{rate:8.2f} ({rate * options.max_tokens:,.0f})   of {[round(r, 2) for r in rates]}")
-    ratio = statistics.median(steady) / statistics.median(vllm)
-    print(json.dumps({"over_vllm_generate": round(ratio, 3)}))
+        if options.only != "warm":
+            figures |= compare_dedicated(model, options, Path(inputs))
+        if options.only != "dedicated":
+            figures["warm_first_row_s"] = warm_first_row(model, options, Path(inputs))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -140,6 +140,7 @@ def test_a_batch_killed_in_the_middle_asks_only_for_what_is_missing(
     for what in (manifest.run_id, result.artifact):
         shown = show(what)
         assert (shown["rows"], shown["succeeded"], shown["failed"]) == (80, 79, 1)
+        assert shown["engine_reason"] == f"run {killed} began this batch with it"
         assert shown["first_errors"][0]["error_message"] == "The prompt is too long."
 
 

@@ -20,7 +20,7 @@ from cluster.contracts import (
     ModelRef,
     Principal,
 )
-from cluster.errors import NotFoundError, UnavailableError, UsageError
+from cluster.errors import NotFoundError, RefusedError, UnavailableError, UsageError
 from cluster.registry import Registry
 from cluster.settings import Settings
 
@@ -148,6 +148,27 @@ def test_every_move_is_written_down(registry: Registry, name: str) -> None:
     assert {(m.by, m.evidence) for m in moves} == {(ALICE, EVALUATION)}
     assert registry.aliases(name) == {}
     assert registry.history("nobody") == []
+
+
+def test_a_retired_version_is_named_no_longer(registry: Registry, name: str) -> None:
+    for number in (1, 2):
+        register(registry, name, number)
+    move(registry, name, "champion", 1)
+    move(registry, name, "challenger", 2)
+    retired = registry.retire(ModelRef(name=name, version=1), by=ALICE, why="deleted")
+    assert "by default/alice: deleted" in retired.tags["manta.retired"]
+    again = registry.retire(ModelRef(name=name, version=1), by=ALICE, why="said twice")
+    assert again.tags["manta.retired"] == retired.tags["manta.retired"]
+    assert registry.aliases(name) == {"challenger": 2}
+    last = registry.history(name)[-1]
+    assert (last.alias, last.from_version, last.to_version, last.why) == ("champion", 1, None, "deleted")
+    for asked in (lambda: registry.resolve(f"{name}@1"), lambda: move(registry, name, "champion", 1)):
+        with pytest.raises(RefusedError, match=rf"{name}@1 was retired \(.*: deleted\): name another"):
+            asked()
+    assert registry.resolve(f"{name}@challenger").ref.version == 2
+    assert [version.ref.version for version in registry.versions(name)] == [1, 2]
+    with pytest.raises(NotFoundError, match="no version 7"):
+        registry.retire(ModelRef(name=name, version=7), by=ALICE, why="x")
 
 
 # A process that dies at the named call.

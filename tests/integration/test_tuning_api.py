@@ -6,164 +6,35 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import uvicorn
-from openai.types.fine_tuning import FineTuningJob
-from sqlalchemy import text
 
 from cluster import snapshots
-from cluster.contracts import ArtifactRef, CodeRevision, Principal, Snapshot, Target
-from cluster.contracts.tuning import TuningHyperparameters, TuningStatus
-from cluster.database import Database
-from cluster.errors import RefusedError, UnavailableError
+from cluster.contracts import Snapshot
+from cluster.contracts.tuning import TuningHyperparameters
 from cluster.files import FileRepository
 from cluster.job.config import parse_config
-from cluster.job.submit import JobOutcome
 from cluster.settings import load_settings
-from cluster.storage import ArtifactStore, ObjectStore
-from cluster.tuning import TuningRepository, changed, make_event
+from cluster.storage import ObjectStore
+from cluster.tuning import TuningRepository, make_event
 from deployments.gateway.args import TuningArgs
 from deployments.plan import Plan, with_routes
 from deployments.tuning.choosing import batches, choose
-from deployments.tuning.trainings import Base, Order, base_of, words
-from deployments.tuning.worker import TuningWorker
-from jobs.tune import TuneConfig, _rows
-from tests.conftest import S3, forget_settings
+from deployments.tuning.trainings import words
+from jobs.tune import TuneConfig, rows_of
+from tests.conftest import S3
+from tests.integration.tuning import BASE, QUICK, SQLITE, STEPS, Running, example, preference, tuning_gateway
 from tests.ports import free_ports
-from tests.unit.gateway_app import Fixture, chat, gateway, key, route, snapshot, usage
+from tests.unit.gateway_app import chat, key, route, usage
 
 pytestmark = pytest.mark.integration
 _RATE = "learning_rate_multiplier"
-_QUICK = TuningArgs(poll_s=0.05, lease_s=0.6)
-_BASE = Base("default/model/m/0123456789abcdef", "default/adapters/", 16)
-#: For what is the same whatever the database.
-_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-_STEPS = [
-    {"step": 1, "loss": 2.5, "samples_seen": 8, "elapsed_s": 1.0},
-    {"step": 2, "loss": 1.5, "samples_seen": 16, "elapsed_s": 2.0},
-]
-
-
-class Cluster:
-    """Ray, as far as a worker sees it."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-        self.bases = {"app": _BASE}
-        self.orders = list[Order]()
-        self.jobs = dict[str, JobOutcome]()
-        self.stopped = list[str]()
-        self.away = False
-
-    def base(self, application: str) -> Base:
-        if application not in self.bases:
-            raise RefusedError(f"Application {application} takes no adapters.")
-        return self.bases[application]
-
-    def submit(self, order: Order) -> None:
-        self._answer()
-        assert order.record.submission_id not in self.jobs
-        self.orders.append(order)
-        self.ends(order.record.submission_id, "RUNNING")
-
-    def outcome(self, submission_id: str) -> JobOutcome | None:
-        self._answer()
-        return self.jobs.get(submission_id)
-
-    def stop(self, submission_id: str) -> None:
-        self._answer()
-        self.stopped.append(submission_id)
-
-    def _answer(self) -> None:
-        if self.away:
-            raise UnavailableError("The cluster does not answer.")
-
-    def ends(self, submission_id: str, status: str, **more: Any) -> None:
-        self.jobs[submission_id] = JobOutcome(submission_id=submission_id, status=status, **more)
-
-    def succeeds(self, order: Order) -> None:
-        """Make what ``jobs.tune`` would, and end."""
-        record = order.record
-        ref = ArtifactRef(team=record.team, kind="checkpoint", name=record.id, fingerprint="0" * 16)
-        attempt = ArtifactStore(self._store).attempt(ref, "finetune-1")
-        attempt.write("training.jsonl", "".join(f"{json.dumps(step)}\n" for step in _STEPS).encode())
-        attempt.commit(
-            owner=Principal(key_id=record.key_id, team=record.team),
-            configuration={},
-            code=CodeRevision(epoch=1),
-            started_at=datetime.now(UTC),
-            summary={"valid_loss": 1.75} if order.validation_file else {},
-        )
-        summary = {"model": f"{record.id}@1", "digest": "d" * 64, "checkpoint": str(ref), "steps": 2}
-        summary |= {"trained_tokens": 320, "last_loss": 1.5, "valid_loss": None}
-        self.ends(record.submission_id, "SUCCEEDED", result={"artifact": str(ref), "summary": summary})
-
-
-class Running(Fixture):
-    """A gateway, its workers and what they train on."""
-
-    model: str
-    cluster: Cluster
-    store: ObjectStore
-    workers: list[asyncio.Task[None]]
-
-    def start_worker(self, publish_s: float = 0.3, **args: Any) -> asyncio.Task[None]:
-        url = load_settings().database_url
-        worker = TuningWorker(
-            self.poller,
-            TuningRepository(url),
-            FileRepository(url),
-            self.store,
-            _QUICK.model_copy(update=args),
-            f"worker-{len(self.workers)}",
-            self.cluster,
-            3600,
-            publish_s,
-        )
-        self.workers.append(asyncio.create_task(worker.run()))
-        return self.workers[-1]
-
-    async def upload(self, count: int = 10, make: Callable[[int], Any] | None = None, **more: Any) -> str:
-        content = "\n".join(json.dumps((make or example)(number)) for number in range(count)).encode()
-        wanted = {"purpose": "fine-tune"} | more
-        return (await self.client.files.create(file=("in.jsonl", content), **wanted)).id
-
-    async def submit(self, **more: Any) -> FineTuningJob:
-        if "training_file" not in more:
-            more["training_file"] = await self.upload()
-        return await self.client.fine_tuning.jobs.create(**{"model": self.model} | more)
-
-    async def until(self, job: FineTuningJob, good: Callable[[FineTuningJob], bool]) -> FineTuningJob:
-        async with asyncio.timeout(30):
-            while not good(job):
-                await asyncio.sleep(0.02)
-                job = await self.client.fine_tuning.jobs.retrieve(job.id)
-        return job
-
-    async def reaches(self, job: FineTuningJob, status: str) -> FineTuningJob:
-        found = await self.until(job, lambda now: now.status in (status, "failed", "succeeded", "cancelled"))
-        assert found.status == status, found
-        return found
-
-    async def happens(self, good: Callable[[], object]) -> None:
-        async with asyncio.timeout(30):
-            while not good():  # noqa: ASYNC110 - nobody tells.
-                await asyncio.sleep(0.02)
-
-    async def told(self, job: FineTuningJob) -> list[str]:
-        events = (await self.client.fine_tuning.jobs.list_events(job.id, limit=100)).data
-        return [event.message for event in reversed(events)]
-
-
-def example(number: int) -> dict[str, Any]:
-    asked, answer = {"role": "user", "content": f"Say {number}"}, {"role": "assistant", "content": "No."}
-    return {"messages": [asked, answer]}
+_DPO = "method.dpo.hyperparameters"
 
 
 @pytest.fixture
@@ -175,23 +46,8 @@ async def g(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Running]:
-    monkeypatch.setenv("MANTA_HOME", str(tmp_path))
-    monkeypatch.setenv("MANTA_DATABASE__URL", database_url)
-    forget_settings()
-    keys = [key(team=team), key("sk-other", id="other", team=f"{team}-other")]
-    routes = [route(f"m-{team}"), route("elsewhere", targets=[Target(base_url="http://x", model="e")])]
-    added = lambda now: now.model_copy(update={"routes": [*now.routes, routes[0]]})  # noqa: E731
-    snapshots.publish(added, "test", store)
-    async with gateway(snapshot(keys=keys, routes=routes)) as running:
-        running.__class__ = Running
-        assert isinstance(running, Running)
-        running.model, running.store, running.workers = f"m-{team}", store, []
-        running.cluster = Cluster(store)
+    async with tuning_gateway(store, team, database_url, tmp_path, monkeypatch) as running:
         yield running
-        for worker in running.workers:
-            worker.cancel()
-        await asyncio.gather(*running.workers, return_exceptions=True)
-    forget_settings()
 
 
 async def test_a_job_from_upload_to_chat(g: Running, team: str) -> None:
@@ -210,13 +66,13 @@ async def test_a_job_from_upload_to_chat(g: Running, team: str) -> None:
     g.start_worker()
     job = await g.reaches(job, "running")
     (order,) = g.cluster.orders
-    assert (order.training_file.id, order.base) == (job.training_file, _BASE)
+    assert (order.training_file.id, order.base) == (job.training_file, BASE)
     chosen = {"n_epochs": 2, "batch_size": 8, "learning_rate_multiplier": 1.0}
     assert job.hyperparameters.to_dict() == chosen
     assert job.method is not None
     assert job.method.to_dict()["supervised"] == {"hyperparameters": chosen}
     jobs = TuningRepository(load_settings().database_url)
-    for step in _STEPS:  # As the training itself does, some of it twice.
+    for step in STEPS:  # As the training itself does, some of it twice.
         data = {"total_steps": 4, "train_loss": step["loss"], **step}
         event = make_event(job.id, f"step {step['step']}", "Step", type="metrics", data=data)
         jobs.tell(job.id, [event])
@@ -278,6 +134,47 @@ async def test_a_job_from_upload_to_chat(g: Running, team: str) -> None:
     assert tuned.model not in {found.model for found in gone.routes}
 
 
+@SQLITE
+async def test_preferences_are_learned_by_dpo(g: Running, team: str) -> None:
+    file = await g.upload(10, preference)
+    asked = {"n_epochs": 2, "beta": 0.3, "learning_rate_multiplier": 2.0}
+    job = await g.submit(training_file=file, method={"type": "dpo", "dpo": {"hyperparameters": asked}})
+    left_to_us = await g.submit(training_file=file, method={"type": "dpo"})
+    assert left_to_us.method is not None
+    automatic = dict.fromkeys(("n_epochs", "batch_size", _RATE, "beta"), "auto")
+    assert left_to_us.method.to_dict()["dpo"] == {"hyperparameters": automatic}
+    g.start_worker(jobs_at_once=2)
+    job, left_to_us = await g.reaches(job, "running"), await g.reaches(left_to_us, "running")
+    chosen = asked | {"batch_size": 8}
+    assert job.method is not None
+    assert job.method.to_dict() == {"type": "dpo", "dpo": {"hyperparameters": chosen}}
+    assert left_to_us.method is not None
+    assert left_to_us.method.dpo is not None
+    assert left_to_us.method.dpo.hyperparameters is not None
+    assert left_to_us.method.dpo.hyperparameters.beta == 0.1
+
+    order = next(order for order in g.cluster.orders if order.record.id == job.id)
+    config = parse_config(TuneConfig, words(order, QUICK), {}, "tune")
+    assert (config.method, config.dpo.beta) == ("dpo", 0.3)
+    assert config.training.learning_rate == pytest.approx(2 * QUICK.dpo_learning_rate)
+    (row, *others) = rows_of(g.store.get(order.training_file.key), config.method)
+    assert len(others) == 9
+    assert [row[name][-1]["content"] for name in ("prompt", "chosen", "rejected")] == [
+        "Say 0", "No.", "Perhaps.",
+    ]  # fmt: skip
+
+    figures = {"chosen_reward": 0.5, "rejected_reward": -0.5, "reward_margin": 1.0, "reward_accuracy": 1.0}
+    g.cluster.succeeds(order, [step | figures for step in STEPS])
+    done = await g.reaches(job, "succeeded")
+    lines = (await g.client.files.content(done.result_files[0])).text.splitlines()
+    assert lines == [
+        "step,train_loss,train_chosen_reward,train_rejected_reward,train_reward_margin,"
+        "train_reward_accuracy,valid_loss",
+        "1,2.5,0.5,-0.5,1.0,1.0,",
+        "2,1.5,0.5,-0.5,1.0,1.0,",
+    ]
+
+
 async def test_lists_are_the_teams_and_paged(g: Running) -> None:
     file = await g.upload()
     made = [await g.submit(training_file=file, metadata={"n": str(n % 2)}) for n in range(5)]
@@ -312,13 +209,21 @@ _WRONG: list[tuple[dict[str, Any], int, str | None]] = [
     ({"hyperparameters": {"n_epochs": 0}}, 400, "hyperparameters.n_epochs"),
     ({"hyperparameters": {"batch_size": 1.5}}, 400, "hyperparameters.batch_size"),
     ({"hyperparameters": {_RATE: "fast"}}, 400, f"hyperparameters.{_RATE}"),
-    ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}}, 400, "method.type"),
+    ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0}}}}, 400, f"{_DPO}.beta"),
+    ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 2.5}}}}, 400, f"{_DPO}.beta"),
+    ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"gamma": 1}}}}, 400, f"{_DPO}.gamma"),
+    ({"method": {"type": "dpo", "supervised": {}}}, 400, "method"),
+    (
+        {"method": {"type": "supervised", "supervised": {"hyperparameters": {"beta": 0.1}}}},
+        400,
+        "method.supervised.hyperparameters.beta",
+    ),
     ({"method": {"type": "reinforcement"}}, 400, "method.type"),
     ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, 400, "integrations"),
 ]
 
 
-@_SQLITE
+@SQLITE
 async def test_what_cannot_be_asked_for(g: Running) -> None:
     file = await g.upload()
     for wanted, status, param in _WRONG:
@@ -328,7 +233,7 @@ async def test_what_cannot_be_asked_for(g: Running) -> None:
     assert (await g.client.fine_tuning.jobs.list()).data == []
 
 
-@_SQLITE
+@SQLITE
 async def test_files_that_do_not_fit(g: Running) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await g.submit(training_file=await g.upload(9))
@@ -351,17 +256,16 @@ async def test_files_that_do_not_fit(g: Running) -> None:
     def tools(number: int) -> dict[str, Any]:
         return example(number) | ({"tools": [{"type": "function"}]} if number == 4 else {})
 
-    def preference(number: int) -> dict[str, Any]:
-        asked, answer = example(number)["messages"]
-        return {
-            "input": {"messages": [asked]},
-            "preferred_output": [answer],
-            "non_preferred_output": [answer],
-        }
+    def two_answers(number: int) -> dict[str, Any]:
+        made = preference(number)
+        return made | ({"preferred_output": made["preferred_output"] * 2} if number == 6 else {})
 
     g.start_worker(jobs_at_once=4)
     with_tools = await g.submit(training_file=await g.upload(10, tools))
     preferences = await g.submit(training_file=mine, validation_file=await g.upload(10, preference))
+    dpo: dict[str, Any] = {"method": {"type": "dpo"}}
+    imitations = await g.submit(training_file=mine, **dpo)
+    twice = await g.submit(training_file=await g.upload(10, two_answers), **dpo)
     gone = await g.upload()
     g.workers[0].cancel()
     await asyncio.gather(g.workers[0], return_exceptions=True)
@@ -371,6 +275,8 @@ async def test_files_that_do_not_fit(g: Running) -> None:
     for job, code, says in (
         (with_tools, "invalid_training_file", "Line 5: it has tools"),
         (preferences, "invalid_validation_file", "Line 1: it is a preference"),
+        (imitations, "invalid_training_file", "Line 1: it is no preference"),
+        (twice, "invalid_training_file", "Line 7: an output has more than one message"),
         (deleted, "file_not_found", "no longer there"),
     ):
         failed = await g.reaches(job, "failed")
@@ -381,7 +287,7 @@ async def test_files_that_do_not_fit(g: Running) -> None:
     assert g.cluster.orders == []
 
 
-@_SQLITE
+@SQLITE
 async def test_a_team_has_so_many_jobs_at_once(g: Running) -> None:
     file = await g.upload()
     made = [await g.submit(training_file=file) for _ in range(TuningArgs().open_jobs_of_a_team)]
@@ -403,7 +309,7 @@ async def test_a_team_has_so_many_jobs_at_once(g: Running) -> None:
                 await asyncio.sleep(0.05)
 
 
-@_SQLITE
+@SQLITE
 async def test_a_line_ends_as_at_the_upload(g: Running, team: str) -> None:
     """A carriage return is white space of JSON, and no line's end."""
     content = b"\n".join(json.dumps(example(n)).encode().replace(b": ", b":\r") for n in range(10))
@@ -411,172 +317,7 @@ async def test_a_line_ends_as_at_the_upload(g: Running, team: str) -> None:
     g.start_worker()
     await g.reaches(await g.submit(training_file=file.id), "running")
     stored = g.store.get(FileRepository(load_settings().database_url).get(file.id, team).key)
-    assert len(list(_rows(stored))) == 10
-
-
-@_SQLITE
-async def test_a_record_that_cannot_be_read_holds_up_no_other(g: Running) -> None:
-    bad, good = await g.submit(), await g.submit()  # As a newer release may leave one behind.
-    with Database(load_settings().database_url).write() as connection:
-        change = "UPDATE fine_tuning_jobs SET terms = '{}' WHERE id = :id"
-        connection.execute(text(change), {"id": bad.id})
-    worker = g.start_worker()
-    await g.reaches(good, "running")
-    assert not worker.done()
-
-
-@_SQLITE
-async def test_a_checkpoint_that_is_lost_ends_its_job(g: Running) -> None:
-    g.start_worker()
-    job = await g.reaches(await g.submit(), "running")
-    summary = {"model": f"{job.id}@1", "digest": "d" * 64, "checkpoint": f"t/checkpoint/{job.id}/{'0' * 16}"}
-    g.cluster.ends(
-        g.cluster.orders[0].record.submission_id, "SUCCEEDED", result={"artifact": "", "summary": summary}
-    )
-    failed = await g.reaches(job, "failed")
-    assert failed.error is not None
-    assert "What was trained is lost" in failed.error.message
-
-
-@_SQLITE
-async def test_an_application_that_takes_no_adapters(g: Running, store: ObjectStore) -> None:
-    g.cluster.bases.clear()
-    g.start_worker()
-    failed = await g.reaches(await g.submit(), "failed")
-    assert failed.error is not None
-    assert (failed.error.code, failed.error.param) == ("model_not_available", "model")
-    served: dict[str, Any] = {"args": {"model": "a/b/c/d", "llm_config": {"engine_kwargs": {}}}}
-    with pytest.raises(RefusedError, match="enable_lora"):
-        base_of("app", served, store, "default")
-    served["args"]["llm_config"] = {
-        "engine_kwargs": {"enable_lora": True, "max_lora_rank": 4},
-        "lora_config": {"dynamic_lora_loading_path": store.uri("others/adapters")},
-    }
-    assert base_of("app", served, store, "default") == Base("a/b/c/d", "others/adapters/", 4)
-
-
-@_SQLITE
-async def test_cancel_stops_what_runs(g: Running) -> None:
-    g.start_worker()
-    job = await g.reaches(await g.submit(), "running")
-    cancelled = await g.client.fine_tuning.jobs.cancel(job.id)
-    assert (cancelled.status, cancelled.fine_tuned_model) == ("cancelled", None)
-    assert cancelled.finished_at is not None
-    (order,) = g.cluster.orders
-    await g.happens(lambda: g.cluster.stopped)
-    assert g.cluster.stopped == [order.record.submission_id]
-    with pytest.raises(openai.BadRequestError, match="already been cancelled"):
-        await g.client.fine_tuning.jobs.cancel(job.id)
-    # Its place is free again, and one that waits can be cancelled too.
-    second = await g.reaches(await g.submit(), "running")
-    waits = await g.reaches(await g.submit(), "queued")
-    assert (await g.client.fine_tuning.jobs.cancel(waits.id)).status == "cancelled"
-    await g.happens(lambda: len(g.cluster.stopped) == 2)
-    g.cluster.succeeds(g.cluster.orders[-1])
-    done = await g.reaches(second, "succeeded")
-    with pytest.raises(openai.BadRequestError, match="already succeeded"):
-        await g.client.fine_tuning.jobs.cancel(done.id)
-    assert len(g.cluster.orders) == 2
-
-
-@_SQLITE
-async def test_a_cancel_in_the_last_moment_takes_the_route_away(g: Running) -> None:
-    def published() -> set[str]:
-        found = snapshots.newest(store=g.store)
-        return {made.model for made in (found.routes if found else [])}
-
-    g.start_worker(publish_s=2.0)
-    job = await g.reaches(await g.submit(), "running")
-    (order,) = g.cluster.orders
-    g.cluster.succeeds(order)
-    await g.happens(lambda: order.record.tuned_name in published())
-    assert (await g.client.fine_tuning.jobs.cancel(job.id)).status == "cancelled"
-    await g.happens(lambda: order.record.tuned_name not in published())
-    job = await g.client.fine_tuning.jobs.retrieve(job.id)
-    assert (job.status, job.fine_tuned_model, job.result_files) == ("cancelled", None, [])
-
-
-async def test_a_killed_worker_and_a_lost_cluster(g: Running) -> None:
-    first = g.start_worker()
-    job = await g.reaches(await g.submit(), "running")
-    first.cancel()
-    await asyncio.gather(first, return_exceptions=True)
-    g.start_worker()
-    g.cluster.away = True  # It is waited for.
-    await asyncio.sleep(0.3)
-    assert (await g.client.fine_tuning.jobs.retrieve(job.id)).status == "running"
-    assert len(g.cluster.orders) == 1  # The second worker found the same training.
-    g.cluster.jobs.clear()  # A new cluster knows nothing of it.
-    g.cluster.away = False
-    await g.happens(lambda: len(g.cluster.orders) == 2)
-    lost, again = g.cluster.orders
-    assert words(lost, _QUICK) == words(again, _QUICK)  # The same, so that it resumes.
-    g.cluster.succeeds(again)
-    await g.reaches(job, "succeeded")
-
-
-@_SQLITE
-async def test_trainings_that_fail_are_begun_again_and_given_up(g: Running) -> None:
-    g.start_worker(attempts=2)
-    job = await g.reaches(await g.submit(), "running")
-    for attempt in (1, 2):
-        await g.happens(lambda attempt=attempt: len(g.cluster.orders) == attempt)
-        g.cluster.ends(g.cluster.orders[-1].record.submission_id, "FAILED", message="The node died.")
-    failed = await g.reaches(await g.until(job, lambda now: now.status != "running"), "failed")
-    assert failed.error is not None
-    assert (failed.error.code, failed.error.message) == ("training_failed", "The node died.")
-    assert len({order.record.submission_id for order in g.cluster.orders}) == 2
-
-
-@_SQLITE
-async def test_a_key_that_ends_ends_its_job(g: Running, team: str) -> None:
-    g.start_worker()
-    job = await g.reaches(await g.submit(), "running")
-    keys = [key(team=team, revoked=True), key("sk-second", id="second", team=team)]
-    await g.publish(g.snapshots[-1].model_copy(update={"number": 2, "keys": keys}))
-    with pytest.raises(openai.AuthenticationError):
-        await g.client.fine_tuning.jobs.retrieve(job.id)
-    g.client = g.client.with_options(api_key="sk-second")
-    failed = await g.until(job.model_copy(), lambda now: now.status == "failed")
-    assert failed.error is not None
-    assert failed.error.code == "key_ended"
-    await g.happens(lambda: g.cluster.stopped)
-
-
-@_SQLITE
-async def test_a_base_that_changes_meanwhile_gets_no_adapter_of_the_old_one(g: Running) -> None:
-    g.start_worker()
-    job = await g.reaches(await g.submit(), "running")
-    g.cluster.bases["app"] = Base("default/model/m/" + "f" * 16, "default/adapters/", 16)
-    g.cluster.succeeds(g.cluster.orders[0])
-    failed = await g.reaches(job, "failed")
-    assert failed.error is not None
-    assert "another model now" in failed.error.message
-
-
-async def test_only_the_holder_reports(g: Running, team: str) -> None:
-    made = await g.submit()
-    jobs = TuningRepository(load_settings().database_url)
-    found = jobs.claim("one", 0.0)
-    assert found is not None
-    record, stale = found
-    assert record.id == made.id
-    taken = jobs.claim("two", 60.0)
-    assert taken is not None
-    assert jobs.claim("three", 60.0) is None
-    running = changed(record, status=TuningStatus.RUNNING)
-    for late in (
-        lambda: jobs.report(record.id, stale, running, 1),
-        lambda: jobs.renew(record.id, stale, 1),
-        lambda: jobs.settle(record.id, stale),
-    ):
-        with pytest.raises(RefusedError):
-            late()
-    jobs.cancel(record.id, team)
-    # What its worker still says changes nothing.
-    assert jobs.report(record.id, taken[1], running, 1).status is TuningStatus.CANCELLED
-    jobs.settle(record.id, taken[1])
-    assert jobs.claim("four", 60.0) is None
+    assert len(list(rows_of(stored, "supervised"))) == 10
 
 
 @pytest.mark.parametrize(
@@ -589,21 +330,21 @@ def test_what_auto_chooses(examples: int, epochs: int, batch: int) -> None:
     assert workers * rows * passes == batch
 
 
-@_SQLITE
+@SQLITE
 async def test_a_training_is_ordered_as_the_job_reads_it(g: Running) -> None:
     g.start_worker(num_workers=2, resources_per_worker={"GPU": 1})
     asked = {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 0.5}
     job = await g.reaches(await g.submit(hyperparameters=asked, seed=11), "running")
-    args = _QUICK.model_copy(update={"num_workers": 2, "resources_per_worker": {"GPU": 1.0}})
+    args = QUICK.model_copy(update={"num_workers": 2, "resources_per_worker": {"GPU": 1.0}})
     config = parse_config(TuneConfig, words(g.cluster.orders[0], args), {}, "tune")
     training = config.training
     assert (config.name, config.num_workers, config.resources_per_worker) == (job.id, 2, {"GPU": 1.0})
     assert (training.seed, training.num_train_epochs, training.learning_rate) == (11, 4, 1e-4)
     assert training.rows_per_step(config.num_workers) == 6
-    assert config.base_model == _BASE.address
+    assert config.base_model == BASE.address
 
 
-@_SQLITE
+@SQLITE
 async def test_readme(g: Running, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """README's lines, over HTTP."""
     readme = (Path(__file__).parents[2] / "README.md").read_text()

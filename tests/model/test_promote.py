@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import uuid
 from datetime import UTC, datetime
 
 import pytest
 
-from cluster.contracts import ArtifactInput, ArtifactRef, CodeRevision, Manifest, Principal
+from cluster import snapshots
+from cluster.contracts import ArtifactInput, ArtifactRef, CodeRevision, Manifest, Principal, Route, Target
 from cluster.errors import NotFoundError, RefusedError, UsageError
 from cluster.registry import Registry
 from cluster.settings import load_settings
 from cluster.storage import ArtifactStore, ObjectStore, fingerprint, object_store
+from jobs import retire
 from jobs.promote import PromoteConfig, run
+from jobs.retire import RetireConfig
 from tests.unit.test_model_gate import card
 
 pytestmark = pytest.mark.integration
@@ -142,3 +146,34 @@ def test_unknown_inputs_are_told_apart(s3) -> None:
     checkpoint = make_checkpoint("kinds", b"kinds")
     with pytest.raises(UsageError, match="is of kind checkpoint"):
         run(PromoteConfig(name="x", evaluation=str(checkpoint.ref)))
+
+
+def test_what_is_retired_is_loaded_by_nobody(
+    registry: Registry, artifacts: ArtifactStore, store: ObjectStore
+) -> None:
+    for weights in (b"one", b"two"):
+        evaluation = make_evaluation("old", make_checkpoint("old", weights))
+        run(PromoteConfig(name="old", evaluation=str(evaluation.ref)))
+    wanted = RetireConfig(name="old", version=1, why="superseded")
+    target = Target(application="app", deployment="model", model="base:old-v1", model_version="old@1")
+    served = Route(model=f"old-{uuid.uuid4().hex[:8]}", targets=[target], created_at=datetime.now(UTC))
+    snapshots.publish(lambda now: now.model_copy(update={"routes": [*now.routes, served]}), "test")
+    with pytest.raises(RefusedError, match=f"old@1 is served as {served.model}"):
+        retire.run(wanted)
+    snapshots.publish(
+        lambda now: now.model_copy(update={"routes": [r for r in now.routes if r != served]}), "test"
+    )
+    done = retire.run(wanted)
+    manifest = artifacts.open(done.artifact)
+    assert manifest.counts == {"files": 2}
+    assert list(store.list("default/adapters/old-v1/")) == []
+    assert len(list(store.list("default/adapters/old-v2/"))) == 2
+    with pytest.raises(RefusedError, match="superseded"):
+        registry.resolve("old@1")
+    assert registry.resolve("old@champion").ref.version == 2
+    # What was trained can still be explained, and said twice it is done once.
+    artifacts.verify(artifacts.open(manifest.inputs[0].address))
+    assert retire.run(wanted).reused
+    for name, version in (("old", 9), ("nobody", 1)):
+        with pytest.raises(NotFoundError):
+            retire.run(RetireConfig(name=name, version=version, why="x"))

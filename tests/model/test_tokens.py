@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_each_row_alone_over_its_completion(directory: Path,
     import torch
     from transformers import AutoModelForCausalLM
 
-    from jobs.training.worker import completion_loss
+    from jobs.training.objective import completion_loss
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     examples = [
@@ -86,6 +86,7 @@ def test_a_loss_that_is_no_number_ends_training(
     from transformers import AutoModelForCausalLM
 
     from jobs.training.arguments import TrainingArguments
+    from jobs.training.objective import Supervised
     from jobs.training.worker import State, Trained, _step
 
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))  # Ray Train is not here.
@@ -93,8 +94,9 @@ def test_a_loss_that_is_no_number_ends_training(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     trained = Trained(model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), State())
     part = [[row("Is it safe?", "attack")]]
-    assert _step(TrainingArguments(), trained, part, tokenizer) > 0
+    loss, _ = _step(TrainingArguments(), Supervised(), trained, part, tokenizer)
+    assert loss > 0
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(RefusedError, match="loss of step 1 is no number"):
-        _step(TrainingArguments(), trained, part, tokenizer)
+        _step(TrainingArguments(), Supervised(), trained, part, tokenizer)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import RefusedError
-from validation.examples import conversations
+from validation.examples import conversations, learned, preference
 
 
 def said(role: str, content: Any, **more: Any) -> dict[str, Any]:
@@ -61,3 +61,36 @@ def test_an_answer_to_nothing_is_not_learned() -> None:
 def test_what_is_not_learned_is_refused(example: dict[str, Any], why: str) -> None:
     with pytest.raises(RefusedError, match=why):
         list(conversations(example))
+
+
+def pair(**more: Any) -> dict[str, Any]:
+    return {
+        "input": {"messages": [said("user", "How many?")]},
+        "preferred_output": [said("assistant", "One.")],
+        "non_preferred_output": [said("assistant", "Who knows.")],
+    } | more
+
+
+def test_a_preference_is_a_prompt_and_two_answers() -> None:
+    found = preference(pair())
+    assert found == {
+        "prompt": [said("user", "How many?")],
+        "chosen": [said("assistant", "One.")],
+        "rejected": [said("assistant", "Who knows.")],
+    }
+    texts = [[message["content"] for message in read] for read in learned(pair(), "dpo")]
+    assert texts == [["How many?", "One."], ["How many?", "Who knows."]]
+
+
+@pytest.mark.parametrize(
+    ("example", "why"),
+    [
+        ({"messages": [said("user", "x"), said("assistant", "y")]}, "it is no preference"),
+        (pair(input={"messages": [said("user", "x")], "tools": [{}]}), "tools"),
+        (pair(preferred_output=[said("assistant", "a"), said("assistant", "b")]), "more than one message"),
+        (pair(non_preferred_output=[said("assistant", None, tool_calls=[{}])]), "assistant is no text"),
+    ],
+)
+def test_what_is_no_preference_to_learn_is_refused(example: dict[str, Any], why: str) -> None:
+    with pytest.raises(RefusedError, match=why):
+        list(learned(example, "dpo"))

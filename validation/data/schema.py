@@ -22,6 +22,8 @@ Columns = dict[str, Type]
 MESSAGES: Type = [{"role": "string", "content": "string"}]
 #: What training, evaluation and batches read of a split.
 CONVERSATIONS: Columns = {"row_id": "string", "messages": MESSAGES}
+#: What training by preferences reads; TRL's own names.
+PREFERENCES: Columns = {"row_id": "string", "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
 SUMMARY_KEY = "schema"
 
 

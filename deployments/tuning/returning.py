@@ -1,0 +1,56 @@
+"""Tuned models whose base is deployed anew: which of them it can serve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from cluster.contracts import ModelRef, Route, adapter_id
+from cluster.contracts.tuning import TuningRecord
+from cluster.errors import NotFoundError, RefusedError
+from cluster.settings import load_settings
+from cluster.storage import ObjectStore, object_store
+from deployments.tuning.trainings import Base, base_of
+
+
+def returning(routes: Iterable[Route], applications: Collection[Mapping[str, Any]]) -> list[TuningRecord]:
+    """What was tuned from the weights that ``applications`` serve at ``routes``, and is not deleted.
+
+    :param applications: their configurations, as Serve gets them.
+
+    SQL says what was tuned, storage whether its adapter is still there. Raises UnavailableError or
+    AccessError if one of them does not answer.
+    """
+    from cluster.tuning import TuningRepository
+
+    if not applications:
+        return []
+    settings, store = load_settings(), object_store()
+    configurations = {application["name"]: application for application in applications}
+    bases = dict[str, Base]()
+    for route in routes:
+        (target, *others) = route.targets
+        application = configurations.get(target.application or "")
+        if application is None or others or target.model_version is not None:
+            continue
+        try:
+            bases[route.model] = base_of(application["name"], application, store, settings.team)
+        except RefusedError:  # It takes no adapters.
+            continue
+    if not bases:
+        return []
+    found = TuningRepository(settings.database_url).tuned_from(bases)
+    return [record for record in found if _fits(record, bases[record.model], store)]
+
+
+def _fits(record: TuningRecord, base: Base, store: ObjectStore) -> bool:
+    """Whether an application that serves ``base`` can load its adapter."""
+    if record.base != base.address or record.model_version is None:
+        return False
+    name = adapter_id(ModelRef.parse(record.model_version))
+    try:
+        adapter = json.loads(store.get(f"{base.adapters}{name}/adapter_config.json"))
+    except NotFoundError:
+        return False
+    return int(adapter["r"]) <= base.max_rank
