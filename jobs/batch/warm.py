@@ -236,7 +236,7 @@ def _poison() -> UpstreamFailedError:
 
 
 def check_running(target: Target) -> None:
-    """Raises UnavailableError unless the target's application runs on this cluster."""
+    """Raises UnavailableError unless the target's application runs on this cluster, or soon will again."""
     _handle(target)
 
 
