@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 import openai
 import pytest
 
 from cluster.contracts import ModelRef
+from cluster.errors import RefusedError
 from cluster.registry import Registry
 from cluster.settings import Settings
 from cluster.storage import ArtifactStore, object_store
@@ -79,6 +81,25 @@ def test_a_tuned_model_answers_for_its_team_alone(served: Served, platform: Sett
     (dataset,) = [ref for ref in artifact_inputs(trained) if ref.kind == "dataset"]
     sources = {item.address.rpartition("/")[2] for item in artifacts.open(str(dataset)).inputs}
     assert sources == {file.id, measure.id}
+
+    # Deleted, its name goes at once, and by a Ray job what engines and the registry have of it.
+    assert model.adapter is not None
+    store = object_store()
+    assert list(store.list(model.adapter))
+    assert client.models.delete(job.fine_tuned_model).deleted
+    until(lambda: job.fine_tuned_model not in {model.id for model in client.models.list().data}, 20)
+    with pytest.raises(openai.NotFoundError, match="is not served now"):
+        client.chat.completions.create(model=job.fine_tuned_model, messages=asked)  # type: ignore[arg-type]
+    until(lambda: not list(store.list(model.adapter or "")), 120)
+    with pytest.raises(RefusedError, match="was retired"):
+        Registry(platform).resolve(f"models:/{job.id}/1")
+
+
+def until(good: Callable[[], bool], seconds: float) -> None:
+    give_up = time.monotonic() + seconds
+    while not good():
+        assert time.monotonic() < give_up
+        time.sleep(0.5)
 
 
 def of_another_team(served: Served) -> openai.OpenAI:
