@@ -31,6 +31,8 @@ _POLL_S = 0.5
 _TIMEOUTS_S = (5.0, 60.0)
 #: Seconds to send a package (Ray takes up to 512 MiB), and to wait for its answer.
 _UPLOAD_TIMEOUTS_S = (600.0, 60.0)
+#: Among so many a failed job's own sentence is looked for: Ray adds dozens of its own when a node was lost.
+_LAST_LINES = 200
 #: What a job's status stays at.
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -307,7 +309,7 @@ def _result(lines: Sequence[str]) -> dict[str, Any] | None:
 
 def _sentence(lines: Sequence[str], message: str) -> str:
     """What a failed job said last: its error line, else its last line, else Ray's own message."""
-    for line in reversed(lines[-20:]):
+    for line in reversed(lines[-_LAST_LINES:]):
         if line.startswith("error: "):
             return line.removeprefix("error: ")
     if message.startswith("Job entrypoint command failed") and lines:

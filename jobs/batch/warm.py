@@ -236,17 +236,24 @@ def _poison() -> UpstreamFailedError:
 
 
 def check_running(target: Target) -> None:
-    """Raises UnavailableError unless the target's application runs on this cluster."""
+    """Raises UnavailableError unless the target's application runs on this cluster, or soon will again."""
     _handle(target)
 
 
 def _handle(target: Target) -> DeploymentHandle:
+    """Raises UnavailableError if there is no such application, or none that will come to run by itself."""
     from ray import serve
     from ray.serve.schema import ApplicationStatus
 
     known = serve.status().applications
     application = known.get(str(target.application))
-    if application is None or application.status != ApplicationStatus.RUNNING:
+    # One whose replica has just died is unhealthy until Serve has started another: requests wait for that.
+    serves = (ApplicationStatus.RUNNING, ApplicationStatus.UNHEALTHY, ApplicationStatus.DEPLOYING)
+    if (
+        application is None
+        or application.status not in serves
+        or target.deployment not in application.deployments
+    ):
         state = "not deployed" if application is None else application.status.value
         raise UnavailableError(
             f"The model application {target.application!r} is {state}: deploy it with `manta deploy`."

@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,3 +182,29 @@ async def test_lanes_never_mix_and_keep_their_width() -> None:
     assert all(len(now) == 1 for now in seen)
     for lane, width in enumerate((4, 2, 1)):
         assert max(now.get(lane, 0) for now in seen) == width
+
+
+@pytest.mark.parametrize(
+    ("status", "waits"),
+    [("RUNNING", True), ("UNHEALTHY", True), ("DEPLOYING", True), ("DEPLOY_FAILED", False), (None, False)],
+)
+def test_a_batch_begins_while_its_engine_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, status: str | None, waits: bool
+) -> None:
+    """An application is unhealthy for as long as the place of a replica that died is empty."""
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus
+
+    deployments = {"model": None}
+    found = (
+        {"a": SimpleNamespace(status=ApplicationStatus(status), deployments=deployments)} if status else {}
+    )
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=found))
+    handle = SimpleNamespace(options=lambda **_: "the handle")
+    monkeypatch.setattr(serve, "get_deployment_handle", lambda name, app_name: handle)
+    target = Target(application="a", deployment="model", model="m")
+    if waits:
+        assert warm._handle(target) == "the handle"
+    else:
+        with pytest.raises(UnavailableError, match=f"'a' is {status or 'not deployed'}: deploy it"):
+            warm._handle(target)

@@ -15,7 +15,7 @@ import pytest
 
 import cluster.job.submit as job_submit
 from cluster.errors import MantaError, RefusedError, UnavailableError
-from cluster.job.submit import status, submit
+from cluster.job.submit import outcome, status, submit
 from cluster.schedule.config import Schedule
 from cluster.schedule.ray_jobs import RayJobs
 
@@ -27,6 +27,7 @@ class Answers(BaseHTTPRequestHandler):
 
     submission: tuple[int, str] | None = (200, "")
     known: str | None = None
+    log: str = ""
     #: Held back until then: every answer about jobs.
     silent_until: Event | None = None
     #: Bytes of code that came, if code is not there; each upload is looked at after ``upload_s``.
@@ -56,7 +57,9 @@ class Answers(BaseHTTPRequestHandler):
 
     def _job(self) -> None:
         self._hold()
-        if self.known is not None:
+        if self.path.endswith("/logs"):
+            self._answer(200, json.dumps({"logs": self.log}))
+        elif self.known is not None:
             self._answer(200, json.dumps({"type": "SUBMISSION", "status": self.known, "entrypoint": "x"}))
         else:
             self._answer(404, "Job does not exist")
@@ -160,3 +163,10 @@ def test_code_may_take_longer_than_an_answer(
     server.uploaded, server.upload_s = 0, 2.0
     assert submit("tidy", working_dir=code, submission_id="x") == "x"
     assert server.uploaded > size
+
+
+def test_a_failed_jobs_sentence_is_found_though_ray_talks_on(server: type[Answers]) -> None:
+    """When a node is lost, Ray adds the end of its raylet's log to that of every driver."""
+    server.known = "FAILED"
+    server.log = "row 1\nerror: There is no model.\n" + "    [state-dump] NodeManager\n" * 40
+    assert outcome("x").message == "There is no model."

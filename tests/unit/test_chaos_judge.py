@@ -1,0 +1,34 @@
+"""What the chaos run holds against a result: a judge that lets everything pass would prove nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks.chaos import Found
+
+ROWS = {f"row-{number}" for number in range(4)}
+SECRET = {"row-3"}
+GOOD = [("row-0", 16), ("row-1", 16), ("row-2", 16)]
+BLOCKED = [("row-3", "content_filter")]
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (Found(GOOD, BLOCKED, []), []),
+        (Found(GOOD[1:], BLOCKED, []), ["1 rows are missing"]),
+        (Found([*GOOD, GOOD[0]], BLOCKED, []), ["1 rows are duplicates"]),
+        (
+            Found(GOOD, [*BLOCKED, ("row-0", "poison")], []),
+            ["1 rows are duplicates", "without need: {'poison': 1}"],
+        ),
+        (Found([*GOOD[1:], ("row-0", 7)], BLOCKED, []), ["1 answers are cut (row-0)"]),
+        (Found([*GOOD, ("row-3", 16)], [], []), ["1 rows with a secret were answered"]),
+        (Found([*GOOD, ("row-9", 16)], BLOCKED, []), ["1 rows that nobody asked"]),
+        (Found(GOOD, BLOCKED, ["the file x"]), ["the file x can be seen"]),
+    ],
+)
+def test_what_should_not_be_is_told(found: Found, told: list[str]) -> None:
+    faults = found.faults(ROWS, SECRET, 16)
+    assert len(faults) == len(told)
+    assert all(part in fault for part, fault in zip(told, faults, strict=True))
