@@ -50,6 +50,7 @@ ENDPOINTS: Mapping[str, Phases] = {
     "POST /admin/keys/{id}/rotate": _NO_MODEL,
     "GET /openapi.json": _NO_MODEL,
     "GET /v1/models": _NO_MODEL,
+    "DELETE /v1/models/{model:path}": _NO_MODEL,
     "GET /v1/models/{model:path}": _NO_MODEL,
     "GET /healthz": _NO_MODEL,
 }
