@@ -63,12 +63,17 @@ class ComparisonConfig(BaseModel):
 
 
 class ComparisonJob(JobConfig):
-    """What makes one comparison, recorded in its manifest; the batches' digests stand for the rest."""
+    """What makes one comparison, recorded in its manifest.
+
+    The batches' addresses stand for all that was asked, and of whom. Their digests alone would not do: of
+    equal answers to a source with other right ones, or of other engines, the first comparison would be found.
+    """
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"failed"})
 
     models: list[str] = Field(description="The baseline, and those that are held against it.")
-    compared: list[str] = Field(description="Of them, those that have a batch.")
+    batches: dict[str, str] = Field(description="Of them, those that have a batch, and its address.")
+    expected_column: str | None = Field(description="Where right answers stand: no batch depends on it.")
     failed: dict[str, str] = Field(description="The others, and why.")
     price: PriceConfig | None = Field(description="The batch's, for models without one of their own.")
     comparison: ComparisonConfig = Field(description="How they are judged.")
@@ -105,7 +110,8 @@ def compare_models(
     job_config = ComparisonJob(
         name=config.name,
         models=[config.model, *config.compare],
-        compared=list(batches.made),
+        batches={name: result.artifact for name, result in batches.made.items()},
+        expected_column=config.source.expected_column,
         failed=batches.failed,
         price=config.price,
         comparison=config.comparison,

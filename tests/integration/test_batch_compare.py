@@ -177,3 +177,24 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(
     with pytest.raises(UsageError, match="leave model out of the bodies"):
         batches.run("bad", careful, compare=[sloppy], source={"path": str(tmp_path / "prompts.jsonl")})
     assert asked(batches.log).total() == 0
+
+
+def test_a_right_answer_that_was_corrected_is_scored_anew(
+    batches: StubBatches, models: dict[str, str], artifacts: ArtifactStore, tmp_path: Path
+) -> None:
+    lines = (tmp_path / "rows.csv").read_text().splitlines()
+    (tmp_path / "rows.csv").write_text(
+        "\n".join([f"{lines[0]},other", *(f"{line},safe" for line in lines[1:])])
+    )
+    fields: dict[str, Any] = {"compare": [models["careful"]], "comparison": {"labels": ["safe", "attack"]}}
+
+    def accuracy(column: str) -> float:
+        source = {**batches.source, "expected_column": column}
+        result = batches.run("corrected", models["careless"], source=source, **fields)
+        score = report(artifacts, artifacts.open(result.artifact)).models[1].score
+        assert score is not None
+        return score.accuracy
+
+    assert accuracy("right") == 1.0
+    assert accuracy("other") == pytest.approx(40 / 60)
+    assert asked(batches.log).total() == 120  # No model saw the difference.
