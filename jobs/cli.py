@@ -27,9 +27,9 @@ def show(run_or_address: str, as_json: bool) -> None:
 
     store = object_store()
     store.check()
-    artifacts = ArtifactStore(store)
-    if (comparison := stored(run_or_address, artifacts, as_json=as_json)) is not None:
+    settings, artifacts = load_settings(), ArtifactStore(store)
+    if (comparison := stored(run_or_address, settings, artifacts, as_json=as_json)) is not None:
         click.echo(comparison)
         return
-    about = describe(run_or_address, load_settings(), artifacts)
+    about = describe(run_or_address, settings, artifacts)
     click.echo(json.dumps(about) if as_json else "\n".join(lines(about)))

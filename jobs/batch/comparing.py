@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cluster.contracts import ArtifactInput, ArtifactRef, Manifest
 from cluster.errors import MantaError, RefusedError
 from cluster.job import JobConfig, JobResult, JobRun, start_run
-from cluster.settings import load_settings
+from cluster.runs import RunRepository
+from cluster.settings import Settings, load_settings
 from cluster.storage import ArtifactStore, object_store
 from jobs.batch.estimate import PriceConfig
 from jobs.batch.expectations import Expectations, read_expectations
@@ -132,12 +133,18 @@ def compare_models(
     return result
 
 
-def stored(address: str, artifacts: ArtifactStore, *, as_json: bool) -> str | None:
-    """The comparison at an address, as JSON or as Markdown; None if what is named is none."""
+def stored(what: str, settings: Settings, artifacts: ArtifactStore, *, as_json: bool) -> str | None:
+    """The comparison at an address, or that a run made, as JSON or Markdown; None if what is named is none.
+
+    Raises NotFoundError if the run has not made it.
+    """
     try:
-        ref = ArtifactRef.parse(artifacts.store.key(address))
+        ref = ArtifactRef.parse(artifacts.store.key(what))
     except ValueError:
-        return None
+        run = RunRepository(settings.database_url).find(what)
+        if run is None or run.artifact is None:
+            return None
+        ref = ArtifactRef.parse(run.artifact)
     if ref.kind != KIND:
         return None
     return artifacts.read(artifacts.open(ref), REPORT if as_json else DOCUMENT).decode()

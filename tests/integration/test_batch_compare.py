@@ -109,8 +109,9 @@ def test_models_are_scored_on_the_same_rows_and_told_apart(
     assert asked(batches.log).total() == 180
     from jobs.cli import batch
 
-    shown = CliRunner().invoke(batch, ["show", result.artifact], catch_exceptions=False).output
-    assert shown.strip() == written.strip()
+    for named in (result.artifact, manifest.run_id):
+        shown = CliRunner().invoke(batch, ["show", named], catch_exceptions=False).output
+        assert shown.strip() == written.strip()
 
 
 def test_without_right_answers_no_quality_is_made_up(
