@@ -70,8 +70,8 @@ def read_expectations(source: Source, fill: RequestConfig | None, labels: Sequen
 def _unlabelled(request: BatchRequest, labels: Sequence[str]) -> RefusedError:
     what = "has no expected answer" if request.expected is None else "expects an answer that is no label"
     return RefusedError(
-        f"Row {request.row_id} {what} (labels: {', '.join(labels)}): a dataset's rows end with it, for other"
-        " sources name source.expected_column; or leave comparison.labels out. Nothing was run."
+        f"Row {request.row_id} {what} (labels: {', '.join(labels)}): a dataset's rows end with it, for"
+        " Parquet and CSV name source.expected_column; or leave comparison.labels out. Nothing was run."
     )
 
 

@@ -24,6 +24,8 @@ from jobs.batch.rows import ERRORS, OUTPUT, PartWriter, answer_schema, parts, re
 Format = Literal["parquet", "jsonl"]
 #: Folder of the lines: what reads a whole folder of Parquet shall find nothing else in it.
 LINES = "jsonl"
+#: A file that has so many bytes is full, for until then it is in memory.
+_FULL_BYTES = 32 * 1024 * 1024
 
 
 class OutputConfig(BaseModel):
@@ -82,7 +84,10 @@ def stored_ids(job: JobRun, form: Format) -> Iterator[str]:
 
 
 class LineWriter:
-    """Writes rows as lines into numbered files of at most ``rows_per_file`` lines; no row, no file."""
+    """Writes rows as lines into numbered files of at most ``rows_per_file`` lines; no row, no file.
+
+    A file of long lines has fewer.
+    """
 
     def __init__(
         self, attempt: Attempt, folder: str, batch: ArtifactRef, rows_per_file: int, model: str
@@ -97,7 +102,7 @@ class LineWriter:
         line = line_of(row, self._batch, self._model).model_dump()
         self._file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
         self._in_file += 1
-        if self._in_file == self._rows_per_file:
+        if self._in_file == self._rows_per_file or self._file.tell() >= _FULL_BYTES:
             self._flush()
 
     def close(self) -> None:

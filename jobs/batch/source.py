@@ -211,6 +211,12 @@ def resolve(config: SourceConfig, store: ObjectStore, team: str) -> Source:
     if config.dataset is not None:
         return _from_dataset(config, store, team)
     files = _list_files(str(config.path), store)
+    lines = next((file for file in files if file.format == "openai"), None)
+    if lines is not None and config.expected_column is not None:
+        raise UsageError(
+            f"{lines.address} is in OpenAI's batch format, which has no column for right answers: leave"
+            " source.expected_column out, or give the rows as Parquet or CSV."
+        )
     return Source(
         config, files, [ArtifactInput(address=file.address, digest=file.digest()) for file in files]
     )

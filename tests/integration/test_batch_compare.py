@@ -177,6 +177,9 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(
     (tmp_path / "prompts.jsonl").write_text(json.dumps(line))
     with pytest.raises(UsageError, match="leave model out of the bodies"):
         batches.run("bad", careful, compare=[sloppy], source={"path": str(tmp_path / "prompts.jsonl")})
+    columned = {"path": str(tmp_path / "prompts.jsonl"), "expected_column": "right"}
+    with pytest.raises(UsageError, match=r"OpenAI's batch format, which has no column .*Parquet or CSV"):
+        batches.run("bad", careful, compare=[sloppy], source=columned)
     assert asked(batches.log).total() == 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
+import jobs.batch.formats
 from cluster.contracts import Manifest
 from cluster.contracts.batches import BatchLine
 from cluster.errors import UsageError
@@ -91,6 +92,18 @@ def test_lines_alone_and_the_default(batches: StubBatches, artifacts: ArtifactSt
     assert lined.data_digest == tabled.data_digest
     # A default that is written out, and another order, are the same batch.
     assert batches.run("alone", model, output={"formats": ["parquet"]}).artifact == str(tabled.ref)
+
+
+def test_long_lines_fill_a_file_before_its_rows_do(
+    batches: StubBatches, artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.batch.formats, "_FULL_BYTES", 2000)
+    model = publish(f"stub-{os.urandom(4).hex()}")
+    manifest = artifacts.open(batches.run("long", model, output={"formats": ["jsonl"]}).artifact)
+    sizes = [file.bytes for file in manifest.files if file.path.startswith("jsonl/output/")]
+    assert len(sizes) > 2
+    assert max(sizes) < 3000
+    assert len(lines(artifacts, manifest, "output")) == 23
 
 
 def test_what_no_format_is_is_refused(batches: StubBatches) -> None:
