@@ -243,9 +243,16 @@ def check_running(target: Target) -> None:
 def _handle(target: Target) -> DeploymentHandle:
     """Raises UnavailableError if there is no such application, or none that will come to run by itself."""
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.schema import ApplicationStatus
 
-    known = serve.status().applications
+    try:
+        known = serve.status().applications
+    except RayError as error:
+        raise UnavailableError(
+            f"Ray Serve does not say what runs ({type(error).__name__}): look at `manta status`, then run"
+            " this again; answered rows are kept."
+        ) from None
     application = known.get(str(target.application))
     # One whose replica has just died is unhealthy until Serve has started another: requests wait for that.
     serves = (ApplicationStatus.RUNNING, ApplicationStatus.UNHEALTHY, ApplicationStatus.DEPLOYING)
@@ -255,8 +262,8 @@ def _handle(target: Target) -> DeploymentHandle:
         or target.deployment not in application.deployments
     ):
         state = "not deployed" if application is None else application.status.value
-        raise UnavailableError(
-            f"The model application {target.application!r} is {state}: deploy it with `manta deploy`."
-        )
+        begun = application is not None and application.status == ApplicationStatus.DEPLOYING
+        remedy = "run this again when it is RUNNING" if begun else "deploy it with `manta deploy`"
+        raise UnavailableError(f"The model application {target.application!r} is {state}: {remedy}.")
     handle = serve.get_deployment_handle(str(target.deployment), app_name=str(target.application))
     return handle.options(stream=True, method_name="stream")

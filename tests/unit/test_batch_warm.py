@@ -208,3 +208,18 @@ def test_a_batch_begins_while_its_engine_is_replaced(
     else:
         with pytest.raises(UnavailableError, match=f"'a' is {status or 'not deployed'}: deploy it"):
             warm._handle(target)
+    deployments.clear()  # Serve forgets them while it builds an application's new code.
+    if status == "DEPLOYING":
+        with pytest.raises(UnavailableError, match="'a' is DEPLOYING: run this again when it is RUNNING"):
+            warm._handle(target)
+
+
+def test_a_controller_that_does_not_answer_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray import serve
+
+    def status() -> None:
+        raise ActorDiedError
+
+    monkeypatch.setattr(serve, "status", status)
+    with pytest.raises(UnavailableError, match=r"Ray Serve does not say what runs \(ActorDiedError\)"):
+        warm.check_running(Target(application="a", deployment="model", model="m"))

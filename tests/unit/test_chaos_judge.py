@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from tests.benchmarks.chaos import Found
+from tests.benchmarks.chaos import Found, spared
+from tests.benchmarks.chaos_victims import ENGINE, VICTIMS
 
 ROWS = {f"row-{number}" for number in range(4)}
 SECRET = {"row-3"}
@@ -32,3 +35,9 @@ def test_what_should_not_be_is_told(found: Found, told: list[str]) -> None:
     faults = found.faults(ROWS, SECRET, 16)
     assert len(faults) == len(told)
     assert all(part in fault for part, fault in zip(told, faults, strict=True))
+
+
+def test_a_run_that_spared_a_victim_proves_nothing_of_it() -> None:
+    assert spared(Counter(VICTIMS)) == []
+    told = spared(Counter(set(VICTIMS) - {ENGINE}))
+    assert [fault.partition(" was never killed")[0] for fault in told] == [ENGINE]
