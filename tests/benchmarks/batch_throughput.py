@@ -5,9 +5,10 @@
 Dedicated engines, in interleaved rounds whose order turns: ``vllm.LLM.generate`` in a process of its own,
 which stands still (SIGSTOP) while it is not its turn; bare ``ray.data.llm``, whose answers go into one
 Parquet file in S3; ``jobs.batch_inference`` with a policy of one guard that finds nothing; and the same with
-the default policy. Both batches count everything: guards, journal, files, proof and manifest. Whoever starts
-an engine is measured without that: from when it took its first row, the first one's arrival less its own
-seconds.
+the default policy. Whoever starts an engine is measured without that: from when it took its first row, the
+first one's arrival less its own seconds, for both batches to the end of their files' proof. So the guards of
+answers count; those of prompts do not, for they have seen all rows before the engine starts. "With start" is
+the whole run, with reading, the guards of prompts and the manifest.
 
 A deployed model: the job's command, as users run it, on 1,000 short rows; ``first_row_s`` of its summary is
 the time from when the run is taken up to its first answer.
@@ -191,11 +192,13 @@ def dedicated(weights: str, path: Path, rows: int, policy: Path | None) -> Secon
         "policy": str(policy) if policy else None,
         "dedicated": {"engine_kwargs": ENGINE, "batch_size": BATCH_SIZE},
     }
+    began = time.perf_counter()
     summary = run(BatchInferenceConfig.model_validate(config)).summary
+    whole = time.perf_counter() - began
     if summary["succeeded"] != rows:
         raise SystemExit(f"{rows - summary['succeeded']} of {rows} rows were not answered: no figure.")
     print(f"  after the last answer: {summary['seconds'] - summary['answered_s']:.2f} s", flush=True)
-    return summary["seconds"] - summary["start_s"], summary["seconds"]
+    return summary["seconds"] - summary["start_s"], whole
 
 
 def compare_dedicated(model: Any, options: argparse.Namespace, folder: Path) -> dict[str, float]:

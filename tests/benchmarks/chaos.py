@@ -168,7 +168,8 @@ def over_ray(engine: str, begun: threading.Event, over: threading.Event, say: Sa
         try:
             made = jobs.submit("batch_inference", overrides=words, as_json=True, working_dir=ROOT)
             begun.set()
-            ended = jobs.wait(made)
+            while (ended := jobs.outcome(made)).status not in jobs.ENDED and not over.wait(1):
+                pass
         except MantaError as error:
             say(f"job: {error}")
             time.sleep(2)
@@ -349,14 +350,16 @@ def run(options: argparse.Namespace, say: Say) -> tuple[dict[str, Any], list[str
 
         object_store().put(SOURCE, content)
         node = SecondNode(cluster)
-        node.start()
-        say("two nodes")
-        start_s = deploy(cluster, options.engine, Path(work))
-        say(f"deployed in {start_s:.0f} s")
-        began = time.monotonic()
-        found, kills = under_fire(options, Victims(cluster, node, NAME), content, start_s, say)
-        seconds = time.monotonic() - began
-        node.stop()
+        try:
+            node.start()
+            say("two nodes")
+            start_s = deploy(cluster, options.engine, Path(work))
+            say(f"deployed in {start_s:.0f} s")
+            began = time.monotonic()
+            found, kills = under_fire(options, Victims(cluster, node, NAME), content, start_s, say)
+            seconds = time.monotonic() - began
+        finally:
+            node.stop()
     faults = [
         f"{name}: {fault}"
         for name, end in zip(("api", "job"), found, strict=True)
