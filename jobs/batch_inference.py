@@ -16,6 +16,7 @@ policy as it was pinned at submission. Two engines: ``warm`` asks a deployed mod
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -181,6 +182,7 @@ def _ask(config: BatchInferenceConfig) -> JobResult:
     settings, store = load_settings(), object_store()
     source = resolve(config.source, store, settings.team)
     connect()
+    began = time.monotonic()
     choice = choose(config, source, settings, store)
     config = config.model_copy(update={"engine": choice.engine})
     inputs = [*source.inputs, *choice.pin.inputs]
@@ -191,7 +193,7 @@ def _ask(config: BatchInferenceConfig) -> JobResult:
         if job.done:
             return job.result(job.done)
         job.progress(f"{choice.engine} engine: {choice.reason}")
-        progress, finished = _run_rows(job, config, source, choice)
+        progress, finished = _run_rows(job, config, source, choice, began)
         job.attempt.write("policy.json", canonical_json(choice.pin.policy))
         summary = _summary(config, choice, progress, finished)
         job.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)})
@@ -208,7 +210,7 @@ def _ask(config: BatchInferenceConfig) -> JobResult:
 
 
 def _run_rows(
-    job: JobRun, config: BatchInferenceConfig, source: Source, choice: Choice
+    job: JobRun, config: BatchInferenceConfig, source: Source, choice: Choice, began: float
 ) -> tuple[Progress, Finished]:
     """Answer every row that no earlier attempt has answered, write all of them, and prove it."""
     rows, pin = rows_of(job), choice.pin
@@ -218,7 +220,8 @@ def _run_rows(
             asked, sample = _prepare(job, config, source, former, ids)
             _estimate(job, config, choice, source, sample, asked)
             resumed = asked.rows - asked.pending
-            progress = Progress(asked.rows, job.progress, config.progress_s, resumed, job.seconds)
+            before_s = time.monotonic() - began
+            progress = Progress(asked.rows, job.progress, config.progress_s, resumed, before_s)
             if asked.pending:
                 with Journal(rows, config.flush_rows, config.flush_s, progress.figures) as journal:
                     for row in _answers(job, config, pin, asked):
@@ -353,7 +356,8 @@ def _summary(
 ) -> dict[str, Any]:
     """Rows and tokens are of the whole batch; seconds and rates of this run, which asked ``asked`` rows.
 
-    ``first_row_s`` counts from the run's start to the first answer; the others from the first question:
+    ``first_row_s`` counts from when the cluster was joined, before model and engine are found, to the first
+    answer; the others from the first question:
     ``start_s`` until the engine took a row, ``answered_s`` until the last answer, ``seconds`` to the end.
     """
     pin = choice.pin

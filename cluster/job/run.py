@@ -92,14 +92,9 @@ class JobRun:
         found = self._runs.list(self._record.verb, limit=None, fingerprint=self._record.fingerprint)
         return [run for run in found if run.attempt < self._record.attempt and run.artifact == str(self.ref)]
 
-    @property
-    def seconds(self) -> float:
-        """Seconds since it was opened."""
-        return time.monotonic() - self._clock
-
     def progress(self, message: str) -> None:
         """Print one line with the time since the start."""
-        print(f"[{self.seconds:7.1f} s] {message}", flush=True)
+        print(f"[{time.monotonic() - self._clock:7.1f} s] {message}", flush=True)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send figures to the run's MLflow run."""

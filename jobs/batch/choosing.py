@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from jobs.batch_inference import BatchInferenceConfig
 
 Engine = Literal["warm", "dedicated"]
+#: What each way of pinning takes: model, policy, settings, storage.
+_Pinned = tuple[str, str | None, Settings, ObjectStore]
 _UNFINISHED = (RunState.RUNNING, RunState.LOST, RunState.FAILED)
 
 
@@ -71,19 +73,23 @@ def choose(config: BatchInferenceConfig, source: Source, settings: Settings, sto
             "dedicated", _pin_source(config, names, settings, store), "no model of that name is deployed"
         )
     warm = pin_warm(*pinned)
-    try:
-        dedicated = pin_behind(*pinned)
-    except MantaError:
-        return Choice("warm", warm, "the deployed model's weights are not at hand for an engine of its own")
     assert warm.target is not None
     try:
         check_running(warm.target)
     except UnavailableError:
-        return Choice("dedicated", dedicated, f"{config.model} does not run on this cluster")
-    return _by_size(config, measure(config, source), warm, dedicated)
+        return _behind(pinned, warm, f"{config.model} does not run on this cluster")
+    return _by_size(config, pinned, measure(config, source), warm)
 
 
-def _by_size(config: BatchInferenceConfig, size: Size, warm: Pin, dedicated: Pin) -> Choice:
+def _behind(pinned: _Pinned, warm: Pin, reason: str) -> Choice:
+    """The same weights in an engine of its own. To find them costs seconds that no small batch shall wait."""
+    try:
+        return Choice("dedicated", pin_behind(*pinned), reason)
+    except MantaError:
+        return Choice("warm", warm, "the deployed model's weights are not at hand for an engine of its own")
+
+
+def _by_size(config: BatchInferenceConfig, pinned: _Pinned, size: Size, warm: Pin) -> Choice:
     if size.beyond:
         return Choice("warm", warm, f"rows ask for {size.beyond}, which only a deployed model has")
     what = f"{size.rows} rows, at most about {size.tokens:,} tokens"
@@ -94,7 +100,7 @@ def _by_size(config: BatchInferenceConfig, size: Size, warm: Pin, dedicated: Pin
         check_schedulable(config.dedicated)
     except RefusedError as error:
         return Choice("warm", warm, f"{what}, but {str(error)[0].lower()}{str(error)[1:].rstrip('.')}")
-    return Choice("dedicated", dedicated, f"{what}, not below {limit}")
+    return _behind(pinned, warm, f"{what}, not below {limit}")
 
 
 def measure(config: BatchInferenceConfig, source: Source) -> Size:

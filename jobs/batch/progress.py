@@ -13,7 +13,7 @@ class Progress:
 
     :param total: rows of the batch.
     :param resumed: how many of them an earlier attempt answered; rates are of this one's alone.
-    :param before_s: seconds from the run's start until now.
+    :param before_s: seconds of the batch's work until now.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Progress:
         self._started = self._said = time.monotonic()
         #: Seconds until the engine took its first row: a dedicated one starts first.
         self.start_s: float | None = None
-        #: Seconds from the run's start to its first answer.
+        #: Seconds from the start of the batch's work to its first answer.
         self.first_row_s: float | None = None
         #: Seconds since the engine was asked, until the last row so far.
         self.answered_s = 0.0

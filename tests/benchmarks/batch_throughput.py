@@ -11,7 +11,7 @@ answers count; those of prompts do not, for they have seen all rows before the e
 the whole run, with reading, the guards of prompts and the manifest.
 
 A deployed model: the job's command, as users run it, on 1,000 short rows; ``first_row_s`` of its summary is
-the time from when the run is taken up to its first answer.
+the time from when the job has joined the cluster, before it looks for model and engine, to its first answer.
 
 Ray and the S3 server are the benchmark's own. Medians of the rounds. The last line is JSON:
 ``over_vllm_generate`` and ``over_ray_data_llm`` (of the batch without guards), ``guarded_over_plain``,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +19,8 @@ from cluster.errors import MantaError, NotFoundError, RefusedError, UnavailableE
 from cluster.job.preflight import preflight
 from cluster.settings import load_settings
 from cluster.storage import ArtifactStore
-from jobs.batch import dedicated, warm
+from jobs import batch_inference
+from jobs.batch import choosing, dedicated, warm
 from jobs.batch.choosing import Choice, choose
 from jobs.batch.source import resolve
 from tests.conftest import S3
@@ -85,15 +87,26 @@ def tracked(run_id: str) -> tuple[str, float]:
 
 
 def test_a_small_batch_goes_to_the_deployed_model_and_says_why(
-    batches: StubBatches, name: str, artifacts: ArtifactStore, capsys: pytest.CaptureFixture[str]
+    batches: StubBatches,
+    name: str,
+    artifacts: ArtifactStore,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def slowly(*arguments: Any) -> Choice:
+        time.sleep(0.3)
+        return choose(*arguments)
+
+    monkeypatch.setattr(batch_inference, "choose", slowly)
+    # Nobody who waits for a small batch waits for weights to be found that it does not need.
+    monkeypatch.setattr(choosing, "pin_behind", None)
     manifest = artifacts.open(batches.run("engine", name, sampling={"max_tokens": 10}).artifact)
     reason = manifest.summary["engine_reason"]
     assert manifest.summary["engine"] == manifest.configuration["engine"] == "warm"
     # A quarter of 97 characters, and 10 tokens a row at most.
     assert reason == "12 rows, at most about 144 tokens, below dedicated_from_tokens=1,000,000"
     assert f"warm engine: {reason}" in capsys.readouterr().out
-    assert manifest.summary["first_row_s"] > 0
+    assert manifest.summary["first_row_s"] > 0.3
     assert tracked(manifest.run_id) == ("FINISHED", 11)
     named = batches.run("engine", name, sampling={"max_tokens": 10}, engine="warm")
     assert (named.artifact, named.reused) == (str(manifest.ref), True)
