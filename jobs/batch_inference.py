@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from cluster.contracts import ArtifactInput, ArtifactRef
 from cluster.errors import MantaError, RefusedError, UsageError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
+from cluster.job.run import address_of
 from cluster.settings import load_settings
 from cluster.storage import canonical_json, object_store
-from jobs.batch.choosing import Choice, choose
+from jobs.batch.choosing import Choice, Engine, choose
 from jobs.batch.comparing import ComparisonConfig, compare_models
 from jobs.batch.dedicated import DedicatedConfig, DedicatedEngine, check_schedulable, check_supported
 from jobs.batch.estimate import PriceConfig, Sample, refuse_cost, tokenizer_of
@@ -48,6 +50,7 @@ from jobs.batch.rows import (
     request_schema,
 )
 from jobs.batch.sampling import RequestConfig, SamplingConfig, prepared
+from jobs.batch.showing import KIND, VERB
 from jobs.batch.sorting import SortedSpill
 from jobs.batch.source import Source, SourceConfig, resolve
 from jobs.batch.warm import WarmEngine
@@ -152,6 +155,10 @@ class BatchInferenceConfig(JobConfig):
             meaning.pop("output")
         return meaning
 
+    def answers_at(self, engine: Engine, inputs: Sequence[ArtifactInput], team: str) -> ArtifactRef:
+        """Where an engine's answers stand once there are all."""
+        return address_of(KIND, self.model_copy(update={"engine": engine}), inputs, CODE_EPOCH, team)
+
     def batch_digest(self, source: Source) -> str:
         """SHA-256 of what is asked of whom, whichever engine does it."""
         meaning = self.meaning()
@@ -186,9 +193,7 @@ def _ask(config: BatchInferenceConfig) -> JobResult:
     choice = choose(config, source, settings, store)
     config = config.model_copy(update={"engine": choice.engine})
     inputs = [*source.inputs, *choice.pin.inputs]
-    with start_run(
-        "batch-inference", "batch-output", config, inputs=inputs, code_epoch=CODE_EPOCH, tracked_late=True
-    ) as job:
+    with start_run(VERB, KIND, config, inputs=inputs, code_epoch=CODE_EPOCH, tracked_late=True) as job:
         job.done = job.done or await_others(job)
         if job.done:
             return job.result(job.done)

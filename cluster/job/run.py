@@ -141,6 +141,14 @@ class JobRun:
         return JobResult(artifact=str(manifest.ref), reused=self.done is not None, summary=manifest.summary)
 
 
+def address_of(
+    kind: str, config: JobConfig, inputs: Sequence[ArtifactInput], code_epoch: int, team: str
+) -> ArtifactRef:
+    """Where a run of this configuration on these inputs puts its artifact, or has put it before."""
+    made_of = fingerprint(kind, config.meaning(), [item.digest for item in inputs], code_epoch)
+    return ArtifactRef(team=team, kind=kind, name=config.name, fingerprint=made_of)
+
+
 @contextmanager
 def start_run(
     verb: str,
@@ -164,12 +172,7 @@ def start_run(
     """
     settings, store = load_settings(), object_store()
     store.check()
-    ref = ArtifactRef(
-        team=settings.team,
-        kind=kind,
-        name=config.name,
-        fingerprint=fingerprint(kind, config.meaning(), [i.digest for i in inputs], code_epoch),
-    )
+    ref = address_of(kind, config, inputs, code_epoch, settings.team)
     job = JobRun(
         ref=ref, config=config, inputs=inputs, code=code_revision(code_epoch), settings=settings, store=store
     )

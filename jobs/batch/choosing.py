@@ -16,7 +16,7 @@ from cluster.contracts import RunRecord, RunState
 from cluster.errors import MantaError, NotFoundError, RefusedError, UnavailableError
 from cluster.runs import RunRepository
 from cluster.settings import Settings
-from cluster.storage import ObjectStore
+from cluster.storage import ArtifactStore, ObjectStore
 from cluster.storage.attempt import ROWS
 from jobs.batch.dedicated import check_schedulable
 from jobs.batch.estimate import Sample
@@ -56,7 +56,7 @@ class Size:
 
 
 def choose(config: BatchInferenceConfig, source: Source, settings: Settings, store: ObjectStore) -> Choice:
-    """The engine that was named, or that this batch began with, or that fits its size.
+    """The engine that was named, or that answered or began this batch before, or that fits its size.
 
     Raises NotFoundError if no engine can have the model, and what pinning and the source raise.
     """
@@ -65,20 +65,33 @@ def choose(config: BatchInferenceConfig, source: Source, settings: Settings, sto
         return Choice("warm", pin_warm(*pinned), "it is named in the configuration")
     if config.engine == "dedicated":
         return Choice("dedicated", pin_dedicated(*pinned), "it is named in the configuration")
+    names = deployed(settings.team)
+    warm = pin_warm(*pinned) if config.model in names else None
+    if warm is not None and _is_answered(config, source, warm, settings, store):
+        return Choice("warm", warm, "it has answered this batch before")
     if (begun := _as_begun(config, source, settings, store)) is not None:
         return begun
-    names = deployed(settings.team)
-    if config.model not in names:
+    if warm is None:
         return Choice(
             "dedicated", _pin_source(config, names, settings, store), "no model of that name is deployed"
         )
-    warm = pin_warm(*pinned)
     assert warm.target is not None
     try:
         check_running(warm.target)
     except UnavailableError:
         return _behind(pinned, warm, f"{config.model} does not run on this cluster")
     return _by_size(config, pinned, measure(config, source), warm)
+
+
+def _is_answered(
+    config: BatchInferenceConfig, source: Source, warm: Pin, settings: Settings, store: ObjectStore
+) -> bool:
+    """Whether the deployed model's answers are all there: then it need not even run."""
+    ref = config.answers_at("warm", [*source.inputs, *warm.inputs], settings.team)
+    try:
+        return ArtifactStore(store).find(ref) is not None
+    except RefusedError:  # Erased: the run says so, if it is to make the same again.
+        return False
 
 
 def _behind(pinned: _Pinned, warm: Pin, reason: str) -> Choice:

@@ -126,9 +126,12 @@ class Victims:
 
     def kill(self, victim: str, chance: random.Random) -> bool:
         """SIGKILL one of them; False if none runs now."""
-        found = sorted(self.find(victim), key=lambda process: process.pid)
-        if found:
-            chance.choice(found).kill()
+        try:
+            found = sorted(self.find(victim), key=lambda process: process.pid)
+            if found:
+                chance.choice(found).kill()
+        except psutil.NoSuchProcess:  # It ended by itself in between.
+            return False
         return bool(found)
 
     def start_again(self, victim: str) -> None:

@@ -111,6 +111,14 @@ def test_a_small_batch_goes_to_the_deployed_model_and_says_why(
     named = batches.run("engine", name, sampling={"max_tokens": 10}, engine="warm")
     assert (named.artifact, named.reused) == (str(manifest.ref), True)
 
+    def away(target: Target) -> None:
+        raise UnavailableError("The model application 'stub' is not deployed.")
+
+    # What is answered is found, be the model away or the batch a large one by now.
+    monkeypatch.setattr(warm, "_handle", away)
+    again = batches.run("engine", name, sampling={"max_tokens": 10}, dedicated_from_tokens=0)
+    assert (again.artifact, again.reused) == (str(manifest.ref), True)
+
 
 def test_a_large_batch_gets_an_engine_of_its_own_with_the_same_weights(
     chosen: Asked, name: str, weights: Manifest, artifacts: ArtifactStore, tmp_path: Path

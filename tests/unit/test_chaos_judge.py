@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 from collections import Counter
+from typing import Any, cast
 
+import psutil
 import pytest
 
 from tests.benchmarks.chaos import Found, spared
-from tests.benchmarks.chaos_victims import ENGINE, VICTIMS
+from tests.benchmarks.chaos_victims import DRIVER, ENGINE, VICTIMS, Victims
 
 ROWS = {f"row-{number}" for number in range(4)}
 SECRET = {"row-3"}
@@ -41,3 +46,11 @@ def test_a_run_that_spared_a_victim_proves_nothing_of_it() -> None:
     assert spared(Counter(VICTIMS)) == []
     told = spared(Counter(set(VICTIMS) - {ENGINE}))
     assert [fault.partition(" was never killed")[0] for fault in told] == [ENGINE]
+
+
+def test_a_victim_that_ends_by_itself_was_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = psutil.Popen([sys.executable, "-c", ""], stdin=subprocess.DEVNULL)
+    gone.wait()
+    victims = Victims(cast(Any, None), cast(Any, None), "engine")
+    monkeypatch.setattr(victims, "find", lambda victim: [gone])
+    assert not victims.kill(DRIVER, random.Random(0))
