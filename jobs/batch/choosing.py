@@ -109,11 +109,14 @@ def _by_size(config: BatchInferenceConfig, pinned: _Pinned, size: Size, warm: Pi
     limit = f"dedicated_from_tokens={config.dedicated_from_tokens:,}"
     if size.tokens < config.dedicated_from_tokens:
         return Choice("warm", warm, f"{what}, below {limit}")
+    choice = _behind(pinned, warm, f"{what}, not below {limit}")
+    if choice.engine == "warm":
+        return choice
     try:
         check_schedulable(config.dedicated)
     except RefusedError as error:
         return Choice("warm", warm, f"{what}, but {str(error)[0].lower()}{str(error)[1:].rstrip('.')}")
-    return _behind(pinned, warm, f"{what}, not below {limit}")
+    return choice
 
 
 def measure(config: BatchInferenceConfig, source: Source) -> Size:
