@@ -331,7 +331,10 @@ def under_fire(
                 pass
             between = options.seconds_between
             killing = pool.submit(strike, victims, chance, between, rest_s, over, say)
+            killing.add_done_callback(lambda _: over.set())  # Who cannot kill any more proves nothing.
             done, _ = wait(ends, options.limit_s, FIRST_EXCEPTION)
+            if killing.done():
+                killing.result()
             for end in done:  # The one that failed, before the other, which is told to give up.
                 end.result()
         finally:

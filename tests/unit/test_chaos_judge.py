@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import threading
+from argparse import Namespace
 from collections import Counter
 from typing import Any, cast
 
 import psutil
 import pytest
 
+from cluster.errors import UnavailableError
+from tests.benchmarks import chaos
 from tests.benchmarks.chaos import Found, spared
 from tests.benchmarks.chaos_victims import DRIVER, ENGINE, VICTIMS, Victims
 
@@ -54,3 +58,21 @@ def test_a_victim_that_ends_by_itself_was_not_killed(monkeypatch: pytest.MonkeyP
     victims = Victims(cast(Any, None), cast(Any, None), "engine")
     monkeypatch.setattr(victims, "find", lambda victim: [gone])
     assert not victims.kill(DRIVER, random.Random(0))
+
+
+def test_a_run_ends_when_nothing_can_be_killed_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def door(*arguments: Any) -> Found:
+        begun, over = (item for item in arguments if isinstance(item, threading.Event))
+        begun.set()
+        assert over.wait(20), "nobody said that it is over"
+        raise SystemExit("time is over")
+
+    def strike(*_: Any) -> None:
+        raise UnavailableError("the second node did not come back")
+
+    for name, played in (("over_the_api", door), ("over_ray", door), ("strike", strike)):
+        monkeypatch.setattr(chaos, name, played)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    options = Namespace(seed=0, engine="stub", seconds_between=(0, 0), limit_s=30)
+    with pytest.raises(UnavailableError, match="second node"):
+        chaos.under_fire(options, Victims(cast(Any, None), cast(Any, None), "e"), b"", 0.0, print)
