@@ -178,9 +178,11 @@ async def test_a_worker_that_lost_its_job_publishes_nothing(g: Running, team: st
     assert jobs.get(record.id, team).status is TuningStatus.CANCELLED
 
 
-def deploy(base: Route, address: str = BASE.address, **engine: Any) -> list[str]:
+def deploy(
+    base: Route, address: str = BASE.address, lora: dict[str, str] | None = None, **engine: Any
+) -> list[str]:
     """`manta deploy` of the base as application ``app``; what it said."""
-    llm = {"engine_kwargs": {"enable_lora": True, "max_lora_rank": 8} | engine}
+    llm = {"engine_kwargs": {"enable_lora": True, "max_lora_rank": 8} | engine, "lora_config": lora}
     config = {"name": "app", "import_path": MODEL, "args": {"model": address, "llm_config": llm}}
     plan = Plan({"applications": [config]}, routes=[base])
     said = list[str]()
@@ -243,6 +245,21 @@ async def test_tuned_models_come_back_with_their_base(g: Running) -> None:
     # With room for its rank the large one is back as well.
     deploy(renewed, max_lora_rank=16)
     assert set(routes(g)) == {g.model, record.tuned_name, large.tuned_name}
+
+
+async def test_an_engine_that_cannot_load_an_adapter_any_more_is_not_sent_there(g: Running) -> None:
+    """The same weights under the same name, deployed otherwise: those routes would only fail."""
+    g.start_worker()
+    record = await g.tuned()
+    store_adapter(g, record)
+    base = routes(g)[g.model]
+    elsewhere = {"dynamic_lora_loading_path": "s3://another-bucket/adapters"}
+    for other in ({"enable_lora": False}, {"max_lora_rank": 4}, {"lora": elsewhere}):
+        said = deploy(base, **other)
+        assert any(record.tuned_name in line and "not served any more" in line for line in said), said
+        assert set(routes(g)) == {g.model}
+        deploy(base)
+        assert set(routes(g)) == {g.model, record.tuned_name}
 
 
 async def test_a_deletion_during_a_deployment_wins(g: Running, monkeypatch: pytest.MonkeyPatch) -> None:
