@@ -142,6 +142,29 @@ async def test_a_deletion_that_was_interrupted_is_brought_to_its_end(g: Running,
     assert told[-1].endswith("could not be taken away: It is served as another.")
 
 
+async def test_deletions_wait_for_no_training_and_go_one_after_the_other(
+    g: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deployments.tuning import worker
+
+    monkeypatch.setattr(worker, "_FOLLOWED", 2)
+    g.start_worker()
+    first, second = await g.tuned(), await g.tuned()
+    await settled(g)
+    training = await g.reaches(await g.submit(), "running")
+    await g.reaches(await g.submit(), "queued")  # The worker is full of such.
+    g.cluster.retires = "RUNNING"
+    await g.client.models.delete(first.tuned_name)
+    await g.happens(lambda: g.cluster.retired)
+    await g.client.models.delete(second.tuned_name)
+    await asyncio.sleep(1.0)
+    assert [record.id for record in g.cluster.retired] == [first.id]
+    g.cluster.retires = "SUCCEEDED"
+    g.cluster.ends(f"retire-{first.id}-1", "SUCCEEDED")
+    await g.happens(lambda: len(g.cluster.retired) == 2)
+    assert (await g.client.fine_tuning.jobs.retrieve(training.id)).status == "running"
+
+
 async def test_a_worker_that_lost_its_job_publishes_nothing(g: Running, team: str) -> None:
     made = await g.submit()
     jobs, model = repository(), ModelRef(name=made.id, version=1)
