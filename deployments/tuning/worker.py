@@ -39,7 +39,7 @@ from deployments.tuning.trainings import Base, Order, Trainings
 
 logger = logging.getLogger("ray.serve")
 _T = TypeVar("_T")
-#: Jobs that one worker follows; of these ``jobs_at_once`` train. As many that have ended are followed besides:
+#: Jobs that one worker follows; of these ``jobs_at_once`` train. Besides, it follows as many that have ended:
 #: what is deleted must not wait until others are trained.
 _FOLLOWED = 16
 
@@ -229,13 +229,13 @@ class TuningWorker:
         event = make_event(record.id, "queued", "Files validated, moving job to queued state")
         await self._report(work, event, status=TuningStatus.QUEUED, **terms)
 
-    async def _hold(self, record: TuningRecord, characters: int) -> None:
+    async def _hold(self, record: TuningRecord, size: int) -> None:
         """Money for it. Raises JobFailedError if its key has not so much left."""
         key = self._poller.view.keys.get(record.key_id)
         if record.training_price is None or key is None:
             return
         try:
-            await self._asked(lambda: self._payments.hold(record, key, characters))
+            await self._asked(lambda: self._payments.hold(record, key, size))
         except RefusedError as refused:
             raise JobFailedError("insufficient_quota", str(refused)) from None
 
