@@ -271,9 +271,8 @@ class TuningRepository:
         :param without: jobs that are not wanted.
         :param ended: only one that has ended, of which something is left to be taken away.
         """
-        others = _JOBS.c.id.not_in(builtins.list(without))
-        if ended:
-            others = and_(others, _JOBS.c.status.in_([status.value for status in TUNING_ENDED]))
+        wanted = [status.value for status in (TUNING_ENDED if ended else TuningStatus)]
+        others = and_(_JOBS.c.id.not_in(builtins.list(without)), _JOBS.c.status.in_(wanted))
         while True:
             now = datetime.now(UTC)
             free = and_(_JOBS.c.settled.is_(False), _JOBS.c.lease_expires_at < now, others)

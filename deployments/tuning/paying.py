@@ -1,9 +1,9 @@
 """What a training costs counts on its key's budgets: held before it begins, settled once it has ended.
 
 A job is a holder of its own in the ledger, by its id. All that is said of it is a total, so whoever takes the
-job over may say it again. As with requests it counts in the period that the job came in, what it may cost is a
-token for every four bytes of its conversations in JSON (roles and quotes make up for what a chat template adds),
-and what it did cost counts, even if that is more. Only a job that succeeds costs anything.
+job over may say it again. As with requests it counts in the period that the job came in, what it may cost is
+a token for every four bytes of its conversations in JSON (roles and quotes make up for what a chat template
+adds), and what it did cost counts, even if that is more. Only a job that succeeds costs anything.
 """
 
 from __future__ import annotations

@@ -43,13 +43,13 @@ def returning(
             bases[route.model] = None
     if not bases:
         return [], set()
-    fits, others = list[TuningRecord](), set[str]()
+    fits, unfit = list[TuningRecord](), set[str]()
     for record in TuningRepository(settings.database_url).tuned_from(bases):
         if _fits(record, bases[record.model], store):
             fits.append(record)
         else:
-            others.add(record.tuned_name)
-    return fits, others
+            unfit.add(record.tuned_name)
+    return fits, unfit
 
 
 def _fits(record: TuningRecord, base: Base | None, store: ObjectStore) -> bool:

@@ -27,8 +27,8 @@ class Example:
 def encode(row: Row, tokenizer: Any) -> Example:
     """Tokens of one row by the model's own chat template.
 
-    Raises RefusedError if the last message is not the assistant's, the template takes no such conversation, or
-    it does not put a completion behind its prompt.
+    Raises RefusedError if the last message is not the assistant's, the template takes no such conversation,
+    or it does not put a completion behind its prompt.
     """
     from jinja2 import TemplateError
 

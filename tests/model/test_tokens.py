@@ -53,7 +53,7 @@ def test_a_conversation_that_the_template_does_not_take_is_refused(tokenizer) ->
 
     strict = copy.deepcopy(tokenizer)
     strict.chat_template = "{{ raise_exception('Conversation roles must alternate.') }}"
-    with pytest.raises(RefusedError, match=r"row-1: the model's chat template refuses it: Conversation roles"):
+    with pytest.raises(RefusedError, match="row-1: the model's chat template refuses it: Conversation"):
         encode(row("Is it safe?", "attack"), strict)
 
 
