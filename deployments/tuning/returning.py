@@ -15,12 +15,13 @@ from deployments.tuning.trainings import Base, base_of
 
 
 def returning(
-    routes: Iterable[Route], applications: Collection[Mapping[str, Any]]
+    routes: Iterable[Route], applications: Collection[Mapping[str, Any]], known: dict[str, bool]
 ) -> tuple[list[TuningRecord], set[str]]:
     """What was tuned from models at ``routes`` and is not deleted: what ``applications`` can serve of it, and
     the names of what they cannot.
 
     :param applications: their configurations, as Serve gets them.
+    :param known: whether a job's adapter fits, by the job's id; what is not in there yet is put in.
 
     SQL says what was tuned, storage whether its adapter is still there. Raises UnavailableError or
     AccessError if one of them does not answer.
@@ -45,7 +46,9 @@ def returning(
         return [], set()
     fits, unfit = list[TuningRecord](), set[str]()
     for record in TuningRepository(settings.database_url).tuned_from(bases):
-        if _fits(record, bases[record.model], store):
+        if record.id not in known:
+            known[record.id] = _fits(record, bases[record.model], store)
+        if known[record.id]:
             fits.append(record)
         else:
             unfit.add(record.tuned_name)

@@ -290,20 +290,22 @@ async def test_a_deletion_during_a_deployment_wins(g: Running, monkeypatch: pyte
     from deployments.tuning import returning
 
     g.start_worker()
-    record = await g.tuned()
-    store_adapter(g, record)
+    stays, record = await g.tuned(), await g.tuned()
+    for made in (stays, record):
+        store_adapter(g, made)
     base = routes(g)[g.model]
     remove(g)
-    fits, deleting = returning._fits, list[bool]()
+    fits, looked = returning._fits, list[str]()
 
-    def fits_and_is_deleted(*args: Any) -> bool:
-        found = fits(*args)
-        deleting.append(True)
-        if len(deleting) == 2:  # The first look is the one that tells what would go.
+    def fits_and_is_deleted(made: TuningRecord, *args: Any) -> bool:
+        found = fits(made, *args)
+        looked.append(made.id)
+        if len(looked) == 4:  # The first look is the one that tells what would go.
             withdraw(repository().delete_tuned(record.id, record.team), g.store)
         return found
 
     monkeypatch.setattr(returning, "_fits", fits_and_is_deleted)
     await asyncio.to_thread(deploy, base)
-    assert len(deleting) == 2
-    assert set(routes(g)) == {g.model}
+    assert set(routes(g)) == {g.model, stays.tuned_name}
+    # It published again from what the deletion left, and asked for the other's adapter no third time.
+    assert looked == [stays.id, record.id] * 2
