@@ -10,12 +10,10 @@ from typing import Any
 
 import openai
 import pytest
-from sqlalchemy import text
 
 from cluster import snapshots
 from cluster.contracts import ModelRef, Route
 from cluster.contracts.tuning import TuningRecord, TuningStatus
-from cluster.database import Database
 from cluster.errors import RefusedError
 from cluster.job.config import parse_config
 from cluster.settings import load_settings
@@ -62,17 +60,6 @@ def ask(g: Running, model: str) -> Any:
     return g.client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}])
 
 
-async def settled(g: Running) -> None:
-    """Nothing is left to do."""
-    query = text("SELECT count(*) FROM fine_tuning_jobs WHERE NOT settled")
-
-    def is_settled() -> bool:
-        with Database(load_settings().database_url).read() as connection:
-            return connection.execute(query).scalar_one() == 0
-
-    await g.happens(is_settled)
-
-
 async def test_a_team_deletes_what_it_tuned(g: Running, team: str) -> None:
     g.start_worker()
     record = await g.tuned(suffix="x")
@@ -106,7 +93,7 @@ async def test_a_team_deletes_what_it_tuned(g: Running, team: str) -> None:
     g.script.says = [chat("Hi", finish="stop"), usage(1, 1)]
     await ask(g, name)
     await g.happens(lambda: g.cluster.retired)
-    await settled(g)
+    await g.settled()
     (retired,) = g.cluster.retired
     config = parse_config(RetireConfig, retire_words(retired), {}, "retire")
     assert (config.name, config.version) == (record.id, 1)
@@ -116,7 +103,7 @@ async def test_a_team_deletes_what_it_tuned(g: Running, team: str) -> None:
         with pytest.raises(openai.NotFoundError, match=f"{name}` is not served now: it was deleted"):
             await asked
     assert (await g.client.models.delete(name)).deleted  # As often as one likes.
-    await settled(g)
+    await g.settled()
     assert len(g.cluster.retired) == 1
     job = await g.client.fine_tuning.jobs.retrieve(record.id)
     assert (job.status, job.fine_tuned_model) == ("succeeded", name)
@@ -126,7 +113,7 @@ async def test_a_team_deletes_what_it_tuned(g: Running, team: str) -> None:
 async def test_a_deletion_that_was_interrupted_is_brought_to_its_end(g: Running, team: str) -> None:
     g.start_worker()
     record = await g.tuned()
-    await settled(g)
+    await g.settled()
     g.cluster.away = True
     repository().delete_tuned(record.id, team)  # And there the gateway died.
     assert record.tuned_name in routes(g)
@@ -137,7 +124,7 @@ async def test_a_deletion_that_was_interrupted_is_brought_to_its_end(g: Running,
     g.cluster.away, g.cluster.retires = False, "FAILED"
     g.start_worker(attempts=2)
     await g.happens(lambda: len(g.cluster.retired) == 2)
-    await settled(g)
+    await g.settled()
     told = await g.told(await g.client.fine_tuning.jobs.retrieve(record.id))
     assert told[-1].endswith("could not be taken away: It is served as another.")
 
@@ -150,7 +137,7 @@ async def test_deletions_wait_for_no_training_and_go_one_after_the_other(
     monkeypatch.setattr(worker, "_FOLLOWED", 2)
     g.start_worker()
     first, second = await g.tuned(), await g.tuned()
-    await settled(g)
+    await g.settled()
     training = await g.reaches(await g.submit(), "running")
     await g.reaches(await g.submit(), "queued")  # The worker is full of such.
     g.cluster.retires = "RUNNING"

@@ -213,6 +213,7 @@ async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str)
         TuningRepository(load_settings().database_url).get(first.id, team).tuned_name
     )
     await g.happens(lambda: g.cluster.retired)
+    await g.settled()
     assert uses() == [(cost, 0), (cost, 0)]
 
 
