@@ -82,7 +82,8 @@ class Registry:
             for the version's immutable adapter name, which is known only once the version is.
         :param tags: more lineage, e.g. ``manta.evaluation``; given again, they overwrite.
 
-        Raises UsageError for a name or tag that the registry cannot hold.
+        Raises UsageError for a name or tag that the registry cannot hold, RefusedError for a checkpoint whose
+        version was retired.
         """
         _check_slug(name, "model name")
         lineage = _lineage(checkpoint, base, served_adapter) | dict(tags or {})
@@ -94,6 +95,7 @@ class Registry:
                     name, f"s3://{self._settings.storage.bucket}/{checkpoint.ref}", tags=lineage
                 )
             else:
+                _refuse_retired(_registered(version))
                 for key, value in (tags or {}).items():
                     self._client.set_model_version_tag(name, version.version, key, value)
                 version = self._client.get_model_version(name, version.version)
@@ -118,14 +120,7 @@ class Registry:
                 _refuse_retired(_registered(self._version(name, version)))
             if before.get(alias) == version:
                 return
-            move = self._history.intend(
-                name, alias, (before.get(alias), version), by=by, why=why, evidence=evidence
-            )
-            if version is None:
-                self._client.delete_registered_model_alias(name, alias)
-            else:
-                self._client.set_registered_model_alias(name, alias, str(version))
-            self._history.settle(move, MoveState.CONFIRMED)
+            self._move(name, alias, (before.get(alias), version), by=by, why=why, evidence=evidence)
 
     def resolve(self, uri: str) -> RegisteredModel:
         """The version that ``models:/name@alias``, ``models:/name/3``, ``name@alias`` or ``name@3`` names.
@@ -154,15 +149,17 @@ class Registry:
 
         One that is retired already is left as it is. Raises NotFoundError.
         """
-        for alias, version in self.aliases(ref.name).items():
-            if version == ref.version:
-                self.set_alias(ref.name, alias, None, by=by, why=why, evidence=None)
         with self._database.exclusive(f"model {ref.name}"), told():
             version = self._version(ref.name, ref.version)
             if TAG_RETIRED not in version.tags:
                 said = f"{datetime.now(UTC):%Y-%m-%d} by {by.team}/{by.key_id}: {why}"
                 self._client.set_model_version_tag(ref.name, version.version, TAG_RETIRED, said)
                 version = self._version(ref.name, ref.version)
+            # From here on no alias can move there; one that moves away meanwhile is another version's.
+            aliases = self._aliases(ref.name)
+            self._repair(ref.name, aliases)
+            for alias in sorted(alias for alias, at in aliases.items() if at == ref.version):
+                self._move(ref.name, alias, (ref.version, None), by=by, why=why, evidence=None)
             return _registered(version)
 
     def names(self) -> list[str]:
@@ -208,6 +205,24 @@ class Registry:
     @cached_property
     def _client(self) -> Any:
         return mlflow_client(self._settings)
+
+    def _move(
+        self,
+        name: str,
+        alias: str,
+        move: tuple[int | None, int | None],
+        *,
+        by: Principal,
+        why: str,
+        evidence: str | None,
+    ) -> None:
+        """Move an alias from one version to another. The caller holds the model's lock."""
+        intent = self._history.intend(name, alias, move, by=by, why=why, evidence=evidence)
+        if move[1] is None:
+            self._client.delete_registered_model_alias(name, alias)
+        else:
+            self._client.set_registered_model_alias(name, alias, str(move[1]))
+        self._history.settle(intent, MoveState.CONFIRMED)
 
     def _open_names(self) -> set[str]:
         return {move.model for move in self._history.open_moves()}

@@ -264,13 +264,15 @@ class TuningRepository:
         return self.get(job_id, team)
 
     def claim(
-        self, holder: str, lease_s: float, without: Iterable[str] = ()
+        self, holder: str, lease_s: float, without: Iterable[str] = (), *, ended: bool = False
     ) -> tuple[TuningRecord, int] | None:
         """The oldest job that is not settled and that nobody follows, with its fencing token.
 
         :param without: jobs that are not wanted.
+        :param ended: only one that has ended, of which something is left to be taken away.
         """
-        others = _JOBS.c.id.not_in(builtins.list(without))
+        wanted = [status.value for status in (TUNING_ENDED if ended else TuningStatus)]
+        others = and_(_JOBS.c.id.not_in(builtins.list(without)), _JOBS.c.status.in_(wanted))
         while True:
             now = datetime.now(UTC)
             free = and_(_JOBS.c.settled.is_(False), _JOBS.c.lease_expires_at < now, others)

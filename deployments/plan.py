@@ -402,11 +402,16 @@ def _replica(config: Mapping[str, Any]) -> list[dict[str, float]]:
 
 
 def with_routes(
-    snapshot: Snapshot, plan: Plan, removed: Iterable[str] = (), tuned: Iterable[TuningRecord] = ()
+    snapshot: Snapshot,
+    plan: Plan,
+    removed: Iterable[str] = (),
+    tuned: Iterable[TuningRecord] = (),
+    unfit: Collection[str] = (),
 ) -> Snapshot:
     """The next snapshot: the plan's routes and policies in, those of its applications' former ones out.
 
     :param tuned: what the plan's base models can serve besides; it comes back if it was away.
+    :param unfit: names of tuned models that they cannot serve as they are deployed now.
 
     Raises RefusedError when a name, of a model or of a guard policy, is another application's.
     """
@@ -416,7 +421,8 @@ def with_routes(
     routes = {
         model: kept
         for model, route in old.items()
-        if (kept := _kept(route, gone, old.get(route.base or ""), new.get(route.base or ""))) is not None
+        if model not in unfit
+        and (kept := _kept(route, gone, old.get(route.base or ""), new.get(route.base or ""))) is not None
     }
     _check_policies(snapshot, plan, (kept for kept in routes.values() if kept.base not in new))
     for route in plan.routes:

@@ -127,19 +127,23 @@ def _check_names(plan: Plan, say: Say) -> None:
     from cluster import snapshots
 
     if (now := snapshots.newest()) is not None:
-        kept = {route.model for route in with_routes(now, plan, tuned=_returning(plan, say)).routes}
+        tuned, unfit = _returning(plan, say, {})
+        kept = {route.model for route in with_routes(now, plan, tuned=tuned, unfit=unfit).routes}
         if gone := sorted(route.model for route in now.routes if route.base and route.model not in kept):
-            say(f"what was tuned from other weights is not served any more: {', '.join(gone)}")
+            say(f"what was tuned is not served any more on what is deployed now: {', '.join(gone)}")
 
 
 def _publish(plan: Plan, say: Say) -> Snapshot:
     from cluster import snapshots
 
-    returned = list[str]()
+    returned, known = list[str](), dict[str, bool]()
 
     def change(current: Snapshot) -> Snapshot:
         # Asked anew each time: what a team deletes meanwhile must not come back.
-        after = with_routes(current, plan, tuned=_returning(plan, say))
+        # Asked anew each time: what a team deletes meanwhile must not come back. Of adapters storage is asked
+        # once: there may be thousands, and who is long about it loses to other publishers again and again.
+        tuned, unfit = _returning(plan, say, known)
+        after = with_routes(current, plan, tuned=tuned, unfit=unfit)
         before = {route.model for route in current.routes}
         returned[:] = sorted(
             route.model for route in after.routes if route.base and route.model not in before
@@ -153,15 +157,18 @@ def _publish(plan: Plan, say: Say) -> Snapshot:
     return snapshot
 
 
-def _returning(plan: Plan, say: Say) -> list[TuningRecord]:
-    """Tuned models that the plan's bases can serve; none if those who know do not answer."""
+def _returning(plan: Plan, say: Say, known: dict[str, bool]) -> tuple[list[TuningRecord], set[str]]:
+    """Tuned models that the plan's bases can serve, and names of those that they cannot; neither if those who
+    know do not answer.
+    """
     from deployments.tuning.returning import returning
 
     try:
-        return returning(plan.routes, [app for app in plan.applications if app.get("import_path") == MODEL])
+        models = [app for app in plan.applications if app.get("import_path") == MODEL]
+        return returning(plan.routes, models, known)
     except (UnavailableError, AccessError) as error:
         say(f"warning: what was tuned from these models comes back with the next deploy only: {error}")
-        return []
+        return [], set()
 
 
 def publish_routes(serve: Serve, plan: Plan, timeout_s: float, say: Say) -> tuple[Snapshot, dict[str, str]]:

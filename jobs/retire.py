@@ -1,5 +1,5 @@
-"""Retire a registered version that nobody is sent to any more: the registry names it no longer, and engines
-cannot load it.
+"""Retire a registered version that nobody is sent to any more: the registry names it no longer, and no engine
+can fetch it (a node that did has it on its disk).
 
     ray job submit --address http://127.0.0.1:8265 --runtime-env runtime_env.yaml --working-dir . -- \
         python -m jobs.retire --name prompt-shield --version 1 --why "superseded"

@@ -86,7 +86,7 @@ class TuningArgs(BaseModel):
     dpo_learning_rate: float = Field(
         2e-5, gt=0, description="The same, of method dpo: usually a tenth of the other's."
     )
-    rows_per_pass: int = Field(8, ge=1, description="Most rows of one forward pass of one worker.")
+    rows_per_pass: int = Field(8, ge=1, description="Most conversations of one forward pass of one worker.")
     max_length: int = Field(1024, ge=8, description="Examples of more tokens are left out.")
     lora_rank: int = Field(8, ge=1, description="Rank of adapters, if the application allows so much.")
     save_steps: int = Field(20, ge=1, description="Steps between two checkpoints.")

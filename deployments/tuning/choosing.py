@@ -37,9 +37,13 @@ def choose(asked: TuningHyperparameters, examples: int) -> TuningHyperparameters
 
 
 def batches(chosen: TuningHyperparameters, args: TuningArgs) -> tuple[int, int, int]:
-    """Workers, rows of one forward pass, and passes of a step: their product is the batch size."""
+    """Workers, rows of one forward pass, and passes of a step: their product is the batch size.
+
+    A preference is two conversations, so half as many of them make one pass: memory is for so much.
+    """
     assert isinstance(chosen.batch_size, int)
     workers = math.gcd(chosen.batch_size, args.num_workers)
     share = chosen.batch_size // workers
-    rows = next(rows for rows in range(min(share, args.rows_per_pass), 0, -1) if share % rows == 0)
+    most = args.rows_per_pass if chosen.beta is None else max(1, args.rows_per_pass // 2)
+    rows = next(rows for rows in range(min(share, most), 0, -1) if share % rows == 0)
     return workers, rows, share // rows

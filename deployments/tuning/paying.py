@@ -1,9 +1,9 @@
 """What a training costs counts on its key's budgets: held before it begins, settled once it has ended.
 
 A job is a holder of its own in the ledger, by its id. All that is said of it is a total, so whoever takes the
-job over may say it again. As with requests it counts in the period that the job came in, the most that it may
-cost is a token for every four characters, and what it did cost counts, even if that is more. Only a job that
-succeeds costs anything.
+job over may say it again. As with requests it counts in the period that the job came in, what it may cost is
+a token for every four bytes of its conversations in JSON (roles and quotes make up for what a chat template
+adds), and what it did cost counts, even if that is more. Only a job that succeeds costs anything.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from cluster.errors import RefusedError
 if TYPE_CHECKING:
     from cluster.budget_ledger import BudgetLedger
 
-_CHARACTERS_PER_TOKEN = 4
+_BYTES_PER_TOKEN = 4
 _NOTHING = Decimal(0)
 
 
 class Payments:
     """Fine-tuning jobs' entries in the ledger of budgets; every method raises UnavailableError."""
 
-    def hold(self, record: TuningRecord, key: ApiKey, characters: int) -> None:
-        """Hold the most that it may cost. Raises RefusedError if a budget has not so much left.
+    def hold(self, record: TuningRecord, key: ApiKey, size: int) -> None:
+        """Hold what it may cost. Raises RefusedError if a budget has not so much left.
 
         :param record: with its price and the number of its epochs.
-        :param characters: that an epoch reads.
+        :param size: bytes that an epoch reads.
         """
         assert record.chosen is not None
         assert isinstance(record.chosen.n_epochs, int)
-        most = record.cost(record.chosen.n_epochs * (characters // _CHARACTERS_PER_TOKEN + 1))
+        most = record.cost(record.chosen.n_epochs * (size // _BYTES_PER_TOKEN + 1))
         claims = _claims(record, key, _NOTHING, most)
         granted = self._ledger.settle(record.id, claims) if claims and most else []
         short = [claim for claim, held in zip(claims, granted, strict=False) if held < most]

@@ -18,14 +18,14 @@ _MOST_CHARACTERS = 1_000_000_000
 
 
 def read_examples(record: TuningRecord, param: str, files: FileRepository, store: ObjectStore) -> int:
-    """Characters of all conversations that an epoch reads.
+    """Bytes, as JSON, of all conversations that an epoch reads.
 
     :param param: training_file or validation_file.
 
     Line by line, from disk: it may be large, and this process answers batches, too. Raises JobFailedError for
     a file that cannot be learned from.
     """
-    number, answers, size = 0, 0, 0
+    number, answers, characters, size = 0, 0, 0, 0
     try:
         with TemporaryDirectory(prefix="tuning-") as folder:
             source = Path(folder) / "examples.jsonl"
@@ -36,8 +36,9 @@ def read_examples(record: TuningRecord, param: str, files: FileRepository, store
                     number += 1
                     for said in learned(json.loads(line), record.method) if line.strip() else ():
                         answers += 1
-                        size += sum(len(message["content"]) for message in said)
-                        if size > _MOST_CHARACTERS:
+                        size += len(json.dumps(said))
+                        characters += sum(len(message["content"]) for message in said)
+                        if characters > _MOST_CHARACTERS:
                             raise RefusedError(
                                 "with it, answers and all that stands before each come to more than "
                                 f"{_MOST_CHARACTERS:,} characters: give some answers weight 0."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.contracts.files import FileRecord
 from cluster.contracts.tuning import TuningHyperparameters, TuningRecord
-from cluster.errors import NotFoundError, RefusedError
+from cluster.errors import NotFoundError, RefusedError, UsageError
 from cluster.storage import ObjectStore
 from deployments.gateway.args import TuningArgs
 from deployments.package import jobs_environment
@@ -155,7 +155,10 @@ def base_of(application: str, config: Mapping[str, Any], store: ObjectStore, tea
             "or its llm_config.engine_kwargs.enable_lora is not set."
         )
     folder = (llm.get("lora_config") or {}).get("dynamic_lora_loading_path")
-    adapters = store.key(folder).strip("/") if folder else f"{team}/adapters"
+    try:
+        adapters = store.key(folder).strip("/") if folder else f"{team}/adapters"
+    except UsageError as error:  # Another bucket: what is trained here cannot be put there.
+        raise RefusedError(f"Application {application} takes no adapters of ours: {error}") from None
     return Base(args["model"], f"{adapters}/", int(engine.get("max_lora_rank") or _USUAL_RANK))
 
 

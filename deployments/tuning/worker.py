@@ -39,7 +39,8 @@ from deployments.tuning.trainings import Base, Order, Trainings
 
 logger = logging.getLogger("ray.serve")
 _T = TypeVar("_T")
-#: Jobs that one worker follows; of these ``jobs_at_once`` train.
+#: Jobs that one worker follows; of these ``jobs_at_once`` train. Besides, it follows as many that have ended:
+#: what is deleted must not wait until others are trained.
 _FOLLOWED = 16
 
 
@@ -78,6 +79,7 @@ class TuningWorker:
         self._awake = asyncio.Event()
         self._places = asyncio.Semaphore(args.jobs_at_once)
         self._reads = asyncio.Semaphore(1)  # Leases are renewed in the same threads.
+        self._erasures = asyncio.Semaphore(1)  # Each is a process on the cluster's head.
         self._held = set[str]()
         self._payments = Payments()
 
@@ -91,7 +93,7 @@ class TuningWorker:
             while True:
                 self._awake.clear()
                 try:
-                    while len(self._held) < _FOLLOWED and (found := await self._claim()):
+                    while len(self._held) < 2 * _FOLLOWED and (found := await self._claim()):
                         self._held.add(found[0].id)
                         group.create_task(self._guarded(_Work(*found)))
                 except MantaError as error:
@@ -103,7 +105,9 @@ class TuningWorker:
                         await self._awake.wait()
 
     async def _claim(self) -> tuple[TuningRecord, int] | None:
-        return await waited(self._jobs.claim, self._holder, self._args.lease_s, set(self._held))
+        full = len(self._held) >= _FOLLOWED
+        held, lease_s = set(self._held), self._args.lease_s
+        return await waited(self._jobs.claim, self._holder, lease_s, held, ended=full)
 
     async def _guarded(self, work: _Work) -> None:
         """Follow one job; nothing that happens to it ends the worker."""
@@ -160,7 +164,8 @@ class TuningWorker:
             await self._asked(lambda: withdraw(record, self._store))
         if record.deleted_at is not None:
             await asyncio.sleep(self._publish_s)  # Until then gateways may send requests there.
-            why = await erase(record, self._trainings, self._args, self._asked)
+            async with self._erasures:
+                why = await erase(record, self._trainings, self._args, self._asked)
             if why is not None:
                 message = f"What was left of {record.tuned_name} could not be taken away: {why}"
                 event = make_event(record.id, "not erased", message, level="error")
@@ -224,13 +229,13 @@ class TuningWorker:
         event = make_event(record.id, "queued", "Files validated, moving job to queued state")
         await self._report(work, event, status=TuningStatus.QUEUED, **terms)
 
-    async def _hold(self, record: TuningRecord, characters: int) -> None:
+    async def _hold(self, record: TuningRecord, size: int) -> None:
         """Money for it. Raises JobFailedError if its key has not so much left."""
         key = self._poller.view.keys.get(record.key_id)
         if record.training_price is None or key is None:
             return
         try:
-            await self._asked(lambda: self._payments.hold(record, key, characters))
+            await self._asked(lambda: self._payments.hold(record, key, size))
         except RefusedError as refused:
             raise JobFailedError("insufficient_quota", str(refused)) from None
 

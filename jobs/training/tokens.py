@@ -27,17 +27,22 @@ class Example:
 def encode(row: Row, tokenizer: Any) -> Example:
     """Tokens of one row by the model's own chat template.
 
-    Raises RefusedError if the last message is not the assistant's, or the template does not put a
-    completion behind its prompt.
+    Raises RefusedError if the last message is not the assistant's, the template takes no such conversation,
+    or it does not put a completion behind its prompt.
     """
+    from jinja2 import TemplateError
+
     if len(row.messages) < 2 or row.messages[-1]["role"] != "assistant":
         raise RefusedError(
             f"Row {row.row_id} does not end with a message of the assistant: nothing can be learned from it."
         )
-    prompt = tokenizer.apply_chat_template(
-        row.messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    whole = tokenizer.apply_chat_template(row.messages, tokenize=True, return_dict=False)
+    try:
+        prompt = tokenizer.apply_chat_template(
+            row.messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        whole = tokenizer.apply_chat_template(row.messages, tokenize=True, return_dict=False)
+    except TemplateError as error:  # Of many models: roles that do not alternate.
+        raise RefusedError(f"Row {row.row_id}: the model's chat template refuses it: {error}") from None
     if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
         raise RefusedError(
             f"Row {row.row_id}: the chat template's prompt is not the beginning of the whole conversation, "

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -165,10 +167,34 @@ def test_a_retired_version_is_named_no_longer(registry: Registry, name: str) -> 
     for asked in (lambda: registry.resolve(f"{name}@1"), lambda: move(registry, name, "champion", 1)):
         with pytest.raises(RefusedError, match=rf"{name}@1 was retired \(.*: deleted\): name another"):
             asked()
+    with pytest.raises(RefusedError, match="was retired"):  # Its adapter must not be put there again.
+        register(registry, name, 1, **{"manta.evaluation": "newer"})
     assert registry.resolve(f"{name}@challenger").ref.version == 2
     assert [version.ref.version for version in registry.versions(name)] == [1, 2]
     with pytest.raises(NotFoundError, match="no version 7"):
         registry.retire(ModelRef(name=name, version=7), by=ALICE, why="x")
+
+
+def test_an_alias_that_moves_on_meanwhile_is_not_taken_away(
+    registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        register(registry, name, number)
+    move(registry, name, "champion", 1)
+    read, others = Registry._aliases, list[Thread]()
+
+    def read_before_another_moves(self: Registry, *args: Any, **more: Any) -> dict[str, int]:
+        found = read(self, *args, **more)
+        if not others:
+            others.append(Thread(target=move, args=(registry, name, "champion", 2)))
+            others[0].start()
+            others[0].join(1.0)  # Time to be done, unless it is made to wait.
+        return found
+
+    monkeypatch.setattr(Registry, "_aliases", read_before_another_moves)
+    registry.retire(ModelRef(name=name, version=1), by=ALICE, why="superseded")
+    others[0].join()
+    assert registry.aliases(name) == {"champion": 2}
 
 
 # A process that dies at the named call.

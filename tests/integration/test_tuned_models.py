@@ -10,12 +10,10 @@ from typing import Any
 
 import openai
 import pytest
-from sqlalchemy import text
 
 from cluster import snapshots
 from cluster.contracts import ModelRef, Route
 from cluster.contracts.tuning import TuningRecord, TuningStatus
-from cluster.database import Database
 from cluster.errors import RefusedError
 from cluster.job.config import parse_config
 from cluster.settings import load_settings
@@ -62,17 +60,6 @@ def ask(g: Running, model: str) -> Any:
     return g.client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}])
 
 
-async def settled(g: Running) -> None:
-    """Nothing is left to do."""
-    query = text("SELECT count(*) FROM fine_tuning_jobs WHERE NOT settled")
-
-    def is_settled() -> bool:
-        with Database(load_settings().database_url).read() as connection:
-            return connection.execute(query).scalar_one() == 0
-
-    await g.happens(is_settled)
-
-
 async def test_a_team_deletes_what_it_tuned(g: Running, team: str) -> None:
     g.start_worker()
     record = await g.tuned(suffix="x")
@@ -106,7 +93,7 @@ async def test_a_team_deletes_what_it_tuned(g: Running, team: str) -> None:
     g.script.says = [chat("Hi", finish="stop"), usage(1, 1)]
     await ask(g, name)
     await g.happens(lambda: g.cluster.retired)
-    await settled(g)
+    await g.settled()
     (retired,) = g.cluster.retired
     config = parse_config(RetireConfig, retire_words(retired), {}, "retire")
     assert (config.name, config.version) == (record.id, 1)
@@ -116,7 +103,7 @@ async def test_a_team_deletes_what_it_tuned(g: Running, team: str) -> None:
         with pytest.raises(openai.NotFoundError, match=f"{name}` is not served now: it was deleted"):
             await asked
     assert (await g.client.models.delete(name)).deleted  # As often as one likes.
-    await settled(g)
+    await g.settled()
     assert len(g.cluster.retired) == 1
     job = await g.client.fine_tuning.jobs.retrieve(record.id)
     assert (job.status, job.fine_tuned_model) == ("succeeded", name)
@@ -126,7 +113,7 @@ async def test_a_team_deletes_what_it_tuned(g: Running, team: str) -> None:
 async def test_a_deletion_that_was_interrupted_is_brought_to_its_end(g: Running, team: str) -> None:
     g.start_worker()
     record = await g.tuned()
-    await settled(g)
+    await g.settled()
     g.cluster.away = True
     repository().delete_tuned(record.id, team)  # And there the gateway died.
     assert record.tuned_name in routes(g)
@@ -137,9 +124,32 @@ async def test_a_deletion_that_was_interrupted_is_brought_to_its_end(g: Running,
     g.cluster.away, g.cluster.retires = False, "FAILED"
     g.start_worker(attempts=2)
     await g.happens(lambda: len(g.cluster.retired) == 2)
-    await settled(g)
+    await g.settled()
     told = await g.told(await g.client.fine_tuning.jobs.retrieve(record.id))
     assert told[-1].endswith("could not be taken away: It is served as another.")
+
+
+async def test_deletions_wait_for_no_training_and_go_one_after_the_other(
+    g: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deployments.tuning import worker
+
+    monkeypatch.setattr(worker, "_FOLLOWED", 2)
+    g.start_worker()
+    first, second = await g.tuned(), await g.tuned()
+    await g.settled()
+    training = await g.reaches(await g.submit(), "running")
+    await g.reaches(await g.submit(), "queued")  # The worker is full of such.
+    g.cluster.retires = "RUNNING"
+    await g.client.models.delete(first.tuned_name)
+    await g.happens(lambda: g.cluster.retired)
+    await g.client.models.delete(second.tuned_name)
+    await asyncio.sleep(1.0)
+    assert [record.id for record in g.cluster.retired] == [first.id]
+    g.cluster.retires = "SUCCEEDED"
+    g.cluster.ends(f"retire-{first.id}-1", "SUCCEEDED")
+    await g.happens(lambda: len(g.cluster.retired) == 2)
+    assert (await g.client.fine_tuning.jobs.retrieve(training.id)).status == "running"
 
 
 async def test_a_worker_that_lost_its_job_publishes_nothing(g: Running, team: str) -> None:
@@ -178,9 +188,11 @@ async def test_a_worker_that_lost_its_job_publishes_nothing(g: Running, team: st
     assert jobs.get(record.id, team).status is TuningStatus.CANCELLED
 
 
-def deploy(base: Route, address: str = BASE.address, **engine: Any) -> list[str]:
+def deploy(
+    base: Route, address: str = BASE.address, lora: dict[str, str] | None = None, **engine: Any
+) -> list[str]:
     """`manta deploy` of the base as application ``app``; what it said."""
-    llm = {"engine_kwargs": {"enable_lora": True, "max_lora_rank": 8} | engine}
+    llm = {"engine_kwargs": {"enable_lora": True, "max_lora_rank": 8} | engine, "lora_config": lora}
     config = {"name": "app", "import_path": MODEL, "args": {"model": address, "llm_config": llm}}
     plan = Plan({"applications": [config]}, routes=[base])
     said = list[str]()
@@ -245,25 +257,42 @@ async def test_tuned_models_come_back_with_their_base(g: Running) -> None:
     assert set(routes(g)) == {g.model, record.tuned_name, large.tuned_name}
 
 
+async def test_an_engine_that_cannot_load_an_adapter_any_more_is_not_sent_there(g: Running) -> None:
+    """The same weights under the same name, deployed otherwise: those routes would only fail."""
+    g.start_worker()
+    record = await g.tuned()
+    store_adapter(g, record)
+    base = routes(g)[g.model]
+    elsewhere = {"dynamic_lora_loading_path": "s3://another-bucket/adapters"}
+    for other in ({"enable_lora": False}, {"max_lora_rank": 4}, {"lora": elsewhere}):
+        said = deploy(base, **other)
+        assert any(record.tuned_name in line and "not served any more" in line for line in said), said
+        assert set(routes(g)) == {g.model}
+        deploy(base)
+        assert set(routes(g)) == {g.model, record.tuned_name}
+
+
 async def test_a_deletion_during_a_deployment_wins(g: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the deployment's look at SQL and what it publishes."""
     from deployments.tuning import returning
 
     g.start_worker()
-    record = await g.tuned()
-    store_adapter(g, record)
+    stays, record = await g.tuned(), await g.tuned()
+    for made in (stays, record):
+        store_adapter(g, made)
     base = routes(g)[g.model]
     remove(g)
-    fits, deleting = returning._fits, list[bool]()
+    fits, looked = returning._fits, list[str]()
 
-    def fits_and_is_deleted(*args: Any) -> bool:
-        found = fits(*args)
-        deleting.append(True)
-        if len(deleting) == 2:  # The first look is the one that tells what would go.
+    def fits_and_is_deleted(made: TuningRecord, *args: Any) -> bool:
+        found = fits(made, *args)
+        looked.append(made.id)
+        if len(looked) == 4:  # The first look is the one that tells what would go.
             withdraw(repository().delete_tuned(record.id, record.team), g.store)
         return found
 
     monkeypatch.setattr(returning, "_fits", fits_and_is_deleted)
     await asyncio.to_thread(deploy, base)
-    assert len(deleting) == 2
-    assert set(routes(g)) == {g.model}
+    assert set(routes(g)) == {g.model, stays.tuned_name}
+    # It published again from what the deletion left, and asked for the other's adapter no third time.
+    assert looked == [stays.id, record.id] * 2

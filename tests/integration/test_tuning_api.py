@@ -330,6 +330,14 @@ def test_what_auto_chooses(examples: int, epochs: int, batch: int) -> None:
     assert workers * rows * passes == batch
 
 
+def test_a_preference_takes_the_memory_of_two_conversations() -> None:
+    imitated = TuningHyperparameters(n_epochs=1, batch_size=32, learning_rate_multiplier=1.0)
+    preferred = imitated.model_copy(update={"beta": 0.1})
+    args = TuningArgs(rows_per_pass=8)
+    assert (batches(imitated, args), batches(preferred, args)) == ((1, 8, 4), (1, 4, 8))
+    assert batches(preferred, TuningArgs(rows_per_pass=1)) == (1, 1, 32)
+
+
 @SQLITE
 async def test_a_training_is_ordered_as_the_job_reads_it(g: Running) -> None:
     g.start_worker(num_workers=2, resources_per_worker={"GPU": 1})

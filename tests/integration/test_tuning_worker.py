@@ -176,7 +176,7 @@ async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str)
     price = Price(
         input_per_million_tokens=Decimal(1),
         output_per_million_tokens=Decimal(1),
-        training_per_million_tokens=Decimal(1000),
+        training_per_million_tokens=Decimal(100),
     )
     limits = KeyLimits(budget_day=Decimal(1), budget_month=Decimal(10))
     mine = key(id=f"payer-{team}", team=team, limits=limits)
@@ -188,16 +188,16 @@ async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str)
         return [(use.spent, use.reserved) for use in ledger.use(mine.id, limits)]
 
     g.start_worker(jobs_at_once=2)
-    file = await g.upload()  # Ten times eight characters: 21 tokens an epoch.
+    file = await g.upload()  # Ten times 79 bytes: 198 tokens an epoch.
     first = await g.submit(training_file=file, hyperparameters={"n_epochs": 10})
     first = await g.reaches(first, "running")
-    held = Decimal("0.21")
+    held = Decimal("0.198")
     assert uses() == [(0, held), (0, held)]
-    second = await g.submit(training_file=file, hyperparameters={"n_epochs": 40})
+    second = await g.submit(training_file=file, hyperparameters={"n_epochs": 45})
     failed = await g.reaches(second, "failed")
     assert failed.error is not None
     assert failed.error.code == "insufficient_quota"
-    assert re.search(r"may cost 0.84, and key .* has less left of its budget of 1 for", failed.error.message)
+    assert re.search(r"may cost 0.891, and key .* has less left of its budget of 1 for", failed.error.message)
     third = await g.reaches(await g.submit(training_file=file), "running")
     assert uses()[0] == (0, 2 * held)
     await g.client.fine_tuning.jobs.cancel(third.id)
@@ -205,14 +205,15 @@ async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str)
 
     g.cluster.succeeds(next(order for order in g.cluster.orders if order.record.id == first.id))
     await g.reaches(first, "succeeded")
-    cost = Decimal("0.32")
+    cost = Decimal("0.032")
     await g.happens(lambda: uses() == [(cost, 0), (cost, 0)])
-    assert "Training on 320 tokens cost 0.32" in await g.told(first)
+    assert "Training on 320 tokens cost 0.032" in await g.told(first)
     # Said again, by whoever sees to its deletion, it counts once.
     await g.client.models.delete(
         TuningRepository(load_settings().database_url).get(first.id, team).tuned_name
     )
     await g.happens(lambda: g.cluster.retired)
+    await g.settled()
     assert uses() == [(cost, 0), (cost, 0)]
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 from openai.types.fine_tuning import FineTuningJob
+from sqlalchemy import text
 
 from cluster import snapshots
 from cluster.contracts import ArtifactRef, CodeRevision, Principal, Target
 from cluster.contracts.tuning import TuningRecord
+from cluster.database import Database
 from cluster.errors import RefusedError, UnavailableError
 from cluster.files import FileRepository
 from cluster.job.submit import JobOutcome
@@ -169,6 +171,16 @@ class Running(Fixture):
         async with asyncio.timeout(30):
             while not good():  # noqa: ASYNC110 - nobody tells.
                 await asyncio.sleep(0.02)
+
+    async def settled(self) -> None:
+        """Nothing is left to do."""
+        query = text("SELECT count(*) FROM fine_tuning_jobs WHERE NOT settled")
+
+        def is_settled() -> bool:
+            with Database(load_settings().database_url).read() as connection:
+                return connection.execute(query).scalar_one() == 0
+
+        await self.happens(is_settled)
 
     async def told(self, job: FineTuningJob) -> list[str]:
         events = (await self.client.fine_tuning.jobs.list_events(job.id, limit=100)).data

@@ -174,6 +174,10 @@ def test_what_is_retired_is_loaded_by_nobody(
     # What was trained can still be explained, and said twice it is done once.
     artifacts.verify(artifacts.open(manifest.inputs[0].address))
     assert retire.run(wanted).reused
+    again = make_evaluation("old", make_checkpoint("old", b"one"))
+    with pytest.raises(RefusedError, match="superseded"):
+        run(PromoteConfig(name="old", evaluation=str(again.ref), alias="back"))
+    assert list(store.list("default/adapters/old-v1/")) == []
     for name, version in (("old", 9), ("nobody", 1)):
         with pytest.raises(NotFoundError):
             retire.run(RetireConfig(name=name, version=version, why="x"))

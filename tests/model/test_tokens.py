@@ -48,6 +48,15 @@ def test_a_template_that_rewrites_its_prompt_is_refused(tokenizer) -> None:
         encode(row("Is it safe?", "attack"), rewriting)
 
 
+def test_a_conversation_that_the_template_does_not_take_is_refused(tokenizer) -> None:
+    import copy
+
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('Conversation roles must alternate.') }}"
+    with pytest.raises(RefusedError, match="row-1: the model's chat template refuses it: Conversation"):
+        encode(row("Is it safe?", "attack"), strict)
+
+
 def test_the_loss_is_that_of_each_row_alone_over_its_completion(directory: Path, tokenizer) -> None:
     import torch
     from transformers import AutoModelForCausalLM

@@ -238,7 +238,7 @@ def test_a_deployment_says_first_which_tuned_models_go_with_their_base(
     other = mine.model_copy(update={"targets": [weights]})
     for wanted, told in (
         (mine, []),
-        (other, ["what was tuned from other weights is not served any more: ft:base"]),
+        (other, ["what was tuned is not served any more on what is deployed now: ft:base"]),
     ):
         said = list[str]()
         plan = Plan({"applications": [{"name": "a"}]}, routes=[wanted])
