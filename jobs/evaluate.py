@@ -25,7 +25,7 @@ from cluster.storage import ArtifactStore, object_store
 from jobs.inputs import find_artifact
 from jobs.rows import Row, read_rows
 from jobs.session import connect
-from validation.models import Example, Scorecard, compare, read_label, score
+from validation.models import Example, Scorecard, check_labels, compare, read_label, score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,10 +59,7 @@ class EvaluateConfig(JobConfig):
     @field_validator("labels")
     @classmethod
     def _readable(cls, labels: list[str]) -> list[str]:
-        for label in labels:
-            if read_label(label, labels) != label:
-                raise ValueError(f"{label!r} is no single word, or is there twice")
-        return labels
+        return check_labels(labels)
 
 
 def run(config: EvaluateConfig) -> JobResult:

@@ -55,12 +55,9 @@ class ComparisonConfig(BaseModel):
     @field_validator("labels")
     @classmethod
     def _readable(cls, labels: list[str]) -> list[str]:
-        from validation.models import read_label
+        from validation.models import check_labels
 
-        for label in labels:
-            if read_label(label, labels) != label:
-                raise ValueError(f"{label!r} is no single word, or is there twice")
-        return labels
+        return check_labels(labels)
 
 
 class ComparisonJob(JobConfig):

@@ -76,6 +76,14 @@ def read_label(answer: str, labels: Sequence[str]) -> str | None:
     return next((label for label in labels if _normalised(label) == word[0]), None)
 
 
+def check_labels(labels: list[str]) -> list[str]:
+    """The labels. Raises ValueError for one that :func:`read_label` would not read as itself."""
+    for label in labels:
+        if read_label(label, labels) != label:
+            raise ValueError(f"{label!r} is no single word, or is there twice")
+    return labels
+
+
 def score(answers: Sequence[str], expected: Sequence[str], labels: Sequence[str]) -> ModelScore:
     """Score one model's answers, in the order of the right labels.
 
