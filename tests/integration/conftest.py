@@ -148,10 +148,14 @@ def platform(platform_cluster: LocalCluster) -> Iterator[Settings]:
 
 
 def _forget_token() -> None:
-    """Ray keeps the first token that a process has used: the small Ray's, from the tests before."""
-    if "ray" in sys.modules:
-        from ray._raylet import AuthenticationTokenLoader
+    """Ray keeps what it found when it was imported, which may be no token, and the first token that it used.
 
+    The configuration goes first: a thread of a Ray that is still ending may ask for a token in between.
+    """
+    if "ray" in sys.modules:
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
 
 
