@@ -16,7 +16,7 @@ setup: ## Make the environment only (EXTRA=gpu: CUDA; EXTRA=client: to submit); 
 demo: setup ## Run the whole life of a model on this machine, and write the report
 	@$(BIN)/manta demo
 
-# In two processes: a Ray that was shut down can still end the process that it was in.
+# In two processes: of the small Ray that some tests have in theirs, nothing reaches those of whole clusters.
 test: setup ## Run all tests, with real parts
 	@$(BIN)/python -m pytest -m "not cluster"; first=$$?; $(BIN)/python -m pytest -m cluster && exit $$first
 

@@ -139,7 +139,6 @@ def _publish(plan: Plan, say: Say) -> Snapshot:
     returned, known = list[str](), dict[str, bool]()
 
     def change(current: Snapshot) -> Snapshot:
-        # Asked anew each time: what a team deletes meanwhile must not come back.
         # Asked anew each time: what a team deletes meanwhile must not come back. Of adapters storage is asked
         # once: there may be thousands, and who is long about it loses to other publishers again and again.
         tuned, unfit = _returning(plan, say, known)
