@@ -1,9 +1,10 @@
 """What the gateway adds to an empty pass-through on the same Serve, and how it stands beside LiteLLM's proxy.
 
-    python -m tests.benchmarks.gateway_overhead [--requests 10000] [--rate 50] [--litellm VENV] [--quick]
+    python -m tests.benchmarks.gateway_overhead [--requests 10000] [--litellm VENV] [--haproxy] [--quick]
 
 The pass-through is a FastAPI deployment that hands a body on to the model's handle and the answer back: no
-key, no limit, no look at either. Both stand before the same paced engine, behind the same Serve proxy.
+key, no limit, no look at either. Both stand before the same paced engine, behind the same Serve proxy, or
+with ``--haproxy`` behind the HAProxy that Ray brings (``RAY_SERVE_ENABLE_HA_PROXY=1``).
 
 - ``p50_ms``, ``p99_ms``: of the gateway less that of the pass-through, at ``--rate`` requests a second, in
   turns of 250. The gateway has a key with limits and its usual observers, and a policy that only counts the
@@ -245,7 +246,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         times = asyncio.run(latencies(doors, options.requests, options.rate))
         firsts = asyncio.run(first_words(doors, options.streams))
         rss = _rss_mb("ServeReplica:gateway:gateway") - _rss_mb("ServeReplica:empty:")
-        gateway = [*processes("ServeReplica:gateway:"), *processes("ProxyActor")]
+        gateway = processes("ServeReplica:gateway:", "ProxyActor", "HAProxyManager", "/haproxy")
         ours, our_rate = asyncio.run(per_core(Door(url, "elsewhere"), gateway, options.seconds))
         ready = ready_seconds(options.rounds)
         serve.delete("empty")
@@ -280,11 +281,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="Of full load, to each proxy.")
     parser.add_argument("--rounds", type=int, default=3, help="Starts of each.")
     parser.add_argument("--litellm", type=Path, default=usual, help="LiteLLM's environment, made if absent.")
+    parser.add_argument("--haproxy", action="store_true", help="HAProxy in place of Serve's proxy.")
     parser.add_argument("--quick", action="store_true", help="Fewer of everything.")
     options = parser.parse_args()
     if options.quick:
         options.requests, options.streams, options.seconds, options.rounds = 500, 40, 5.0, 1
-    with platform(num_cpus=4):
+    with platform(num_cpus=4, haproxy=options.haproxy):
         from ray import serve
 
         try:
