@@ -30,7 +30,7 @@ from deployments.gateway.threads import waited
 from deployments.gateway.view import Poller
 from deployments.tuning.choosing import choose
 from deployments.tuning.endings import JobCancelledError, JobFailedError
-from deployments.tuning.erasing import erase
+from deployments.tuning.erasing import end, erase, is_left
 from deployments.tuning.paying import Payments
 from deployments.tuning.publishing import BaseGoneError, publish, withdraw
 from deployments.tuning.reading import read_examples
@@ -158,24 +158,27 @@ class TuningWorker:
         except JobCancelledError:
             pass
         record = await waited(self._jobs.get, work.record.id, work.record.team)
-        if record.status is not TuningStatus.SUCCEEDED:
-            await self._asked(lambda: self._trainings.stop(record.submission_id))
-        if record.deleted_at is not None or (record.status is not TuningStatus.SUCCEEDED and record.base):
+        succeeded, deleted = record.status is TuningStatus.SUCCEEDED, record.deleted_at is not None
+        if not succeeded:
+            await end(record, self._trainings, self._args, self._asked)
+        if deleted or (not succeeded and record.base):
             await self._asked(lambda: withdraw(record, self._store))
-        if record.deleted_at is not None:
-            await asyncio.sleep(self._publish_s)  # Until then gateways may send requests there.
-            async with self._erasures:
-                why = await erase(record, self._trainings, self._args, self._asked)
-            if why is not None:
-                message = f"What was left of {record.tuned_name} could not be taken away: {why}"
-                event = make_event(record.id, "not erased", message, level="error")
-                await self._asked(lambda: self._jobs.tell(record.id, [event]))
         key = self._poller.view.keys.get(record.key_id)
-        if key is not None and (
-            record.training_price is not None or record.status is not TuningStatus.SUCCEEDED
-        ):
+        if key is not None and (record.training_price is not None or not succeeded):
             await self._asked(lambda: self._payments.settle(record, key))
+        if deleted or (not succeeded and await self._asked(lambda: is_left(record, self._store))):
+            await self._erase(record)
         await waited(self._jobs.settle, record.id, work.token)
+
+    async def _erase(self, record: TuningRecord) -> None:
+        """Take away what came of it; nobody is sent there any more."""
+        await asyncio.sleep(self._publish_s)  # Until then gateways may send requests there.
+        async with self._erasures:
+            why = await erase(record, self._trainings, self._args, self._asked)
+        if why is not None:
+            message = f"What was left of {record.tuned_name} could not be taken away: {why}"
+            event = make_event(record.id, "not erased", message, level="error")
+            await self._asked(lambda: self._jobs.tell(record.id, [event]))
 
     async def _do(self, work: _Work) -> None:
         """Bring it to its end. Raises JobFailedError, JobCancelledError."""

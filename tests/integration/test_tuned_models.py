@@ -96,7 +96,7 @@ async def test_a_team_deletes_what_it_tuned(g: Running, team: str) -> None:
     await g.settled()
     (retired,) = g.cluster.retired
     config = parse_config(RetireConfig, retire_words(retired), {}, "retire")
-    assert (config.name, config.version) == (record.id, 1)
+    assert (config.name, config.version, config.why) == (record.id, "all", f"{name} was deleted")
 
     await g.follow()
     for asked in (g.client.models.retrieve(name), ask(g, name)):

@@ -19,10 +19,12 @@ from cluster.contracts import KeyLimits, Price
 from cluster.contracts.tuning import TuningStatus
 from cluster.database import Database
 from cluster.errors import RefusedError
+from cluster.job.config import parse_config
 from cluster.settings import load_settings
 from cluster.storage import ObjectStore
 from cluster.tuning import TuningRepository, changed
-from deployments.tuning.trainings import Base, base_of, words
+from deployments.tuning.trainings import Base, base_of, retire_words, words
+from jobs.retire import RetireConfig
 from tests.conftest import S3
 from tests.integration.tuning import QUICK, SQLITE, Running, tuning_gateway
 from tests.unit.gateway_app import key, route
@@ -123,6 +125,8 @@ async def test_a_cancel_in_the_last_moment_takes_the_route_away(g: Running) -> N
     await g.happens(lambda: order.record.tuned_name not in published())
     job = await g.client.fine_tuning.jobs.retrieve(job.id)
     assert (job.status, job.fine_tuned_model, job.result_files) == ("cancelled", None, [])
+    await g.settled()
+    assert [record.id for record in g.cluster.retired] == [job.id]
 
 
 async def test_a_killed_worker_and_a_lost_cluster(g: Running) -> None:
@@ -226,6 +230,40 @@ async def test_a_base_that_changes_meanwhile_gets_no_adapter_of_the_old_one(g: R
     failed = await g.reaches(job, "failed")
     assert failed.error is not None
     assert "another model now" in failed.error.message
+    # Its version and its adapter are there: nobody could ever delete them.
+    await g.settled()
+    (retired,) = g.cluster.retired
+    config = parse_config(RetireConfig, retire_words(retired), {}, "retire")
+    assert (config.name, config.version, config.why) == (job.id, "all", f"{job.id} is failed")
+
+
+@SQLITE
+async def test_what_a_cancelled_training_still_makes_is_taken_back(g: Running) -> None:
+    g.start_worker()
+    g.cluster.obeys = False
+    job = await g.reaches(await g.submit(), "running")
+    (order,) = g.cluster.orders
+    await g.client.fine_tuning.jobs.cancel(job.id)
+    await g.happens(lambda: g.cluster.stopped)
+    # Whoever goes on waits, too, until nothing more can come of it.
+    g.workers[0].cancel()
+    await asyncio.gather(g.workers[0], return_exceptions=True)
+    before = len(g.cluster.stopped)
+    g.start_worker()
+    await g.happens(lambda: len(g.cluster.stopped) > before)
+    assert g.cluster.retired == []
+    g.cluster.succeeds(order)
+    await g.settled()
+    assert [record.id for record in g.cluster.retired] == [job.id]
+
+
+@SQLITE
+async def test_what_made_nothing_leaves_nothing_to_take_back(g: Running) -> None:
+    g.start_worker()
+    job = await g.reaches(await g.submit(), "running")
+    await g.client.fine_tuning.jobs.cancel(job.id)
+    await g.settled()
+    assert g.cluster.retired == []
 
 
 async def test_only_the_holder_reports(g: Running, team: str) -> None:

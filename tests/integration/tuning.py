@@ -51,6 +51,8 @@ class Cluster:
         self.stopped = list[str]()
         self.retired = list[TuningRecord]()
         self.retires = "SUCCEEDED"
+        #: Whether what is stopped ends at once.
+        self.obeys = True
         self.away = False
 
     def base(self, application: str) -> Base:
@@ -77,6 +79,8 @@ class Cluster:
     def stop(self, submission_id: str) -> None:
         self._answer()
         self.stopped.append(submission_id)
+        if submission_id in self.jobs and self.jobs[submission_id].status == "RUNNING" and self.obeys:
+            self.ends(submission_id, "STOPPED")
 
     def _answer(self) -> None:
         if self.away:
