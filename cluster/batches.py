@@ -113,6 +113,20 @@ class BatchRepository:
             rows = connection.execute(query.order_by(made.desc(), name.desc()).limit(limit)).mappings()
             return [_record(row) for row in rows]
 
+    def all(self) -> builtins.list[BatchRecord]:
+        """Batches of all teams."""
+        with self._database.read() as connection:
+            return [_record(row) for row in connection.execute(select(_BATCHES)).mappings()]
+
+    def forget_key(self, batch_id: str, pseudonym: str) -> None:
+        """Take the key's id and the client's own words from the record of a batch that has ended."""
+        mine = _BATCHES.c.id == batch_id
+        with self._database.write() as connection:
+            row = connection.execute(select(_BATCHES).where(mine).with_for_update()).mappings().one()
+            terms = BatchTerms.model_validate_json(row["terms"])
+            terms = terms.model_copy(update={"key_id": pseudonym, "metadata": {}})
+            connection.execute(update(_BATCHES).where(mine).values(terms=terms.model_dump_json()))
+
     def ended(self, since: datetime) -> builtins.list[BatchRecord]:
         """Batches of all teams that were made since then and have ended."""
         over = _BATCHES.c.created_at >= since, _BATCHES.c.status.in_(ENDED)

@@ -165,6 +165,24 @@ class TuningRepository:
                     break
         return found
 
+    def all(self, *, settled: bool) -> builtins.list[TuningRecord]:
+        """Jobs of all teams for which nothing, or something, is left to do, in the order of their making."""
+        query = select(_JOBS).where(_JOBS.c.settled.is_(settled)).order_by(_JOBS.c.created_at, _JOBS.c.id)
+        with self._database.read() as connection:
+            return [_record(row) for row in connection.execute(query).mappings()]
+
+    def forget_key(self, job_id: str, pseudonym: str) -> None:
+        """Take the key's id and the client's own words from the record of a job that is settled.
+
+        Its suffix stays: the name of what came of it has it.
+        """
+        mine = _JOBS.c.id == job_id
+        with self._database.write() as connection:
+            row = connection.execute(select(_JOBS).where(mine).with_for_update()).mappings().one()
+            terms = TuningTerms.model_validate_json(row["terms"])
+            terms = terms.model_copy(update={"key_id": pseudonym, "metadata": {}})
+            connection.execute(update(_JOBS).where(mine).values(terms=terms.model_dump_json()))
+
     def find_tuned(self, name: str, team: str) -> TuningRecord | None:
         """That team's job whose tuned model has, or had, this name; None if there is none."""
         if (found := _TUNED.fullmatch(name)) is None:

@@ -198,7 +198,7 @@ def recorded(put, store: ObjectStore, team: str) -> Eraser:
         "feedback",
         *(said | {"request_id": f"req-{number}", "comment": f"on {number}"} for number in range(6)),
     )
-    return Eraser(store, Principal(key_id="officer", team="default"))
+    return Eraser(store, Principal(key_id="officer", team="default"), load_settings().database_url)
 
 
 def sums(store: ObjectStore, team: str) -> tuple[int, int]:
@@ -259,7 +259,9 @@ def test_an_erasure_that_breaks_off_goes_on_where_it_was(
     with FaultProxy(s3.endpoint, free_ports()) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         broken = Eraser(
-            ObjectStore(s3.bucket, StorageSettings(max_attempts=1)), Principal(key_id="o", team="t")
+            ObjectStore(s3.bucket, StorageSettings(max_attempts=1)),
+            Principal(key_id="o", team="t"),
+            load_settings().database_url,
         )
         proxy.deny(lambda asked: asked.method == "PUT" and "/traffic/" in asked.key)
         with pytest.raises(MantaError):
@@ -274,7 +276,7 @@ def test_an_erasure_that_breaks_off_goes_on_where_it_was(
 
 def test_two_erasures_at_once_do_not_undo_each_other(recorded: Eraser, store: ObjectStore, team: str) -> None:
     before = sums(store, team)
-    other = Eraser(store, Principal(key_id="second", team="default"))
+    other = Eraser(store, Principal(key_id="second", team="default"), load_settings().database_url)
     with ThreadPoolExecutor(2) as pool:
         for done in [
             pool.submit(recorded.erase, "user", "ann", team),
