@@ -98,7 +98,7 @@ class TuningWorker:
                         group.create_task(self._guarded(_Work(*found)))
                 except MantaError as error:
                     logger.warning("Fine-tuning jobs wait: %s", error)
-                except Exception:  # One that cannot be read ends neither the others nor batches.
+                except Exception:  # Whatever it is, it ends neither the others nor batches.
                     logger.exception("A fine-tuning job cannot be taken")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._args.poll_s):

@@ -46,14 +46,48 @@ async def g(
 
 
 @SQLITE
-async def test_a_record_that_cannot_be_read_holds_up_no_other(g: Running) -> None:
+async def test_a_record_that_cannot_be_read_holds_up_no_other(
+    g: Running, team: str, caplog: pytest.LogCaptureFixture
+) -> None:
     bad, good = await g.submit(), await g.submit()  # As a newer release may leave one behind.
-    with Database(load_settings().database_url).write() as connection:
-        change = "UPDATE fine_tuning_jobs SET terms = '{}' WHERE id = :id"
-        connection.execute(text(change), {"id": bad.id})
+    newer(bad.id, "terms")
     worker = g.start_worker()
     await g.reaches(good, "running")
     assert not worker.done()
+    jobs = g.client.fine_tuning.jobs
+    assert [job.id for job in (await jobs.list(limit=1)).data] == [good.id]
+    assert [job.id async for job in jobs.list(limit=1)] == [good.id]
+    assert f"The record of {bad.id} cannot be read: it is damaged, or a newer Manta wrote it." in caplog.text
+    for asked in (jobs.retrieve(bad.id), jobs.cancel(bad.id)):
+        with pytest.raises(openai.InternalServerError, match=f"The record of {bad.id} cannot be read") as told:
+            await asked
+        assert (told.value.status_code, told.value.code) == (503, "unreadable_record")
+    # An event of a newer release is one line that is missing, in the order of all.
+    with Database(load_settings().database_url).write() as connection:
+        change = "UPDATE fine_tuning_events SET content = '{}' WHERE job = :id AND content LIKE '%Validating%'"
+        assert connection.execute(text(change), {"id": good.id}).rowcount == 1
+    assert [event.message async for event in jobs.list_events(good.id, limit=1)] == [
+        "Fine-tuning job started",
+        "Files validated, moving job to queued state",
+        f"Created fine-tuning job: {good.id}",
+    ]
+
+
+@SQLITE
+async def test_a_tuned_model_whose_record_cannot_be_read_is_not_deleted(g: Running, team: str) -> None:
+    g.start_worker()
+    record = await g.tuned()
+    newer(record.id, "progress")
+    with pytest.raises(openai.InternalServerError, match=f"The record of {record.id} cannot be read"):
+        await g.client.models.delete(record.tuned_name)
+    assert TuningRepository(load_settings().database_url).tuned_from([g.model]) == []
+
+
+def newer(job_id: str, column: str) -> None:
+    """Give a record a field that a newer release may have."""
+    with Database(load_settings().database_url).write() as connection:
+        change = f"UPDATE fine_tuning_jobs SET {column} = json_insert({column}, '$.newer', 1) WHERE id = :id"
+        assert connection.execute(text(change), {"id": job_id}).rowcount == 1
 
 
 @SQLITE
