@@ -44,7 +44,7 @@ from cluster.contracts.tuning import (
     TuningStatus,
     TuningTerms,
 )
-from cluster.database import Database, UtcDateTime
+from cluster.database import LATER, Database, UtcDateTime
 from cluster.errors import NotFoundError, RefusedError, UnreadableError
 from cluster.files import confirm, printable
 from cluster.leases import LONG_AGO, PAGE, Leases, columns, read, readable
@@ -57,9 +57,12 @@ _JOBS = Table(
     *columns(),
     # Whether nothing is left to do for it: it has ended, and so has its Ray job.
     Column("settled", Boolean, nullable=False),
+    # Public name of what is tuned, which stands in the terms, too; null of jobs from before it stood here.
+    Column("model", Text, info=LATER),
 )
 Index("fine_tuning_jobs_by_team", _JOBS.c.team, _JOBS.c.created_at, _JOBS.c.id)
 Index("fine_tuning_jobs_open", _JOBS.c.settled, _JOBS.c.created_at)
+Index("fine_tuning_jobs_by_model", _JOBS.c.model, _JOBS.c.status)
 
 _EVENTS = Table(
     "fine_tuning_events",
@@ -107,6 +110,7 @@ class TuningRepository:
             "id": terms.id,
             "team": terms.team,
             "created_at": terms.created_at,
+            "model": terms.model,
             "terms": terms.model_dump_json(),
             **_columns(TuningProgress()),
             "settled": False,
@@ -187,7 +191,8 @@ class TuningRepository:
 
     def tuned_from(self, models: Collection[str]) -> builtins.list[TuningRecord]:
         """Jobs of all teams whose tuned models are there, by the public names of what they were tuned from."""
-        query = select(_JOBS).where(_JOBS.c.status == _SUCCEEDED).order_by(_JOBS.c.created_at)
+        base = or_(_JOBS.c.model.in_(models), _JOBS.c.model.is_(None))
+        query = select(_JOBS).where(_JOBS.c.status == _SUCCEEDED, base).order_by(_JOBS.c.created_at)
         with self._database.read() as connection:
             records = readable(connection.execute(query).mappings(), _record)
             return [record for record in records if record.model in models and record.deleted_at is None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from sqlalchemy import text
 from cluster import snapshots
 from cluster.budget_ledger import BudgetLedger
 from cluster.contracts import KeyLimits, Price
-from cluster.contracts.tuning import TuningStatus
+from cluster.contracts.tuning import TuningStatus, TuningTerms
 from cluster.database import Database
 from cluster.errors import RefusedError
 from cluster.job.config import parse_config
 from cluster.settings import load_settings
 from cluster.storage import ObjectStore
-from cluster.tuning import TuningRepository, changed
+from cluster.tuning import TuningRepository, changed, new_tuning_id
 from deployments.tuning.trainings import Base, base_of, retire_words, words
 from jobs.retire import RetireConfig
 from tests.conftest import S3
@@ -323,3 +324,37 @@ async def test_only_the_holder_reports(g: Running, team: str) -> None:
     assert jobs.report(record.id, taken[1], running, 1).status is TuningStatus.CANCELLED
     jobs.settle(record.id, taken[1])
     assert jobs.claim("four", 60.0) is None
+
+
+def test_what_was_tuned_is_found_by_its_base(
+    database_url: str, team: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = TuningRepository(database_url)
+
+    def tuned(model: str) -> str:
+        job_id = new_tuning_id()
+        fields = {"id": job_id, "team": team, "key_id": "k", "model": model, "training_file": "f", "seed": 1}
+        record = jobs.create(TuningTerms(**fields, created_at=datetime.now(UTC)))
+        found = jobs.claim("one", 60.0)
+        assert found is not None
+        jobs.report(job_id, found[1], changed(record, status=TuningStatus.SUCCEEDED), 60.0)
+        jobs.settle(job_id, found[1])
+        return job_id
+
+    def found(*models: str) -> list[str]:
+        return [record.id for record in jobs.tuned_from(models)]
+
+    first, other = tuned("a"), tuned("b")
+    with Database(database_url).write() as connection:
+        connection.execute(text("UPDATE fine_tuning_jobs SET terms = '{}' WHERE model = 'b'"))
+    assert found("a") == [first]
+    assert caplog.text == "", "what was tuned from another model is not even read"
+    assert found("a", "b") == [first]
+    assert other in caplog.text
+    # A table from before SQL knew of models: what stands there is found as well.
+    with Database(database_url).write() as connection:
+        connection.execute(text("DROP INDEX fine_tuning_jobs_by_model"))
+        connection.execute(text("ALTER TABLE fine_tuning_jobs DROP COLUMN model"))
+    jobs = TuningRepository(database_url)
+    second = tuned("a")
+    assert found("a") == [first, second]
