@@ -197,6 +197,25 @@ class TuningRepository:
             records = readable(connection.execute(query).mappings(), _record)
             return [record for record in records if record.model in models and record.deleted_at is None]
 
+    def trained(
+        self, team: str | None = None, since: datetime | None = None, until: datetime | None = None
+    ) -> builtins.list[TuningRecord]:
+        """Jobs that succeeded, of that team or of all, in the order of their making.
+
+        :param since: time at which the first was made.
+        :param until: time behind that of the last.
+        """
+        query = select(_JOBS).where(_JOBS.c.status == _SUCCEEDED)
+        if team is not None:
+            query = query.where(_JOBS.c.team == team)
+        if since is not None:
+            query = query.where(_JOBS.c.created_at >= since)
+        if until is not None:
+            query = query.where(_JOBS.c.created_at < until)
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(_JOBS.c.created_at, _JOBS.c.id)).mappings()
+            return builtins.list(readable(rows, _record))
+
     def delete_tuned(self, job_id: str, team: str) -> TuningRecord:
         """Its tuned model is no more; whoever looks for work takes away what it left.
 

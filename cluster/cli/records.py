@@ -61,20 +61,24 @@ def usage(
     by: Any,
     as_json: bool,
 ) -> None:
-    """Report requests, tokens and cost from the audit.
+    """Report requests, tokens and cost from the audit, and trainings that succeeded.
 
-    Times are UTC; a request counts when it came. What happened in the last minutes may not be in it yet.
+    Times are UTC; a request or a training counts when it came. What happened in the last minutes may not be in
+    it yet.
     """
     from cluster.records.usage import usage as report
+    from cluster.settings import load_settings
     from cluster.storage import object_store
+    from cluster.tuning import TuningRepository
 
-    found = report(object_store(), by, key=key_id, team=team, since=since, until=until)
+    jobs = TuningRepository(load_settings().database_url)
+    found = report(object_store(), jobs, by, key=key_id, team=team, since=since, until=until)
     documents = [line.document(by) for line in found]
     if as_json:
         click.echo(json.dumps(documents))
         return
     if not documents:
-        click.echo("no requests on record")
+        click.echo("no requests and no trainings on record")
         return
     shown = [[*documents[0]], *([_shown(value) for value in line.values()] for line in documents)]
     groups = len(found[0].group)

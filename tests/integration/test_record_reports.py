@@ -90,7 +90,7 @@ def test_usage_adds_up_by_key_model_and_day(put, team: str, capsys) -> None:
     by_key = manta(capsys, "usage", "--team", team, "--json")
     first = {"team": team, "key": f"{team}-app", "requests": 6, "prompt_tokens": 60, "completion_tokens": 15}
     ends = {"blocked": 1, "refused": 1, "failed": 1, "cancelled": 1, "cost": None}
-    assert by_key[0] == first | ends
+    assert by_key[0] == first | ends | {"trainings": 0, "trained_tokens": 0}
     assert (by_key[1]["key"], by_key[1]["cost"]) == (f"{team}-b", 0.3)
     by_model = manta(capsys, "usage", "--team", team, "--by", "model", "--json")
     assert {row["model"]: row["requests"] for row in by_model} == {"large": 3, "small": 5}
@@ -99,7 +99,7 @@ def test_usage_adds_up_by_key_model_and_day(put, team: str, capsys) -> None:
     assert {row["day"]: row["requests"] for row in by_day} == {"2026-11-01": 1, "2026-11-02": 3}
     table = manta(capsys, "usage", "--team", team).splitlines()
     assert table[0].split()[:3] == ["team", "key", "requests"]
-    assert table[1].split() == [team, f"{team}-app", "6", "1", "1", "1", "1", "60", "15", "-"]
+    assert table[1].split() == [team, f"{team}-app", "6", "1", "1", "1", "1", "60", "15", "0", "0", "-"]
     assert "no requests" in manta(capsys, "usage", "--team", "nobody")
     assert "is no time" in manta(capsys, "usage", "--since", "soon", status=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from cluster.tuning import TuningRepository, changed, new_tuning_id
 from deployments.tuning.trainings import Base, base_of, retire_words, words
 from jobs.retire import RetireConfig
 from tests.conftest import S3
+from tests.integration.test_record_reports import manta
 from tests.integration.tuning import QUICK, SQLITE, Running, tuning_gateway
 from tests.unit.gateway_app import key, route
 
@@ -211,7 +212,7 @@ async def test_a_key_that_ends_ends_its_job(g: Running, team: str) -> None:
     await g.happens(lambda: g.cluster.stopped)
 
 
-async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str) -> None:
+async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str, capsys: Any) -> None:
     price = Price(
         input_per_million_tokens=Decimal(1),
         output_per_million_tokens=Decimal(1),
@@ -247,6 +248,19 @@ async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str)
     cost = Decimal("0.032")
     await g.happens(lambda: uses() == [(cost, 0), (cost, 0)])
     assert "Training on 320 tokens cost 0.032" in await g.told(first)
+    # So much stands in the account, beside requests; what was cancelled or failed costs nothing.
+    line = {"trainings": 1, "trained_tokens": 320, "cost": 0.032, "requests": 0, "prompt_tokens": 0}
+    reports = {by: manta(capsys, "usage", "--team", team, "--by", by, "--json") for by in ("key", "model", "day")}
+    today = f"{datetime.fromtimestamp(first.created_at, UTC):%Y-%m-%d}"
+    for by, group in (("key", mine.id), ("model", g.model), ("day", today)):
+        (report,) = reports[by]
+        assert report[by] == group
+        assert line.items() <= report.items()
+    words = ("usage", "--team", team, "--json")
+    assert manta(capsys, *words, "--key", mine.id) == reports["key"]
+    tomorrow = f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%d}"
+    for others in (("--key", "another"), ("--since", tomorrow), ("--until", "2026-01-01")):
+        assert manta(capsys, *words, *others) == []
     # Said again, by whoever sees to its deletion, it counts once.
     await g.client.models.delete(
         TuningRepository(load_settings().database_url).get(first.id, team).tuned_name
