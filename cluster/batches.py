@@ -1,7 +1,7 @@
 """Batches on record: SQL is the truth of who asked for what, how far it is, and who works on it.
 
-Whoever works on a batch holds its lease (:mod:`cluster.leases`). What a list tells of has no record in it that
-cannot be read.
+Whoever works on a batch holds its lease (:mod:`cluster.leases`). A record that cannot be read is missing from
+lists.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def columns() -> list[Column[Any]]:
 
 
 class Leases:
-    """The leases on one table's rows. Every method raises UnavailableError if the database does not answer."""
+    """The leases on one table's rows; every method raises UnavailableError if the database is away."""
 
     def __init__(self, database: Database, table: Table) -> None:
         self._database, self._table, self._of = database, table, table.c

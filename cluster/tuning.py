@@ -1,8 +1,8 @@
 """Fine-tuning jobs on record: SQL is the truth of who asked for what, how far it is, and who follows it.
 
-Whoever follows a job holds its lease (:mod:`cluster.leases`). What a list tells of has no record in it that
-cannot be read. A client's cancel ends a job at once; whoever follows it then stops what runs, and
-only after that it is settled.
+Whoever follows a job holds its lease (:mod:`cluster.leases`). A client's cancel ends a job at once; whoever
+follows it then stops what runs, and only after that it is settled. A record that cannot be read is missing
+from lists.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class TuningRepository:
         return next((record for record in records if record.tuned_name == name), None)
 
     def tuned_from(self, models: Collection[str]) -> builtins.list[TuningRecord]:
-        """Jobs of all teams whose tuned models are there, by the public names of what they were tuned from."""
+        """Jobs of all teams whose tuned models are there, by public names of what they were tuned from."""
         base = or_(_JOBS.c.model.in_(models), _JOBS.c.model.is_(None))
         query = select(_JOBS).where(_JOBS.c.status == _SUCCEEDED, base).order_by(_JOBS.c.created_at)
         with self._database.read() as connection:

@@ -5,8 +5,8 @@ can fetch it (a node that did has it on its disk).
         python -m jobs.retire --name prompt-shield --version 1 --why "superseded"
 
 Its aliases go, with a line in the alias history; its adapter's files go from where engines load adapters. The
-checkpoint stays: what was trained can still be explained. ``--version all`` retires every version of the model,
-be there none: so ends what a fine-tuning job leaves. The artifact (kind ``retirement``) holds
+checkpoint stays: what was trained can still be explained. ``--version all`` retires every version of the
+model, be there none: so ends what a fine-tuning job leaves. The artifact (kind ``retirement``) holds
 ``retirement.json``. Running it again finds it done.
 """
 

@@ -63,8 +63,8 @@ def usage(
 ) -> None:
     """Report requests, tokens and cost from the audit, and trainings that succeeded.
 
-    Times are UTC; a request or a training counts when it came. What happened in the last minutes may not be in
-    it yet.
+    Times are UTC; a request or a training counts when it came. What happened in the last minutes may not be
+    in it yet.
     """
     from cluster.records.usage import usage as report
     from cluster.settings import load_settings
@@ -134,7 +134,10 @@ def erase(key_id: str | None, user: str | None, team: str | None, dry_run: bool,
     click.echo(f"rows {verb}: {words}; in {done.files} files")
     click.echo(f"objects of /v1/files and copies of them {verb}: {done.objects or 'none'}")
     for names, what in (
-        (done.under_way, "under way, with copies of their own: revoke the key, and erase again once they ended"),
+        (
+            done.under_way,
+            "under way, with copies of their own: revoke the key, and erase again once they ended",
+        ),
         (done.models, "trained on such files, which deleting these does not undo: delete the models, too"),
         (done.files_with_user, "files whose lines name the user, or that were made of such: delete them"),
     ):

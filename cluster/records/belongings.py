@@ -1,10 +1,10 @@
 """What a key left besides records: its files, the copies that were made of them, and its name on batches and
 fine-tuning jobs.
 
-A batch and a fine-tuning job that are still under way keep the copies that they have made, and are named: what
-comes of them comes later anyway. What was learned from a file is not taken out of a model by deleting the file,
-so models are named as well. Of an end user, who owns no file, the files whose lines name it are named: they are
-their team's, and hold what others said.
+A batch and a fine-tuning job that are still under way keep the copies that they have made, and are named:
+what comes of them comes later anyway. What was learned from a file is not taken out of a model by deleting
+the file, so models are named as well. Of an end user, who owns no file, the files whose lines name it are
+named: they are their team's, and hold what others said.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ class Owned:
 
     def __init__(self, store: ObjectStore, url: str, by: Principal) -> None:
         self._store, self._by = store, by
-        self._files, self._batches, self._jobs = FileRepository(url), BatchRepository(url), TuningRepository(url)
+        self._files, self._batches, self._jobs = (
+            FileRepository(url),
+            BatchRepository(url),
+            TuningRepository(url),
+        )
 
     def find(self, subject: str, before: datetime) -> Belongings:
         """What the key with that hash left until then."""
@@ -79,6 +83,7 @@ class Owned:
         batches = [batch for batch in self._batches.all() if mine(batch)]
         ended = [batch for batch in batches if batch.status in ENDED]
         jobs = [job for job in self._jobs.all(settled=True) if touched(job)]
+        others = [job for job in self._jobs.all(settled=False) if touched(job)]
         artifacts = ArtifactStore(self._store)
         datasets = [ref for job in jobs for ref in artifacts.refs(job.team, "dataset", job.id)]
         folders = [batch.folder for batch in ended] + [f"{ref}/{ATTEMPTS}/" for ref in datasets]
@@ -91,11 +96,11 @@ class Owned:
             + [file.key for file in files],
             models=[
                 job.tuned_name
-                for job in jobs
+                for job in [*jobs, *others]
                 if job.status is TuningStatus.SUCCEEDED and (mine(job) or job.training_file in ids)
             ],
             under_way=[batch.id for batch in batches if batch.status not in ENDED]
-            + [job.id for job in self._jobs.all(settled=False) if touched(job)],
+            + [job.id for job in others],
         )
 
     def erase(self, found: Belongings, pseudonym: Callable[[], str]) -> None:

@@ -16,8 +16,8 @@ finish has then seen all files clean.
 With a key go the files of ``/v1/files`` that came with it, uploads and what batches and fine-tuning jobs made
 for it alike, and the copies that such jobs read (:mod:`cluster.records.belongings`).
 
-Not touched: logs, traces, what jobs made of records, the key's own row in SQL and its name in manifests and the
-registry, models, and what still waits in a spool.
+Not touched: logs, traces, what jobs made of records, the key's own row in SQL and its name in manifests and
+the registry, models, and what still waits in a spool.
 """
 
 from __future__ import annotations

@@ -87,7 +87,12 @@ def usage(
     for job in jobs.trained(team, since, until):
         if key not in (None, job.key_id):
             continue
-        told = {"team": job.team, "key_id": job.key_id, "model": job.model, "day": f"{job.created_at:%Y-%m-%d}"}
+        told = {
+            "team": job.team,
+            "key_id": job.key_id,
+            "model": job.model,
+            "day": f"{job.created_at:%Y-%m-%d}",
+        }
         group = tuple(told[name] for name in _COLUMNS[by])
         found, tokens = sums.setdefault(group, Counter()), job.trained_tokens or 0
         found["trainings"] += 1

@@ -57,7 +57,9 @@ def objects(store: ObjectStore, folder: str) -> set[str]:
     return {item.key for item in store.list(folder)}
 
 
-async def test_what_a_key_gave_to_batches_goes_with_it(asked: batches.Running, team: str, capsys: Any) -> None:
+async def test_what_a_key_gave_to_batches_goes_with_it(
+    asked: batches.Running, team: str, capsys: Any
+) -> None:
     g, erase = asked, ("erase", "--key", f"{team}-owner")
     await g.publish(g.snapshots[-1].model_copy(update={"number": 2, "keys": keys(team)}))
     worker = g.start_worker()
@@ -74,7 +76,9 @@ async def test_what_a_key_gave_to_batches_goes_with_it(asked: batches.Running, t
     g.store.put(f"{team}/batches/{mine.id}/parts/000001-000009.jsonl", b"left by a worker that died")
 
     kept = {f"{team}/files/{name}" for name in (mates.input_file_id, mates.output_file_id)}
-    gone = {f"{team}/files/{name}" for name in (mine.input_file_id, mine.output_file_id, open_one.input_file_id)}
+    gone = {
+        f"{team}/files/{name}" for name in (mine.input_file_id, mine.output_file_id, open_one.input_file_id)
+    }
     assert objects(g.store, f"{team}/files/") == kept | gone
     would = manta(capsys, *erase, "--dry-run", "--json")
     assert (would["objects"], would["under_way"]) == (4, [open_one.id])

@@ -61,12 +61,16 @@ async def test_a_record_that_cannot_be_read_holds_up_no_other(
     assert [job.id async for job in jobs.list(limit=1)] == [good.id]
     assert f"The record of {bad.id} cannot be read: it is damaged, or a newer Manta wrote it." in caplog.text
     for asked in (jobs.retrieve(bad.id), jobs.cancel(bad.id)):
-        with pytest.raises(openai.InternalServerError, match=f"The record of {bad.id} cannot be read") as told:
+        with pytest.raises(
+            openai.InternalServerError, match=f"The record of {bad.id} cannot be read"
+        ) as told:
             await asked
         assert (told.value.status_code, told.value.code) == (503, "unreadable_record")
     # An event of a newer release is one line that is missing, in the order of all.
     with Database(load_settings().database_url).write() as connection:
-        change = "UPDATE fine_tuning_events SET content = '{}' WHERE job = :id AND content LIKE '%Validating%'"
+        change = (
+            "UPDATE fine_tuning_events SET content = '{}' WHERE job = :id AND content LIKE '%Validating%'"
+        )
         assert connection.execute(text(change), {"id": good.id}).rowcount == 1
     assert [event.message async for event in jobs.list_events(good.id, limit=1)] == [
         "Fine-tuning job started",
@@ -237,7 +241,9 @@ async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str,
     failed = await g.reaches(second, "failed")
     assert failed.error is not None
     assert failed.error.code == "insufficient_quota"
-    assert re.search(r"may cost 0.891, and its key has less left of its budget of 1 for", failed.error.message)
+    assert re.search(
+        r"may cost 0.891, and its key has less left of its budget of 1 for", failed.error.message
+    )
     third = await g.reaches(await g.submit(training_file=file), "running")
     assert uses()[0] == (0, 2 * held)
     await g.client.fine_tuning.jobs.cancel(third.id)
@@ -250,7 +256,9 @@ async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str,
     assert "Training on 320 tokens cost 0.032" in await g.told(first)
     # So much stands in the account, beside requests; what was cancelled or failed costs nothing.
     line = {"trainings": 1, "trained_tokens": 320, "cost": 0.032, "requests": 0, "prompt_tokens": 0}
-    reports = {by: manta(capsys, "usage", "--team", team, "--by", by, "--json") for by in ("key", "model", "day")}
+    reports = {
+        by: manta(capsys, "usage", "--team", team, "--by", by, "--json") for by in ("key", "model", "day")
+    }
     today = f"{datetime.fromtimestamp(first.created_at, UTC):%Y-%m-%d}"
     for by, group in (("key", mine.id), ("model", g.model), ("day", today)):
         (report,) = reports[by]

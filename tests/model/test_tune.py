@@ -41,7 +41,14 @@ def test_nothing_is_registered_for_a_job_that_was_cancelled(
     )
     with pytest.raises(NotFoundError, match="Could not find fine tune"):
         tune.run(config)
-    terms = {"id": job_id, "team": settings.team, "key_id": "k", "model": "m", "training_file": "f", "seed": 1}
+    terms = {
+        "id": job_id,
+        "team": settings.team,
+        "key_id": "k",
+        "model": "m",
+        "training_file": "f",
+        "seed": 1,
+    }
     jobs.create(TuningTerms(**terms, created_at=datetime.now(UTC)))
 
     def is_cancelled_at_its_end(*_: Any, **__: Any) -> JobResult:
