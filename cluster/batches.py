@@ -96,12 +96,7 @@ class BatchRepository:
 
     def forget_key(self, batch_id: str, pseudonym: str) -> None:
         """Take the key's id and the client's own words from the record of a batch that has ended."""
-        mine = _BATCHES.c.id == batch_id
-        with self._database.write() as connection:
-            row = connection.execute(select(_BATCHES).where(mine).with_for_update()).mappings().one()
-            terms = BatchTerms.model_validate_json(row["terms"])
-            terms = terms.model_copy(update={"key_id": pseudonym, "metadata": {}})
-            connection.execute(update(_BATCHES).where(mine).values(terms=terms.model_dump_json()))
+        self._leases.forget_key(batch_id, BatchTerms, pseudonym)
 
     def ended(self, since: datetime) -> builtins.list[BatchRecord]:
         """Batches of all teams that were made since then and have ended."""

@@ -107,6 +107,15 @@ class Leases:
         with self._database.write() as connection:
             connection.execute(update(self._table).where(*mine).values(lease_expires_at=LONG_AGO))
 
+    def forget_key(self, row_id: str, terms: type[BaseModel], pseudonym: str) -> None:
+        """Take the key's id and the client's own words from what was asked for."""
+        mine = self._of.id == row_id
+        with self._database.write() as connection:
+            row = connection.execute(select(self._table).where(mine).with_for_update()).mappings().one()
+            asked = terms.model_validate_json(row["terms"])
+            asked = asked.model_copy(update={"key_id": pseudonym, "metadata": {}})
+            connection.execute(update(self._table).where(mine).values(terms=asked.model_dump_json()))
+
 
 def read(row: RowMapping, terms: type[BaseModel], progress: type[BaseModel], whole: type[R]) -> R:
     """The record that a row holds. Raises UnreadableError."""

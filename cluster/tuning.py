@@ -171,12 +171,7 @@ class TuningRepository:
 
         Its suffix stays: the name of what came of it has it.
         """
-        mine = _JOBS.c.id == job_id
-        with self._database.write() as connection:
-            row = connection.execute(select(_JOBS).where(mine).with_for_update()).mappings().one()
-            terms = TuningTerms.model_validate_json(row["terms"])
-            terms = terms.model_copy(update={"key_id": pseudonym, "metadata": {}})
-            connection.execute(update(_JOBS).where(mine).values(terms=terms.model_dump_json()))
+        self._leases.forget_key(job_id, TuningTerms, pseudonym)
 
     def find_tuned(self, name: str, team: str) -> TuningRecord | None:
         """That team's job whose tuned model has, or had, this name; None if there is none."""

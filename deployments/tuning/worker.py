@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from cluster.contracts import ModelRef
 from cluster.contracts.tuning import TUNING_ENDED, TuningEvent, TuningRecord, TuningStatus
-from cluster.errors import AccessError, MantaError, NotFoundError, RefusedError, UnavailableError
+from cluster.errors import MantaError, NotFoundError, RefusedError, UnavailableError
 from cluster.files import FileRepository
 from cluster.storage import ObjectStore
 from cluster.tuning import TuningRepository, changed, make_event
@@ -28,6 +28,7 @@ from deployments.gateway.args import TuningArgs
 from deployments.gateway.errors import ApiError
 from deployments.gateway.threads import waited
 from deployments.gateway.view import Poller
+from deployments.holding import hold
 from deployments.tuning.choosing import choose
 from deployments.tuning.endings import JobCancelledError, JobFailedError
 from deployments.tuning.erasing import end, erase, is_left
@@ -113,33 +114,20 @@ class TuningWorker:
         """Follow one job; nothing that happens to it ends the worker."""
         job_id = work.record.id
         try:
-            async with asyncio.TaskGroup() as group:
-                beat = group.create_task(self._beat(work))
-                await self._to_its_end(work)
-                beat.cancel()
-        except* RefusedError as refused:
-            logger.warning("Fine-tuning job %s is left: %s", job_id, refused.exceptions[0])
-        except* (UnavailableError, AccessError) as away:
-            # Its lease runs out, and it is taken up again.
-            logger.warning("Fine-tuning job %s waits: %s", job_id, away.exceptions[0])
-        except* Exception:
-            logger.exception("Fine-tuning job %s failed here and is taken up again", job_id)
+            await hold(
+                f"Fine-tuning job {job_id}",
+                self._to_its_end(work),
+                partial(self._renew, work),
+                min(self._args.lease_s / 3, self._args.poll_s),
+                partial(self._jobs.release, job_id, work.token),
+            )
         finally:
             self._held.discard(job_id)
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():  # This worker ends: another may go on at once.
-                with contextlib.suppress(MantaError):
-                    self._jobs.release(job_id, work.token)
 
-    async def _beat(self, work: _Work) -> None:
-        """Keep the lease, whatever the work waits for. Raises RefusedError once another has it."""
-        while True:
-            await asyncio.sleep(min(self._args.lease_s / 3, self._args.poll_s))
-            try:
-                status = await waited(self._jobs.renew, work.record.id, work.token, self._args.lease_s)
-                work.cancelled = work.cancelled or status is TuningStatus.CANCELLED
-            except UnavailableError as error:
-                logger.warning("The lease of fine-tuning job %s waits: %s", work.record.id, error)
+    async def _renew(self, work: _Work) -> None:
+        """Keep the lease. Raises RefusedError once another has it."""
+        status = await waited(self._jobs.renew, work.record.id, work.token, self._args.lease_s)
+        work.cancelled = work.cancelled or status is TuningStatus.CANCELLED
 
     async def _to_its_end(self, work: _Work) -> None:
         try:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -26,25 +24,14 @@ from cluster.storage import ObjectStore
 from cluster.tuning import TuningRepository, changed, new_tuning_id
 from deployments.tuning.trainings import Base, base_of, retire_words, words
 from jobs.retire import RetireConfig
-from tests.conftest import S3
 from tests.integration.test_record_reports import manta
-from tests.integration.tuning import QUICK, SQLITE, Running, tuning_gateway
+from tests.integration.tuning import QUICK, SQLITE, Running, tuning
 from tests.unit.gateway_app import key, route
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-async def g(
-    s3: S3,
-    store: ObjectStore,
-    team: str,
-    database_url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Running]:
-    async with tuning_gateway(store, team, database_url, tmp_path, monkeypatch) as running:
-        yield running
+g = tuning
 
 
 @SQLITE
