@@ -51,6 +51,17 @@ class Belongings:
     under_way: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class OnRecord:
+    """What SQL knows of all keys; read once for however many of them."""
+
+    #: Of keys that have files.
+    key_ids: set[str]
+    batches: list[BatchRecord]
+    settled_jobs: list[TuningRecord]
+    open_jobs: list[TuningRecord]
+
+
 class Owned:
     """What keys own in one bucket and one database.
 
@@ -67,23 +78,28 @@ class Owned:
             TuningRepository(url),
         )
 
-    def find(self, subject: str, before: datetime) -> Belongings:
+    def load(self) -> OnRecord:
+        """What SQL knows of all keys. Raises UnreadableError if some of it cannot be read."""
+        settled, open_jobs = self._jobs.all(settled=True), self._jobs.all(settled=False)
+        return OnRecord(self._files.key_ids(), self._batches.all(), settled, open_jobs)
+
+    def find(self, subject: str, before: datetime, on_record: OnRecord) -> Belongings:
         """What the key with that hash left until then."""
 
         def mine(record: BatchRecord | TuningRecord) -> bool:
             return _is(record.key_id, subject) and record.created_at <= before
 
-        names = [name for name in self._files.key_ids() if _is(name, subject)]
+        names = [name for name in on_record.key_ids if _is(name, subject)]
         files = self._files.made_by(names, before)
         ids = {file.id for file in files}
 
         def touched(job: TuningRecord) -> bool:
             return mine(job) or not ids.isdisjoint((job.training_file, job.validation_file))
 
-        batches = [batch for batch in self._batches.all() if mine(batch)]
+        batches = [batch for batch in on_record.batches if mine(batch)]
         ended = [batch for batch in batches if batch.status in ENDED]
-        jobs = [job for job in self._jobs.all(settled=True) if touched(job)]
-        others = [job for job in self._jobs.all(settled=False) if touched(job)]
+        jobs = [job for job in on_record.settled_jobs if touched(job)]
+        others = [job for job in on_record.open_jobs if touched(job)]
         artifacts = ArtifactStore(self._store)
         datasets = [ref for job in jobs for ref in artifacts.refs(job.team, "dataset", job.id)]
         folders = [batch.folder for batch in ended] + [f"{ref}/{ATTEMPTS}/" for ref in datasets]

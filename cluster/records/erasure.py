@@ -34,7 +34,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from cluster.contracts import Principal
 from cluster.contracts.base import Contract
 from cluster.errors import RefusedError, UnavailableError
-from cluster.records.belongings import Belongings, Owned
+from cluster.records.belongings import Belongings, OnRecord, Owned
 from cluster.records.layout import RecordFile, record_files
 from cluster.records.reading import read_file, read_files
 from cluster.records.schema import TABLES, TableName, subject_hash
@@ -119,9 +119,8 @@ class Eraser:
             before=datetime.now(UTC),
             asked_by=self._by,
         )
-        named = self._owned.naming(erasure.subject, team) if kind == "user" else []
         if dry_run:
-            return replace(self._dry_run([erasure]), files_with_user=named)
+            return replace(self._dry_run([erasure]), files_with_user=self._naming(erasure))
         if before := self._find(erasure.address):
             kept = {"rows", "pseudonym", "objects", "models"}
             erasure = erasure.model_copy(update={name: getattr(before, name) for name in kept})
@@ -129,13 +128,14 @@ class Eraser:
         done, now = self.again(), self._find(erasure.address)
         # Those too that an earlier run found, which then lost what led to them.
         models = done.models if now is None else sorted({*done.models, *now.models})
-        return replace(done, models=models, files_with_user=named)
+        return replace(done, models=models, files_with_user=self._naming(erasure))
 
     def again(self, *, dry_run: bool = False) -> Erased:
         """Apply all erasures on record to what came in since. Raises as :meth:`erase`."""
         if dry_run:
             return self._dry_run(list(self.on_record()))
-        left = [self._take(erasure) for erasure in self.on_record() if erasure.kind == "key"]
+        there = self._owned.load()
+        left = [self._take(erasure, there) for erasure in self.on_record() if erasure.kind == "key"]
         rows: Counter[str] = Counter()
         files = 0
         for _ in range(_PASSES):
@@ -149,12 +149,16 @@ class Eraser:
         raise UnavailableError("Files change while they are erased: run `manta erase` again later.")
 
     def _dry_run(self, erasures: list[Erasure]) -> Erased:
-        left = [self._owned.find(one.subject, one.before) for one in erasures if one.kind == "key"]
+        keys, there = [one for one in erasures if one.kind == "key"], self._owned.load()
+        left = [self._owned.find(one.subject, one.before, there) for one in keys]
         return _with(_Pass(self._store, erasures, dry_run=True).run(), left)
 
-    def _take(self, erasure: Erasure) -> Belongings:
+    def _naming(self, erasure: Erasure) -> list[str]:
+        return [] if erasure.team is None else self._owned.naming(erasure.subject, erasure.team)
+
+    def _take(self, erasure: Erasure, there: OnRecord) -> Belongings:
         """Delete what a key left besides records."""
-        found = self._owned.find(erasure.subject, erasure.before)
+        found = self._owned.find(erasure.subject, erasure.before, there)
         if found.objects or found.models:
             # On record first: without the files nothing leads to the models any more.
             models = sorted({*erasure.models, *found.models})
