@@ -8,6 +8,9 @@ Ray's token as all others do.
 
 Serve reads it when a process begins, the proxy too, so it stands in Ray's own environment. A job's processes
 inherit that, and use handles outside a loop: ``runtime_env.yaml`` takes the second one back for them.
+
+``RAY_SERVE_ENABLE_HA_PROXY`` is not here: it saves more still (README, "On a cluster"), but HAProxy's figures
+and its statistics listen on every interface, and Ray has no setting for that.
 """
 
 SERVE_ENVIRONMENT = {

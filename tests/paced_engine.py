@@ -81,11 +81,19 @@ def build(args: PacedArgs) -> Any:
     class PacedModel:
         def __init__(self) -> None:
             self._pace = Pace(args.gather_ms / 1000)
+            self._open = 0
 
         async def stream(self, request: dict[str, Any]) -> AsyncIterator[bytes]:
-            with self._pace.stream() as interval_s:
-                async for item in gather(paced_events(request["body"], args), interval_s):
-                    yield item
+            self._open += 1
+            try:
+                with self._pace.stream() as interval_s:
+                    async for item in gather(paced_events(request["body"], args), interval_s):
+                        yield item
+            finally:
+                self._open -= 1
+
+        async def open_streams(self) -> int:
+            return self._open
 
         async def pid(self) -> int:
             return os.getpid()
