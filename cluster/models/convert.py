@@ -24,8 +24,8 @@ def convert(directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # transformers reads the file for the tokenizer, for the configuration and for the weights: a vocabulary of
-    # 262,144 takes Python several seconds each time.
+    # transformers reads the file for tokenizer, configuration and weights: each time the 262,144 words
+    # of its vocabulary take Python several seconds.
     gguf.GGUFReader = functools.cache(gguf.GGUFReader)
     wheel = demo.package()
     directory.mkdir(parents=True, exist_ok=True)
