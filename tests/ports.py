@@ -1,10 +1,20 @@
-"""Free ports for what tests start. Below Linux's ephemeral range, so that no client connection takes one."""
+"""Free ports for what tests start. Below Linux's ephemeral range, so that no client connection takes one.
+
+Between the look at a port and its use by a server that is starting are seconds. So each port that is given is
+locked, as the byte of that number of a common file, until this process ends: no other test process gets it.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import socket
+import tempfile
 from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import IO
 
 #: Above those that a node's workers get from `ray start`.
 _FIRST, _LAST = 20_000, 31_000
@@ -27,6 +37,21 @@ def free_ports(count: int = 1, *, also_at: tuple[int, ...] = ()) -> int:
     wanted = (*range(count), *also_at)
     for _ in range(1000):
         first = random.randint(_FIRST, _LAST - max(wanted))
-        if all(is_free(first + distance) for distance in wanted):
+        if all(is_free(first + distance) and _lock(first + distance) for distance in wanted):
             return first
     raise RuntimeError(f"no {count} free ports in a row between {_FIRST} and {_LAST}")
+
+
+def _lock(port: int) -> bool:
+    """Whether the port is this process's now, or was before."""
+    try:
+        fcntl.lockf(_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def _locks() -> IO[str]:
+    """Opened once: the kernel frees a process's locks when it closes any opening of the file."""
+    return (Path(tempfile.gettempdir()) / f"test-ports-{os.getuid()}").open("a")

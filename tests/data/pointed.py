@@ -49,9 +49,14 @@ class Pointed:
         """Its rows in small tables, with the split they are of: never a whole file at once."""
         for name, files in self.splits.items():
             for file in files if split in (None, name) else []:
-                with self.filesystem.open_input_file(file) as stream:
-                    for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS):
-                        yield name, pa.Table.from_batches([batch])
+                for table in self.file_tables(file):
+                    yield name, table
+
+    def file_tables(self, file: str) -> Iterator[pa.Table]:
+        """The rows of one of its files, as tables."""
+        with self.filesystem.open_input_file(file) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS):
+                yield pa.Table.from_batches([batch])
 
     def rows(self, split: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """Its rows, one by one."""

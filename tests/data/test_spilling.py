@@ -12,7 +12,7 @@ import pytest
 from cluster.storage import ArtifactStore, ObjectStore
 from validation.data.profile import Profile
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.ray]
 
 #: The least that Ray takes.
 STORE_BYTES = 75 * 2**20

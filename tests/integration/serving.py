@@ -99,7 +99,10 @@ def register_adapter(settings: Settings, adapter: Path, base: Manifest, name: st
 def tiny_configuration(model: Path, adapters: list[str]) -> dict[str, Any]:
     """The demo's own configuration file with the tiny model in it."""
     content: dict[str, Any] = copy.deepcopy(yaml.safe_load(DEMO.read_text()))
-    content["applications"][0]["args"]["records"] = {"file_s": 1, "traffic_share": 1}
+    content["applications"][0]["args"] |= {
+        "records": {"file_s": 1, "traffic_share": 1},
+        "batches": {"lease_s": 10},  # Of 30 usually: a test kills the worker.
+    }
     application = content["applications"][1]
     application["name"] = BASE
     application["args"] |= {"model": str(model), "adapters": adapters, "price": PRICE}

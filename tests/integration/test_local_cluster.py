@@ -19,7 +19,7 @@ from cluster.local.home import State
 from cluster.runs import RunRepository
 from tests.integration.conftest import MANTA, LocalCluster, local_cluster
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.ray]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

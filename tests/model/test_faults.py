@@ -37,7 +37,7 @@ from tests.model.kills import POINTS, Verb, as_team, run_and_kill, started, trap
 from tests.model.verbs import STEPS
 from tests.ports import free_ports
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 VERBS = ("preprocess", "finetune", "promote", "batch_inference", "evaluate")
 #: What runs always: every point, and the verbs that start neither training nor an engine. test_finetune.py
