@@ -14,7 +14,7 @@ from typing import Any
 
 import openai
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.contracts import ApiKey, FormerSecret, KeyLimits, Snapshot
@@ -346,6 +346,7 @@ async def test_a_request_larger_than_a_replicas_part_is_granted_once_a_minute_by
             assert [(await ask(g, max_tokens=800)).status_code for _ in range(2)] == [200, 429]
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 12),
     st.integers(1, 4),
@@ -371,6 +372,7 @@ def test_no_60_seconds_see_more_than_the_limit(
         assert sum(start <= moment < start + 60 for moment in granted) <= max(limit, count)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 40), st.integers(1, 300), st.integers(0, 400)), max_size=40))
 def test_tokens_are_all_given_back_in_the_end(requests: list[tuple[float, int, int]]) -> None:
     clock = Clock()
