@@ -1,7 +1,7 @@
 """What the warm engine does with failures: who is asked again, how often, and with whom.
 
 A Serve handle is played by this process: an engine that dies or falls silent at a given moment can be had no
-other way in milliseconds. tests/model/test_batch_resume.py has a real one die.
+other way in milliseconds. tests/model/test_batch_resume.py has a real one die. Time is the loop's own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,25 @@ from jobs.batch import warm
 from jobs.batch.guarding import BatchGuards
 from jobs.batch.lanes import Lanes
 from jobs.batch.rows import BatchRequest
+
+
+class Timeless(asyncio.SelectorEventLoop):
+    """A loop whose clock goes on only when nothing else is left to do, and then at once to what is next.
+
+    So no test waits, and none sees how slow the machine is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+
+    def time(self) -> float:
+        return self._now
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self._now = max(self._now, self._scheduled[0].when())  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
 
 
 class Handle:
@@ -87,6 +106,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, dict[str, An
 
     def run(handle: Handle, rows: int, **changes: Any) -> dict[str, dict[str, Any]]:
         monkeypatch.setattr(warm, "_handle", lambda target: handle)
+        monkeypatch.setattr(asyncio.events, "new_event_loop", Timeless)
         document = {
             "name": "open",
             "version": 1,

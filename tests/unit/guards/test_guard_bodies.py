@@ -326,6 +326,7 @@ async def test_what_is_large_in_all_is_judged_beside_the_event_loop(
 ) -> None:
     """In threads of the guards' own: the default ones must stay free for who revokes keys."""
     guard = {"name": "l", "kind": "length", "on": "input", "action": "flag", "max_characters": 10}
+    guard["timeout_s"] = 300
     engine = GuardEngine(parse_policy({"name": "l", "version": 1, "guards": [guard]}))
     recorder = Recorder()
     engine.inline = [replace(engine.inline[0], guard=recorder)]

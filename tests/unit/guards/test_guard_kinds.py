@@ -35,7 +35,7 @@ def engine(kind: str, **more: Any) -> GuardEngine:
         pytest.importorskip("re2")
     if kind == "sql":
         pytest.importorskip("sqlglot")
-    guard = {"name": "g", "kind": kind, "on": "output", **more}
+    guard = {"name": "g", "kind": kind, "on": "output", "timeout_s": 300, **more}
     return GuardEngine(parse_policy({"name": "p", "version": 1, "guards": [guard]}))
 
 

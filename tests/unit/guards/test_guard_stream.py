@@ -50,7 +50,7 @@ def engine(
     ]
     if packaged:
         spec = {"name": "zz", "kind": "guardrails", "on": "both", "action": "redact", "validator": "a.b:C"}
-        guards.append({**spec, "unit": packaged})
+        guards.append({**spec, "unit": packaged, "timeout_s": 300})
     guards += more.get("guards", [])  # type: ignore[arg-type]
     policy = parse_policy({"name": "test", "version": 1, "stream": stream, "guards": guards})
     return GuardEngine(policy, remote=NoVowels())
@@ -166,7 +166,8 @@ async def test_stream_first_lets_every_piece_go_at_once_and_cuts_off_at_a_findin
     stream = engine(stream="stream_first", packaged="sentence").stream(CONTEXT)
     assert await stream.feed("A zz. ") == "A zz. ", "a packaged guard judges beside it"
     assert await stream.feed("B") == "B"
-    await asyncio.sleep(0.01)
+    for _ in range(100):  # The guard needs a few turns of the loop.
+        await asyncio.sleep(0)
     assert await stream.feed("C") == ""
     assert stream.blocked
 
