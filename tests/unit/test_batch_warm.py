@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -36,6 +36,9 @@ class Timeless(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._now
+
+    def stand_still(self, seconds: float) -> None:
+        self._now += seconds
 
     def _run_once(self) -> None:
         if not self._ready and self._scheduled:  # type: ignore[attr-defined]
@@ -63,6 +66,8 @@ class Handle:
         try:
             await asyncio.sleep(0.005)
             does = self.behave(row, self.tries[row])
+            if does == "pause":  # Of the whole machine.
+                cast(Timeless, asyncio.get_running_loop()).stand_still(100)
             if does == "die":
                 self.deaths.append(set(self.flying))
                 for other in self.flying.values():
@@ -177,6 +182,12 @@ def test_an_engine_that_falls_silent_costs_no_row_its_tries(ask: Any) -> None:
 def test_an_engine_that_stays_silent_ends_the_run_with_a_sentence(ask: Any) -> None:
     with pytest.raises(UnavailableError, match="no sign of life for 1 s: look at `manta status`"):
         ask(Handle(lambda row, tried: "silent"), 3, stall_s=0.2, outage_s=0.6)
+
+
+def test_a_machine_that_stands_still_is_no_silence_of_the_engine(ask: Any) -> None:
+    handle = Handle(lambda row, tried: "pause" if row == "r9" else "answer")
+    assert failed(ask(handle, 40, timeout_s=300.0, stall_s=0.2, outage_s=50.0, attempts=1)) == {}
+    assert set(handle.tries.values()) == {1}
 
 
 @pytest.mark.parametrize(("status", "tries", "code"), [("400", 1, "server_error"), ("503", 3, "unavailable")])
