@@ -1,7 +1,7 @@
 """Batches on record: SQL is the truth of who asked for what, how far it is, and who works on it.
 
-Whoever works on a batch holds its lease. The lease's fencing token rises with every holder, and what a holder
-writes is refused once its token is stale: a worker that was believed dead cannot undo what another did.
+Whoever works on a batch holds its lease (:mod:`cluster.leases`). A record that cannot be read is missing from
+lists.
 """
 
 from __future__ import annotations
@@ -10,48 +10,22 @@ import builtins
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
-from sqlalchemy import (
-    Column,
-    Index,
-    Integer,
-    MetaData,
-    RowMapping,
-    String,
-    Table,
-    Text,
-    and_,
-    insert,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Index, MetaData, RowMapping, Table, and_, insert, or_, select, update
 
 from cluster.contracts.batches import ENDED, BatchProgress, BatchRecord, BatchStatus, BatchTerms
-from cluster.database import Database, UtcDateTime
+from cluster.database import Database
 from cluster.errors import NotFoundError, RefusedError
 from cluster.files import confirm, printable
+from cluster.leases import LONG_AGO, PAGE, Leases, columns, read, readable
 
 _METADATA = MetaData()
 
-_BATCHES = Table(
-    "batches",
-    _METADATA,
-    Column("id", String(40), primary_key=True),
-    Column("team", String(63), nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("status", String(20), nullable=False),
-    # As JSON: nothing is asked by what stands in them.
-    Column("terms", Text, nullable=False),
-    Column("progress", Text, nullable=False),
-    Column("holder", String(200)),
-    Column("token", Integer, nullable=False),
-    Column("lease_expires_at", UtcDateTime, nullable=False),
-)
+_BATCHES = Table("batches", _METADATA, *columns())
 Index("batches_by_team", _BATCHES.c.team, _BATCHES.c.created_at, _BATCHES.c.id)
 Index("batches_by_status", _BATCHES.c.status, _BATCHES.c.created_at)
 
-_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 #: States from which a client may still cancel.
 _CANCELLABLE = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 
@@ -73,6 +47,7 @@ class BatchRepository:
     def __init__(self, url: str) -> None:
         self._database = Database(url)
         self._database.create(_METADATA)
+        self._leases = Leases(self._database, _BATCHES)
 
     def create(self, terms: BatchTerms) -> BatchRecord:
         """Put a batch on record; whoever looks for work finds it."""
@@ -84,7 +59,7 @@ class BatchRepository:
             "terms": terms.model_dump_json(),
             **_columns(progress),
             "token": 0,
-            "lease_expires_at": _LONG_AGO,
+            "lease_expires_at": LONG_AGO,
         }
         with self._database.write() as connection:
             connection.execute(insert(_BATCHES).values(values))
@@ -110,14 +85,25 @@ class BatchRepository:
             then = self.get(after, team).created_at
             query = query.where(or_(made < then, and_(made == then, name < after)))
         with self._database.read() as connection:
-            rows = connection.execute(query.order_by(made.desc(), name.desc()).limit(limit)).mappings()
-            return [_record(row) for row in rows]
+            ordered = query.order_by(made.desc(), name.desc()).execution_options(**PAGE)
+            rows = connection.execute(ordered).mappings()
+            return builtins.list(islice(readable(rows, _record), limit))
+
+    def all(self) -> builtins.list[BatchRecord]:
+        """Batches of all teams. Raises UnreadableError if one cannot be read."""
+        with self._database.read() as connection:
+            return [_record(row) for row in connection.execute(select(_BATCHES)).mappings()]
+
+    def forget_key(self, batch_id: str, pseudonym: str) -> None:
+        """Take the key's id and the client's own words from the record of a batch that has ended."""
+        self._leases.forget_key(batch_id, BatchTerms, pseudonym)
 
     def ended(self, since: datetime) -> builtins.list[BatchRecord]:
         """Batches of all teams that were made since then and have ended."""
         over = _BATCHES.c.created_at >= since, _BATCHES.c.status.in_(ENDED)
         with self._database.read() as connection:
-            return [_record(row) for row in connection.execute(select(_BATCHES).where(*over)).mappings()]
+            rows = connection.execute(select(_BATCHES).where(*over)).mappings()
+            return builtins.list(readable(rows, _record))
 
     def cancel(self, batch_id: str, team: str) -> BatchRecord:
         """Ask that no more rows are asked. Raises NotFoundError, or RefusedError if it has ended."""
@@ -141,24 +127,9 @@ class BatchRepository:
 
         :param without: batches that are not wanted.
         """
-        others = _BATCHES.c.id.not_in(builtins.list(without))
-        while True:
-            now = datetime.now(UTC)
-            free = and_(_BATCHES.c.status.not_in(ENDED), _BATCHES.c.lease_expires_at < now, others)
-            oldest = select(_BATCHES.c.id).where(free).order_by(_BATCHES.c.created_at).limit(1)
-            with self._database.write() as connection:
-                found = connection.execute(oldest).scalar_one_or_none()
-                if found is None:
-                    return None
-                take = update(_BATCHES).where(_BATCHES.c.id == found, free)
-                values = {
-                    "holder": holder,
-                    "token": _BATCHES.c.token + 1,
-                    "lease_expires_at": now + timedelta(seconds=lease_s),
-                }
-                row = connection.execute(take.values(values).returning(_BATCHES)).mappings().one_or_none()
-            if row is not None:  # Else another was quicker.
-                return _record(row), int(row["token"])
+        wanted = _BATCHES.c.status.not_in(ENDED), _BATCHES.c.id.not_in(builtins.list(without))
+        row = self._leases.claim(holder, lease_s, *wanted)
+        return None if row is None else (_record(row), int(row["token"]))
 
     def report(self, batch_id: str, token: int, progress: BatchProgress, lease_s: float) -> BatchRecord:
         """Write down how far it is, and hold it for ``lease_s`` seconds more.
@@ -169,17 +140,14 @@ class BatchRepository:
         """
         mine = _BATCHES.c.id == batch_id
         with self._database.write() as connection:
-            row = connection.execute(select(_BATCHES).where(mine).with_for_update()).mappings().one()
-            if row["token"] != token:
-                raise RefusedError(f"{batch_id} is {row['holder']}'s now.")
-            known = _record(row)
+            known = _record(self._leases.held(connection, batch_id, token))
             if known.status is BatchStatus.CANCELLING and progress.status in _CANCELLABLE:
                 progress = progress.model_copy(update={"status": known.status, "reached": known.reached})
             over = progress.status in ENDED
             for made in (progress.output_file_id, progress.error_file_id):
                 if over and made is not None:
                     confirm(connection, made)
-            expires = _LONG_AGO if over else datetime.now(UTC) + timedelta(seconds=lease_s)
+            expires = LONG_AGO if over else datetime.now(UTC) + timedelta(seconds=lease_s)
             values = {**_columns(progress), "lease_expires_at": expires}
             changed = update(_BATCHES).where(mine, _BATCHES.c.token == token).values(values)
             connection.execute(changed)
@@ -191,20 +159,11 @@ class BatchRepository:
 
         Raises RefusedError if another holds it.
         """
-        mine = _BATCHES.c.id == batch_id, _BATCHES.c.token == token
-        until = datetime.now(UTC) + timedelta(seconds=lease_s)
-        change = update(_BATCHES).where(*mine).values(lease_expires_at=until).returning(_BATCHES.c.status)
-        with self._database.write() as connection:
-            status = connection.execute(change).scalar_one_or_none()
-        if status is None:
-            raise RefusedError(f"{batch_id} is another's now.")
-        return BatchStatus(status)
+        return BatchStatus(self._leases.renew(batch_id, token, lease_s))
 
     def release(self, batch_id: str, token: int) -> None:
         """Let another take it at once; nothing happens if one has."""
-        mine = _BATCHES.c.id == batch_id, _BATCHES.c.token == token
-        with self._database.write() as connection:
-            connection.execute(update(_BATCHES).where(*mine).values(lease_expires_at=_LONG_AGO))
+        self._leases.release(batch_id, token)
 
 
 def entered(progress: BatchProgress, status: BatchStatus, **more: object) -> BatchProgress:
@@ -221,6 +180,4 @@ def _columns(progress: BatchProgress) -> dict[str, str]:
 
 
 def _record(row: RowMapping) -> BatchRecord:
-    terms = BatchTerms.model_validate_json(row["terms"])
-    progress = BatchProgress.model_validate_json(row["progress"])
-    return BatchRecord.model_validate(terms.model_dump() | progress.model_dump())
+    return read(row, BatchTerms, BatchProgress, BatchRecord)

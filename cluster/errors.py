@@ -34,3 +34,7 @@ class UnavailableError(MantaError):
 
 class RefusedError(MantaError):
     """A gate said no: a failed suite, a failed comparison, a plan that cannot be scheduled."""
+
+
+class UnreadableError(RefusedError):
+    """A record that is damaged, or that a newer release wrote."""

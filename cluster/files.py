@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import secrets
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import (
@@ -121,10 +122,10 @@ class FileRepository:
         purpose: FilePurpose | None = None,
         *,
         after: str | None = None,
-        limit: int = 10_000,
+        limit: int | None = 10_000,
         newest_first: bool = True,
     ) -> builtins.list[FileRecord]:
-        """Files of that team in the order of their making, at most ``limit``.
+        """Files of that team in the order of their making, at most ``limit``; all for None.
 
         :param after: only files behind this one. Raises NotFoundError if it is not there.
         """
@@ -151,6 +152,22 @@ class FileRepository:
         """Its bytes could not be stored: it never was."""
         self._end([record], store)
 
+    def key_ids(self) -> set[str]:
+        """The keys that files of all teams came with."""
+        with self._database.read() as connection:
+            return set(connection.execute(select(_FILES.c.key_id).distinct()).scalars())
+
+    def made_by(self, key_ids: Collection[str], until: datetime) -> builtins.list[FileRecord]:
+        """Files of all teams that came with those keys until then, be they expired or still coming."""
+        mine = _FILES.c.key_id.in_(key_ids), _FILES.c.created_at <= until
+        with self._database.read() as connection:
+            return [_record(row) for row in connection.execute(select(_FILES).where(*mine)).mappings()]
+
+    def erase(self, records: Sequence[FileRecord], store: ObjectStore) -> None:
+        """Delete files, whatever their state; one that was still coming never will be there."""
+        for start in range(0, len(records), _AT_ONCE):
+            self._end(records[start : start + _AT_ONCE], store)
+
     def sweep(self, store: ObjectStore, now: datetime | None = None) -> int:
         """Delete files whose time is over, and what crashes left of others; returns how many.
 
@@ -162,11 +179,10 @@ class FileRepository:
         with self._database.read() as connection:
             rows = connection.execute(select(_FILES).where(dead)).mappings()
             records = [_record(row) for row in rows]
-        for start in range(0, len(records), _AT_ONCE):
-            self._end(records[start : start + _AT_ONCE], store)
+        self.erase(records, store)
         return len(records)
 
-    def _end(self, records: builtins.list[FileRecord], store: ObjectStore) -> None:
+    def _end(self, records: Sequence[FileRecord], store: ObjectStore) -> None:
         mine = _FILES.c.id.in_([record.id for record in records])
         with self._database.write() as connection:
             connection.execute(update(_FILES).where(mine).values(state=_GOING))

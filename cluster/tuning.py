@@ -1,8 +1,8 @@
 """Fine-tuning jobs on record: SQL is the truth of who asked for what, how far it is, and who follows it.
 
-As with :mod:`cluster.batches` whoever follows a job holds its lease, and its fencing token tells a worker
-that was believed dead. A client's cancel ends a job at once; whoever follows it then stops what runs, and
-only after that it is settled.
+Whoever follows a job holds its lease (:mod:`cluster.leases`). A client's cancel ends a job at once; whoever
+follows it then stops what runs, and only after that it is settled. A record that cannot be read is missing
+from lists.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import hashlib
 import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,7 +22,6 @@ from sqlalchemy import (
     Column,
     Connection,
     Index,
-    Integer,
     MetaData,
     RowMapping,
     String,
@@ -45,30 +44,25 @@ from cluster.contracts.tuning import (
     TuningStatus,
     TuningTerms,
 )
-from cluster.database import Database, UtcDateTime
-from cluster.errors import NotFoundError, RefusedError
+from cluster.database import LATER, Database, UtcDateTime
+from cluster.errors import NotFoundError, RefusedError, UnreadableError
 from cluster.files import confirm, printable
+from cluster.leases import LONG_AGO, PAGE, Leases, columns, read, readable
 
 _METADATA = MetaData()
 
 _JOBS = Table(
     "fine_tuning_jobs",
     _METADATA,
-    Column("id", String(40), primary_key=True),
-    Column("team", String(63), nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("status", String(20), nullable=False),
+    *columns(),
     # Whether nothing is left to do for it: it has ended, and so has its Ray job.
     Column("settled", Boolean, nullable=False),
-    # As JSON: nothing is asked by what stands in them.
-    Column("terms", Text, nullable=False),
-    Column("progress", Text, nullable=False),
-    Column("holder", String(200)),
-    Column("token", Integer, nullable=False),
-    Column("lease_expires_at", UtcDateTime, nullable=False),
+    # Public name of what is tuned, which stands in the terms, too; null of jobs from before it stood here.
+    Column("model", Text, info=LATER),
 )
 Index("fine_tuning_jobs_by_team", _JOBS.c.team, _JOBS.c.created_at, _JOBS.c.id)
 Index("fine_tuning_jobs_open", _JOBS.c.settled, _JOBS.c.created_at)
+Index("fine_tuning_jobs_by_model", _JOBS.c.model, _JOBS.c.status)
 
 _EVENTS = Table(
     "fine_tuning_events",
@@ -80,7 +74,6 @@ _EVENTS = Table(
 )
 Index("fine_tuning_events_by_job", _EVENTS.c.job, _EVENTS.c.created_at, _EVENTS.c.id)
 
-_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 _SUCCEEDED = TuningStatus.SUCCEEDED.value
 #: As :attr:`TuningRecord.tuned_name` makes it; the beginning of the job's id.
 _TUNED = re.compile(r"ft:.+:([0-9a-f]{12})", re.DOTALL)
@@ -109,6 +102,7 @@ class TuningRepository:
     def __init__(self, url: str) -> None:
         self._database = Database(url)
         self._database.create(_METADATA)
+        self._leases = Leases(self._database, _JOBS)
 
     def create(self, terms: TuningTerms) -> TuningRecord:
         """Put a job on record; whoever looks for work finds it."""
@@ -116,11 +110,12 @@ class TuningRepository:
             "id": terms.id,
             "team": terms.team,
             "created_at": terms.created_at,
+            "model": terms.model,
             "terms": terms.model_dump_json(),
             **_columns(TuningProgress()),
             "settled": False,
             "token": 0,
-            "lease_expires_at": _LONG_AGO,
+            "lease_expires_at": LONG_AGO,
         }
         created = make_event(terms.id, "created", f"Created fine-tuning job: {terms.id}")
         with self._database.write() as connection:
@@ -155,15 +150,28 @@ class TuningRepository:
         if after is not None:
             then = self.get(after, team).created_at
             query = query.where(or_(made < then, and_(made == then, name < after)))
-        wanted, found = dict(metadata or {}), builtins.list[TuningRecord]()
+        wanted = dict(metadata or {}).items()
         with self._database.read() as connection:
-            for row in connection.execute(query.order_by(made.desc(), name.desc())).mappings():
-                record = _record(row)
-                if wanted.items() <= record.metadata.items():
-                    found.append(record)
-                if len(found) == limit:
-                    break
-        return found
+            ordered = query.order_by(made.desc(), name.desc()).execution_options(**PAGE)
+            rows = connection.execute(ordered).mappings()
+            fit = (record for record in readable(rows, _record) if wanted <= record.metadata.items())
+            return builtins.list(islice(fit, limit))
+
+    def all(self, *, settled: bool) -> builtins.list[TuningRecord]:
+        """Jobs of all teams for which nothing, or something, is left to do, in the order of their making.
+
+        Raises UnreadableError if one cannot be read.
+        """
+        query = select(_JOBS).where(_JOBS.c.settled.is_(settled)).order_by(_JOBS.c.created_at, _JOBS.c.id)
+        with self._database.read() as connection:
+            return [_record(row) for row in connection.execute(query).mappings()]
+
+    def forget_key(self, job_id: str, pseudonym: str) -> None:
+        """Take the key's id and the client's own words from the record of a job that is settled.
+
+        Its suffix stays: the name of what came of it has it.
+        """
+        self._leases.forget_key(job_id, TuningTerms, pseudonym)
 
     def find_tuned(self, name: str, team: str) -> TuningRecord | None:
         """That team's job whose tuned model has, or had, this name; None if there is none."""
@@ -177,19 +185,31 @@ class TuningRepository:
         return next((record for record in records if record.tuned_name == name), None)
 
     def tuned_from(self, models: Collection[str]) -> builtins.list[TuningRecord]:
-        """Jobs of all teams whose tuned models are there, by the public names of what they were tuned from.
-
-        A record that a newer release wrote is left out.
-        """
-        query = select(_JOBS).where(_JOBS.c.status == _SUCCEEDED).order_by(_JOBS.c.created_at)
-        found = builtins.list[TuningRecord]()
+        """Jobs of all teams whose tuned models are there, by public names of what they were tuned from."""
+        base = or_(_JOBS.c.model.in_(models), _JOBS.c.model.is_(None))
+        query = select(_JOBS).where(_JOBS.c.status == _SUCCEEDED, base).order_by(_JOBS.c.created_at)
         with self._database.read() as connection:
-            for row in connection.execute(query).mappings():
-                with suppress(ValidationError):
-                    record = _record(row)
-                    if record.model in models and record.deleted_at is None:
-                        found.append(record)
-        return found
+            records = readable(connection.execute(query).mappings(), _record)
+            return [record for record in records if record.model in models and record.deleted_at is None]
+
+    def trained(
+        self, team: str | None = None, since: datetime | None = None, until: datetime | None = None
+    ) -> builtins.list[TuningRecord]:
+        """Jobs that succeeded, of that team or of all, in the order of their making.
+
+        :param since: time at which the first was made.
+        :param until: time behind that of the last.
+        """
+        query = select(_JOBS).where(_JOBS.c.status == _SUCCEEDED)
+        if team is not None:
+            query = query.where(_JOBS.c.team == team)
+        if since is not None:
+            query = query.where(_JOBS.c.created_at >= since)
+        if until is not None:
+            query = query.where(_JOBS.c.created_at < until)
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(_JOBS.c.created_at, _JOBS.c.id)).mappings()
+            return builtins.list(readable(rows, _record))
 
     def delete_tuned(self, job_id: str, team: str) -> TuningRecord:
         """Its tuned model is no more; whoever looks for work takes away what it left.
@@ -208,7 +228,7 @@ class TuningRepository:
                     "settled": False,
                     # A worker that has not settled it yet must not do so without knowing of this.
                     "token": _JOBS.c.token + 1,
-                    "lease_expires_at": _LONG_AGO,
+                    "lease_expires_at": LONG_AGO,
                 }
                 connection.execute(update(_JOBS).where(*mine).values(values))
                 event = make_event(record.id, "deleted", f"The model {record.tuned_name} was deleted")
@@ -230,7 +250,7 @@ class TuningRepository:
         """
         made, name = _EVENTS.c.created_at, _EVENTS.c.id
         mine = _EVENTS.c.job == job_id
-        query = select(_EVENTS.c.content).where(mine)
+        query = select(_EVENTS).where(mine)
         with self._database.read() as connection:
             if after is not None:
                 last = select(made).where(mine, name == printable(after))
@@ -238,8 +258,8 @@ class TuningRepository:
                 if then is None:
                     raise NotFoundError(f"No such event: {after}")
                 query = query.where(or_(made < then, and_(made == then, name < after)))
-            rows = connection.execute(query.order_by(made.desc(), name.desc()).limit(limit)).scalars()
-            return [TuningEvent.model_validate_json(content) for content in rows]
+            ordered = query.order_by(made.desc(), name.desc()).execution_options(**PAGE)
+            return builtins.list(islice(readable(connection.execute(ordered).mappings(), _event), limit))
 
     def tell(self, job_id: str, events: Iterable[TuningEvent]) -> None:
         """Put events on record; those that are there already stay as they are."""
@@ -271,25 +291,15 @@ class TuningRepository:
         :param without: jobs that are not wanted.
         :param ended: only one that has ended, of which something is left to be taken away.
         """
-        wanted = [status.value for status in (TUNING_ENDED if ended else TuningStatus)]
-        others = and_(_JOBS.c.id.not_in(builtins.list(without)), _JOBS.c.status.in_(wanted))
-        while True:
-            now = datetime.now(UTC)
-            free = and_(_JOBS.c.settled.is_(False), _JOBS.c.lease_expires_at < now, others)
-            oldest = select(_JOBS.c.id).where(free).order_by(_JOBS.c.created_at).limit(1)
-            with self._database.write() as connection:
-                found = connection.execute(oldest).scalar_one_or_none()
-                if found is None:
-                    return None
-                values = {
-                    "holder": holder,
-                    "token": _JOBS.c.token + 1,
-                    "lease_expires_at": now + timedelta(seconds=lease_s),
-                }
-                take = update(_JOBS).where(_JOBS.c.id == found, free).values(values).returning(_JOBS)
-                row = connection.execute(take).mappings().one_or_none()
-            if row is not None:  # Else another was quicker.
-                return _record(row), int(row["token"])
+        states = [status.value for status in (TUNING_ENDED if ended else TuningStatus)]
+        row = self._leases.claim(
+            holder,
+            lease_s,
+            _JOBS.c.settled.is_(False),
+            _JOBS.c.status.in_(states),
+            _JOBS.c.id.not_in(builtins.list(without)),
+        )
+        return None if row is None else (_record(row), int(row["token"]))
 
     def report(
         self,
@@ -306,10 +316,7 @@ class TuningRepository:
         """
         mine = _JOBS.c.id == job_id
         with self._database.write() as connection:
-            row = connection.execute(select(_JOBS).where(mine).with_for_update()).mappings().one()
-            if row["token"] != token:
-                raise RefusedError(f"{job_id} is {row['holder']}'s now.")
-            known = _record(row)
+            known = _record(self._leases.held(connection, job_id, token))
             if known.status is TuningStatus.CANCELLED:
                 return known
             for made in progress.result_files if progress.status is TuningStatus.SUCCEEDED else ():
@@ -326,27 +333,15 @@ class TuningRepository:
 
         Raises RefusedError if another holds it.
         """
-        until = datetime.now(UTC) + timedelta(seconds=lease_s)
-        return self._held(job_id, token, {"lease_expires_at": until})
+        return TuningStatus(self._leases.renew(job_id, token, lease_s))
 
     def settle(self, job_id: str, token: int) -> None:
         """Nothing is left to do for it. Raises RefusedError if another holds it."""
-        self._held(job_id, token, {"settled": True})
+        self._leases.change(job_id, token, settled=True)
 
     def release(self, job_id: str, token: int) -> None:
         """Let another take it at once; nothing happens if one has."""
-        mine = _JOBS.c.id == job_id, _JOBS.c.token == token
-        with self._database.write() as connection:
-            connection.execute(update(_JOBS).where(*mine).values(lease_expires_at=_LONG_AGO))
-
-    def _held(self, job_id: str, token: int, values: Mapping[str, Any]) -> TuningStatus:
-        mine = _JOBS.c.id == job_id, _JOBS.c.token == token
-        change = update(_JOBS).where(*mine).values(values).returning(_JOBS.c.status)
-        with self._database.write() as connection:
-            status = connection.execute(change).scalar_one_or_none()
-        if status is None:
-            raise RefusedError(f"{job_id} is another's now.")
-        return TuningStatus(status)
+        self._leases.release(job_id, token)
 
     def _tell(self, connection: Connection, job_id: str, events: Iterable[TuningEvent]) -> None:
         dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
@@ -378,7 +373,12 @@ def _columns(progress: TuningProgress) -> dict[str, str]:
     return {"status": progress.status.value, "progress": body}
 
 
+def _event(row: RowMapping) -> TuningEvent:
+    try:
+        return TuningEvent.model_validate_json(row["content"])
+    except ValidationError:
+        raise UnreadableError(f"Event {row['id']} of {row['job']} cannot be read.") from None
+
+
 def _record(row: RowMapping) -> TuningRecord:
-    terms = TuningTerms.model_validate_json(row["terms"])
-    progress = TuningProgress.model_validate_json(row["progress"])
-    return TuningRecord.model_validate(terms.model_dump() | progress.model_dump())
+    return read(row, TuningTerms, TuningProgress, TuningRecord)

@@ -5,14 +5,16 @@ can fetch it (a node that did has it on its disk).
         python -m jobs.retire --name prompt-shield --version 1 --why "superseded"
 
 Its aliases go, with a line in the alias history; its adapter's files go from where engines load adapters. The
-checkpoint stays: what was trained can still be explained. The artifact (kind ``retirement``) holds
+checkpoint stays: what was trained can still be explained. ``--version all`` retires every version of the
+model, be there none: so ends what a fine-tuning job leaves. The artifact (kind ``retirement``) holds
 ``retirement.json``. Running it again finds it done.
 """
 
 from __future__ import annotations
 
 import json
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,7 +36,9 @@ class RetireConfig(JobConfig):
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"why"})
 
-    version: int = Field(ge=1, description="Its number in the registry.")
+    version: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        description="Its number in the registry, or all: every version that there is, be there none."
+    )
     why: str = Field(min_length=1, max_length=1000, description="For whoever asks for it later.")
 
 
@@ -45,30 +49,50 @@ def run(config: RetireConfig) -> JobResult:
     """
     store, settings = object_store(), load_settings()
     store.check()
-    registry, ref = Registry(settings), ModelRef(name=config.name, version=config.version)
-    model = next((found for found in registry.versions(ref.name) if found.ref == ref), None)
-    if model is None:
-        raise NotFoundError(f"Model {config.name!r} has no version {config.version}.")
-    inputs = [ArtifactInput(address=model.checkpoint, digest=model.digest)]
+    registry = Registry(settings)
+    models = _wanted(config, registry)
+    inputs = [ArtifactInput(address=model.checkpoint, digest=model.digest) for model in models]
     with start_run("retire", "retirement", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
         if job.done:
             return job.result(job.done)
-        _refuse_served(ref, store)
-        aliases = sorted(alias for alias, at in registry.aliases(ref.name).items() if at == ref.version)
-        registry.retire(ref, by=settings.principal, why=config.why)
-        job.progress(f"{ref} is retired{'; its aliases went: ' + ', '.join(aliases) if aliases else ''}")
-        files = _erase(model, store)
-        job.progress(f"{files} files of its adapter went")
-        told = {"model": str(ref), "why": config.why, "aliases": aliases, "adapter": model.adapter}
-        job.attempt.write("retirement.json", json.dumps(told, indent=1).encode())
-        return job.result(job.commit(counts={"files": files}, summary=told))
+        _refuse_served([model.ref for model in models], store)
+        told, files = list[dict[str, Any]](), 0
+        for model in models:
+            at = registry.aliases(model.ref.name)
+            aliases = sorted(alias for alias, version in at.items() if version == model.ref.version)
+            registry.retire(model.ref, by=settings.principal, why=config.why)
+            gone = f"; its aliases went: {', '.join(aliases)}" if aliases else ""
+            job.progress(f"{model.ref} is retired{gone}")
+            erased = _erase(model, store)
+            job.progress(f"{erased} files of its adapter went")
+            files += erased
+            told.append({"model": str(model.ref), "aliases": aliases, "adapter": model.adapter})
+        summary = {"why": config.why, "retired": told}
+        job.attempt.write("retirement.json", json.dumps(summary, indent=1).encode())
+        return job.result(job.commit(counts={"files": files}, summary=summary))
 
 
-def _refuse_served(ref: ModelRef, store: ObjectStore) -> None:
-    snapshot = snapshots.newest(store=store)
+def _wanted(config: RetireConfig, registry: Registry) -> list[RegisteredModel]:
+    try:
+        found = registry.versions(config.name)
+    except NotFoundError:
+        if config.version == "all":
+            return []
+        raise
+    wanted = [model for model in found if config.version in ("all", model.ref.version)]
+    if not wanted and config.version != "all":
+        raise NotFoundError(f"Model {config.name!r} has no version {config.version}.")
+    return wanted
+
+
+def _refuse_served(refs: Sequence[ModelRef], store: ObjectStore) -> None:
+    snapshot, gone = snapshots.newest(store=store), {str(ref) for ref in refs}
     for route in snapshot.routes if snapshot else ():
-        if any(target.model_version == str(ref) for target in route.targets):
-            raise RefusedError(f"{ref} is served as {route.model}: take that away first.")
+        for target in route.targets:
+            if target.model_version in gone:
+                raise RefusedError(
+                    f"{target.model_version} is served as {route.model}: take that away first."
+                )
 
 
 def _erase(model: RegisteredModel, store: ObjectStore) -> int:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.contracts import ArtifactInput, Manifest, adapter_id
+from cluster.contracts.tuning import TuningStatus
 from cluster.errors import RefusedError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.registry import Registry
@@ -86,11 +87,12 @@ class TuneConfig(JobConfig):
 def run(config: TuneConfig) -> JobResult:
     """Tune, or find it done.
 
-    Raises NotFoundError for a file that has gone, RefusedError for examples that cannot be learned from, and
-    what fine-tuning raises.
+    Raises NotFoundError for a file that has gone, RefusedError for examples that cannot be learned from or a
+    job that has failed or was cancelled, and what fine-tuning raises.
     """
     settings = load_settings()
     events = TuningRepository(settings.database_url)
+    _refuse_ended(events, config.name, settings.team)
 
     def told(record: dict[str, Any]) -> None:
         if "loss" not in record:
@@ -126,6 +128,8 @@ def run(config: TuneConfig) -> JobResult:
     artifacts.verify(checkpoint)
     if not checkpoint.counts["samples_seen"]:
         raise RefusedError(f"Every example has more than {config.training.max_length} tokens.")
+    # Whoever ended it waits until this process has ended, too, and takes back what is here then.
+    _refuse_ended(events, config.name, settings.team)
     model = Registry(settings).register(
         config.name,
         checkpoint,
@@ -146,6 +150,12 @@ def run(config: TuneConfig) -> JobResult:
         "left_out_too_long": checkpoint.counts["left_out_too_long"],
     }
     return JobResult(artifact=trained.artifact, reused=trained.reused, summary=summary)
+
+
+def _refuse_ended(jobs: TuningRepository, job_id: str, team: str) -> None:
+    status = jobs.get(job_id, team).status
+    if status in (TuningStatus.FAILED, TuningStatus.CANCELLED):
+        raise RefusedError(f"Job {job_id} is {status.value}: nothing may come of it any more.")
 
 
 def _dataset(config: TuneConfig) -> Manifest:

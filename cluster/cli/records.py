@@ -61,20 +61,24 @@ def usage(
     by: Any,
     as_json: bool,
 ) -> None:
-    """Report requests, tokens and cost from the audit.
+    """Report requests, tokens and cost from the audit, and trainings that succeeded.
 
-    Times are UTC; a request counts when it came. What happened in the last minutes may not be in it yet.
+    Times are UTC; a request or a training counts when it came. What happened in the last minutes may not be
+    in it yet.
     """
     from cluster.records.usage import usage as report
+    from cluster.settings import load_settings
     from cluster.storage import object_store
+    from cluster.tuning import TuningRepository
 
-    found = report(object_store(), by, key=key_id, team=team, since=since, until=until)
+    jobs = TuningRepository(load_settings().database_url)
+    found = report(object_store(), jobs, by, key=key_id, team=team, since=since, until=until)
     documents = [line.document(by) for line in found]
     if as_json:
         click.echo(json.dumps(documents))
         return
     if not documents:
-        click.echo("no requests on record")
+        click.echo("no requests and no trainings on record")
         return
     shown = [[*documents[0]], *([_shown(value) for value in line.values()] for line in documents)]
     groups = len(found[0].group)
@@ -102,8 +106,9 @@ def _shown(value: Any) -> str:
 def erase(key_id: str | None, user: str | None, team: str | None, dry_run: bool, as_json: bool) -> None:
     """Take a key or an end user out of all records, or, with neither, apply earlier erasures again.
 
-    Texts, comments and names go; times, tokens and costs stay, under a pseudonym. What gateways have not
-    shipped yet is erased by the next run: repeat it after some minutes, and revoke the key before.
+    Texts, comments and names go; times, tokens and costs stay, under a pseudonym. With a key go its files:
+    uploads, what batches and fine-tuning jobs made for it, and the copies that these read. What gateways have
+    not shipped yet is erased by the next run: repeat it after some minutes, and revoke the key before.
     """
     from cluster.records.erasure import Eraser
     from cluster.settings import load_settings
@@ -114,7 +119,7 @@ def erase(key_id: str | None, user: str | None, team: str | None, dry_run: bool,
     if team and not user:
         raise click.UsageError("--team belongs to --user: a key's id is known without")
     settings = load_settings()
-    eraser = Eraser(object_store(), settings.principal)
+    eraser = Eraser(object_store(), settings.principal, settings.database_url)
     if key_id:
         done = eraser.erase("key", key_id, settings.team, dry_run=dry_run)
     elif user:
@@ -127,3 +132,14 @@ def erase(key_id: str | None, user: str | None, team: str | None, dry_run: bool,
     words = ", ".join(f"{count} of {name}" for name, count in sorted(done.rows.items())) or "none"
     verb = "would be erased" if dry_run else "erased"
     click.echo(f"rows {verb}: {words}; in {done.files} files")
+    click.echo(f"objects of /v1/files and copies of them {verb}: {done.objects or 'none'}")
+    for names, what in (
+        (
+            done.under_way,
+            "under way, with copies of their own: revoke the key, and erase again once they ended",
+        ),
+        (done.models, "trained on such files, which deleting these does not undo: delete the models, too"),
+        (done.files_with_user, "files whose lines name the user, or that were made of such: delete them"),
+    ):
+        if names:
+            click.echo(f"{what}: {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""The right to erasure: take a key, or an end user, out of all records.
+"""The right to erasure: take a key, or an end user, out of all records, and a key's files out of storage.
 
 What goes is what tells who it was and what was said: texts, comments, labels, the names of end users, and for
 a key its id, in whose place comes a pseudonym that nothing leads back from. What stays is what accounts and
@@ -13,8 +13,11 @@ whoever is killed runs it again. Every run also applies the erasures on record b
 since (a spool that was shipped late) and to what another run, at the same time, wrote over: the last to
 finish has then seen all files clean.
 
-Not touched: logs, traces, what jobs made of records, the key's own row in SQL, and what still waits in a
-spool.
+With a key go the files of ``/v1/files`` that came with it, uploads and what batches and fine-tuning jobs made
+for it alike, and the copies that such jobs read (:mod:`cluster.records.belongings`).
+
+Not touched: logs, traces, what jobs made of records, the key's own row in SQL and its name in manifests and
+the registry, models, and what still waits in a spool.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +34,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from cluster.contracts import Principal
 from cluster.contracts.base import Contract
 from cluster.errors import RefusedError, UnavailableError
+from cluster.records.belongings import Belongings, OnRecord, Owned
 from cluster.records.layout import RecordFile, record_files
 from cluster.records.reading import read_file, read_files
 from cluster.records.schema import TABLES, TableName, subject_hash
@@ -59,6 +63,15 @@ class Erasure(Contract):
     )
     done_at: AwareDatetime | None = Field(None, description="UTC time at which nothing was left to erase.")
     rows: dict[str, int] = Field(default_factory=dict, description="Rows erased so far, by table.")
+    # Left out of what a release without them must read.
+    objects: int = Field(
+        0, description="Files and copies of them deleted so far.", exclude_if=lambda objects: not objects
+    )
+    models: list[str] = Field(
+        default_factory=list,
+        description="Names of models that learned from its files.",
+        exclude_if=lambda models: not models,
+    )
 
     @property
     def address(self) -> str:
@@ -75,18 +88,29 @@ class Erased:
     files: int
     #: Erasures on record that were applied.
     erasures: int
+    #: Of keys: files, and copies of them, that were in storage.
+    objects: int = 0
+    #: Of keys: names of models that learned from their files.
+    models: list[str] = field(default_factory=list)
+    #: Of keys: ids of batches and fine-tuning jobs that have not ended and keep what they need.
+    under_way: list[str] = field(default_factory=list)
+    #: Of an end user: ids of its team's files whose lines name it, and of what batches made of these.
+    files_with_user: list[str] = field(default_factory=list)
 
 
 class Eraser:
-    """Erases from the records in one bucket."""
+    """Erases from one bucket.
 
-    def __init__(self, store: ObjectStore, by: Principal) -> None:
-        self._store, self._by = store, by
+    :param url: SQLAlchemy URL of the database that knows its files.
+    """
+
+    def __init__(self, store: ObjectStore, by: Principal, url: str) -> None:
+        self._store, self._by, self._owned = store, by, Owned(store, url, by)
 
     def erase(self, kind: Literal["key", "user"], name: str, team: str, *, dry_run: bool = False) -> Erased:
         """Erase a key, or an end user of a team, from all that was recorded until now.
 
-        Raises UnavailableError or AccessError if storage does not answer: run it again then.
+        Raises UnavailableError or AccessError if storage or the database does not answer: run it again then.
         """
         erasure = Erasure(
             kind=kind,
@@ -96,16 +120,22 @@ class Eraser:
             asked_by=self._by,
         )
         if dry_run:
-            return _Pass(self._store, [erasure], dry_run=True).run()
-        if before := next((one for one in self.on_record() if one.address == erasure.address), None):
-            erasure = erasure.model_copy(update={"rows": before.rows, "pseudonym": before.pseudonym})
+            return replace(self._dry_run([erasure]), files_with_user=self._naming(erasure))
+        if before := self._find(erasure.address):
+            kept = {"rows", "pseudonym", "objects", "models"}
+            erasure = erasure.model_copy(update={name: getattr(before, name) for name in kept})
         _write(self._store, erasure)
-        return self.again()
+        done, now = self.again(), self._find(erasure.address)
+        # Those too that an earlier run found, which then lost what led to them.
+        models = done.models if now is None else sorted({*done.models, *now.models})
+        return replace(done, models=models, files_with_user=self._naming(erasure))
 
     def again(self, *, dry_run: bool = False) -> Erased:
         """Apply all erasures on record to what came in since. Raises as :meth:`erase`."""
         if dry_run:
-            return _Pass(self._store, list(self.on_record()), dry_run=True).run()
+            return self._dry_run(list(self.on_record()))
+        there = self._owned.load()
+        left = [self._take(erasure, there) for erasure in self.on_record() if erasure.kind == "key"]
         rows: Counter[str] = Counter()
         files = 0
         for _ in range(_PASSES):
@@ -115,8 +145,37 @@ class Eraser:
             files += found.files
             if not found.files:
                 self._done(erasures)
-                return Erased(dict(rows), files, len(erasures))
+                return _with(Erased(dict(rows), files, len(erasures)), left)
         raise UnavailableError("Files change while they are erased: run `manta erase` again later.")
+
+    def _dry_run(self, erasures: list[Erasure]) -> Erased:
+        keys, there = [one for one in erasures if one.kind == "key"], self._owned.load()
+        left = [self._owned.find(one.subject, one.before, there) for one in keys]
+        return _with(_Pass(self._store, erasures, dry_run=True).run(), left)
+
+    def _naming(self, erasure: Erasure) -> list[str]:
+        return [] if erasure.team is None else self._owned.naming(erasure.subject, erasure.team)
+
+    def _take(self, erasure: Erasure, there: OnRecord) -> Belongings:
+        """Delete what a key left besides records."""
+        found = self._owned.find(erasure.subject, erasure.before, there)
+        if found.objects or found.models:
+            # On record first: without the files nothing leads to the models any more.
+            models = sorted({*erasure.models, *found.models})
+            objects = erasure.objects + len(found.objects)
+            erasure = erasure.model_copy(update={"models": models, "objects": objects})
+            _write(self._store, erasure)
+
+        def pseudonym() -> str:
+            nonlocal erasure
+            erasure = _with_pseudonym(self._store, erasure)
+            return str(erasure.pseudonym)
+
+        self._owned.erase(found, pseudonym)
+        return found
+
+    def _find(self, address: str) -> Erasure | None:
+        return next((one for one in self.on_record() if one.address == address), None)
 
     def on_record(self) -> Iterator[Erasure]:
         """All erasures, in order of their addresses. Raises RefusedError for one that is not understood."""
@@ -210,15 +269,11 @@ class _Pass:
 
     def _pseudonym(self, erasure: Erasure) -> str:
         """What stands for a key. On record until all is done: who is killed midway goes on with the same."""
-        current = self._erasures[erasure.address]
         if self._dry_run:
             return "erased"
-        if current.pseudonym is None:
-            current = current.model_copy(update={"pseudonym": f"erased-{secrets.token_hex(8)}"})
-            self._erasures[erasure.address] = current
-            _write(self._store, current)
-        assert current.pseudonym is not None
-        return current.pseudonym
+        current = _with_pseudonym(self._store, self._erasures[erasure.address])
+        self._erasures[erasure.address] = current
+        return str(current.pseudonym)
 
     def _count(self, address: str, name: TableName, count: int) -> None:
         known = self._erasures[address]
@@ -265,6 +320,23 @@ def _put(table: pa.Table, name: str, rows: pa.ChunkedArray, value: Any) -> pa.Ta
     field = table.schema.field(name)
     column = pc.if_else(rows, pa.scalar(value, field.type), table[name])
     return table.set_column(table.schema.get_field_index(name), field, column)
+
+
+def _with(done: Erased, left: Sequence[Belongings]) -> Erased:
+    return replace(
+        done,
+        objects=sum(len(one.objects) for one in left),
+        models=sorted({name for one in left for name in one.models}),
+        under_way=sorted({name for one in left for name in one.under_way}),
+    )
+
+
+def _with_pseudonym(store: ObjectStore, erasure: Erasure) -> Erasure:
+    """The erasure with a pseudonym, which is on record before anything bears it."""
+    if erasure.pseudonym is None:
+        erasure = erasure.model_copy(update={"pseudonym": f"erased-{secrets.token_hex(8)}"})
+        _write(store, erasure)
+    return erasure
 
 
 def _write(store: ObjectStore, erasure: Erasure) -> None:

@@ -1,4 +1,8 @@
-"""Who used how much: sums over the audit."""
+"""Who used how much: sums over the audit, and over the trainings on record.
+
+Rows of batches are requests in the audit. A training is none: it counts, as on its key's budgets, once it has
+succeeded, at the time at which its job came in, and for the model that it was of.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from cluster.storage import ObjectStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from cluster.tuning import TuningRepository
 
 By = Literal["key", "model", "day"]
 _COLUMNS: dict[By, tuple[str, ...]] = {"key": ("team", "key_id"), "model": ("model",), "day": ("day",)}
@@ -34,7 +40,11 @@ class Usage:
     cancelled: int
     prompt_tokens: int
     completion_tokens: int
-    #: None if no request had a price.
+    #: Fine-tuning jobs that succeeded.
+    trainings: int
+    #: Tokens that they learned from, each epoch's.
+    trained_tokens: int
+    #: Of requests and trainings; None if none of them had a price.
     cost: float | None
 
     def document(self, by: By) -> dict[str, Any]:
@@ -46,6 +56,7 @@ class Usage:
 
 def usage(
     store: ObjectStore,
+    jobs: TuningRepository,
     by: By,
     *,
     key: str | None = None,
@@ -55,7 +66,7 @@ def usage(
 ) -> list[Usage]:
     """The sums of every group, in order of the group.
 
-    Raises UnavailableError or AccessError if storage does not answer.
+    Raises UnavailableError or AccessError if storage or the database does not answer.
     """
     import pyarrow.dataset as ds
 
@@ -73,6 +84,22 @@ def usage(
                 priced.add(group)
             for name in _SUMMED:
                 found[name] += row[f"{name}_sum"] or 0
+    for job in jobs.trained(team, since, until):
+        if key not in (None, job.key_id):
+            continue
+        told = {
+            "team": job.team,
+            "key_id": job.key_id,
+            "model": job.model,
+            "day": f"{job.created_at:%Y-%m-%d}",
+        }
+        group = tuple(told[name] for name in _COLUMNS[by])
+        found, tokens = sums.setdefault(group, Counter()), job.trained_tokens or 0
+        found["trainings"] += 1
+        found["trained_tokens"] += tokens
+        if job.training_price is not None:
+            priced.add(group)
+            found["cost"] += float(job.cost(tokens))  # type: ignore[assignment]
     return [_usage(group, found, group in priced) for group, found in sorted(sums.items())]
 
 
@@ -91,6 +118,8 @@ def _usage(group: tuple[str, ...], found: Counter[str], priced: bool) -> Usage:
         requests=found["requests"],
         prompt_tokens=found["prompt_tokens"],
         completion_tokens=found["completion_tokens"],
+        trainings=found["trainings"],
+        trained_tokens=found["trained_tokens"],
         # Prices are decimal: what binary fractions add in the last places means nothing.
         cost=round(float(found["cost"]), 9) if priced else None,
         **{name: found[name] for name in _OUTCOMES},

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cluster.batches import BatchRepository, entered
 from cluster.contracts.batches import BatchError, BatchProgress, BatchRecord, BatchStatus, BatchUsage
-from cluster.errors import AccessError, MantaError, NotFoundError, RefusedError, UnavailableError
+from cluster.errors import AccessError, MantaError, NotFoundError, UnavailableError
 from cluster.files import FileRepository
 from cluster.storage import ObjectStore
 from deployments.batches.asking import Asker, KeyEndedError
@@ -30,6 +31,7 @@ from deployments.batches.parts import Done, Parts, Row, rows_of
 from deployments.gateway.args import BatchArgs
 from deployments.gateway.pipeline import Pipeline
 from deployments.gateway.threads import waited
+from deployments.holding import hold
 from validation.guards import GuardEngine, parse_policy
 from validation.guards.policy import GuardPolicy
 
@@ -138,35 +140,23 @@ class BatchWorker:
     async def _guarded(self, record: BatchRecord, token: int) -> None:
         """Work on one batch; nothing that happens to it ends the worker."""
         work = _Work(record, token, Parts(self._store, record))
+        release = partial(self._batches.release, record.id, token)
         self._held.add(record.id)
         try:
-            async with asyncio.TaskGroup() as group:
-                beat = group.create_task(self._beat(work))
-                await self._work(work)
-                beat.cancel()
-        except* RefusedError as refused:
-            logger.warning("Batch %s is left: %s", record.id, refused.exceptions[0])
-        except* (UnavailableError, AccessError) as away:
-            # Its lease runs out, and it is taken up again.
-            logger.warning("Batch %s waits: %s", record.id, away.exceptions[0])
-        except* Exception:
-            logger.exception("Batch %s failed here and is taken up again", record.id)
+            await hold(
+                f"Batch {record.id}",
+                self._work(work),
+                partial(self._renew, work),
+                self._args.lease_s / 3,
+                release,
+            )
         finally:
             self._held.discard(record.id)
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():  # This worker ends: another may go on at once.
-                with contextlib.suppress(MantaError):
-                    self._batches.release(record.id, token)
 
-    async def _beat(self, work: _Work) -> None:
-        """Keep the lease, whatever the work waits for. Raises RefusedError once another has it."""
-        while True:
-            await asyncio.sleep(self._args.lease_s / 3)
-            try:
-                status = await waited(self._batches.renew, work.record.id, work.token, self._args.lease_s)
-                work.cancelled = work.cancelled or status is BatchStatus.CANCELLING
-            except UnavailableError as error:
-                logger.warning("The lease of batch %s waits: %s", work.record.id, error)
+    async def _renew(self, work: _Work) -> None:
+        """Keep the lease. Raises RefusedError once another has it."""
+        status = await waited(self._batches.renew, work.record.id, work.token, self._args.lease_s)
+        work.cancelled = work.cancelled or status is BatchStatus.CANCELLING
 
     async def _work(self, work: _Work) -> None:
         """Bring one batch to its end. Raises RefusedError once another holds it, MantaError."""

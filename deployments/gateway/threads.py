@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from cluster.errors import MantaError, NotFoundError, RefusedError
+from cluster.errors import MantaError, NotFoundError, RefusedError, UnreadableError
 from deployments.gateway.errors import ApiError
 
 _P = ParamSpec("_P")
@@ -29,12 +29,14 @@ async def in_thread(work: Callable[[], _T], *, refused: tuple[int, str] = (400, 
 
     :param refused: status and code of what is refused.
 
-    Raises ApiError: 404 for what is not there, 503 for what does not answer.
+    Raises ApiError: 404 for what is not there, 503 for what does not answer or cannot be read here.
     """
     try:
         return await waited(work)
     except NotFoundError as error:
         raise ApiError(404, str(error), code="not_found") from None
+    except UnreadableError as error:  # A gateway of the release that wrote it can.
+        raise ApiError(503, str(error), kind="server_error", code="unreadable_record") from None
     except RefusedError as error:
         raise ApiError(refused[0], str(error), code=refused[1]) from None
     except MantaError:

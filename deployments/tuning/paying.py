@@ -42,8 +42,8 @@ class Payments:
         if short:
             self._ledger.settle(record.id, _claims(record, key, _NOTHING, _NOTHING))
             raise RefusedError(
-                f"You exceeded your current quota: this training may cost {most.normalize():f}, and key "
-                f"{key.id} has less left of its budget of {short[0].budget:f} for {short[0].period}."
+                f"You exceeded your current quota: this training may cost {most.normalize():f}, and its key "
+                f"has less left of its budget of {short[0].budget:f} for {short[0].period}."
             )
 
     def settle(self, record: TuningRecord, key: ApiKey) -> None:

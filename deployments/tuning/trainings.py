@@ -203,9 +203,10 @@ def words(order: Order, args: TuningArgs) -> list[str]:
 
 
 def retire_words(record: TuningRecord) -> list[str]:
-    """Arguments of ``python -m jobs.retire``."""
-    name, _, version = (record.model_version or "").partition("@")
-    return ["--name", name, "--version", version, "--why", f"{record.tuned_name} was deleted"]
+    """Arguments of ``python -m jobs.retire``; the registered model bears the job's id."""
+    deleted = record.deleted_at is not None
+    why = f"{record.tuned_name} was deleted" if deleted else f"{record.id} is {record.status.value}"
+    return ["--name", record.id, "--version", "all", "--why", why]
 
 
 def _file(record: FileRecord) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from cluster.contracts import ModelRef
 from cluster.contracts.tuning import TUNING_ENDED, TuningEvent, TuningRecord, TuningStatus
-from cluster.errors import AccessError, MantaError, NotFoundError, RefusedError, UnavailableError
+from cluster.errors import MantaError, NotFoundError, RefusedError, UnavailableError
 from cluster.files import FileRepository
 from cluster.storage import ObjectStore
 from cluster.tuning import TuningRepository, changed, make_event
@@ -28,9 +28,10 @@ from deployments.gateway.args import TuningArgs
 from deployments.gateway.errors import ApiError
 from deployments.gateway.threads import waited
 from deployments.gateway.view import Poller
+from deployments.holding import hold
 from deployments.tuning.choosing import choose
 from deployments.tuning.endings import JobCancelledError, JobFailedError
-from deployments.tuning.erasing import erase
+from deployments.tuning.erasing import end, erase, is_left
 from deployments.tuning.paying import Payments
 from deployments.tuning.publishing import BaseGoneError, publish, withdraw
 from deployments.tuning.reading import read_examples
@@ -98,7 +99,7 @@ class TuningWorker:
                         group.create_task(self._guarded(_Work(*found)))
                 except MantaError as error:
                     logger.warning("Fine-tuning jobs wait: %s", error)
-                except Exception:  # One that cannot be read ends neither the others nor batches.
+                except Exception:  # Whatever it is, it ends neither the others nor batches.
                     logger.exception("A fine-tuning job cannot be taken")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._args.poll_s):
@@ -113,33 +114,20 @@ class TuningWorker:
         """Follow one job; nothing that happens to it ends the worker."""
         job_id = work.record.id
         try:
-            async with asyncio.TaskGroup() as group:
-                beat = group.create_task(self._beat(work))
-                await self._to_its_end(work)
-                beat.cancel()
-        except* RefusedError as refused:
-            logger.warning("Fine-tuning job %s is left: %s", job_id, refused.exceptions[0])
-        except* (UnavailableError, AccessError) as away:
-            # Its lease runs out, and it is taken up again.
-            logger.warning("Fine-tuning job %s waits: %s", job_id, away.exceptions[0])
-        except* Exception:
-            logger.exception("Fine-tuning job %s failed here and is taken up again", job_id)
+            await hold(
+                f"Fine-tuning job {job_id}",
+                self._to_its_end(work),
+                partial(self._renew, work),
+                min(self._args.lease_s / 3, self._args.poll_s),
+                partial(self._jobs.release, job_id, work.token),
+            )
         finally:
             self._held.discard(job_id)
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():  # This worker ends: another may go on at once.
-                with contextlib.suppress(MantaError):
-                    self._jobs.release(job_id, work.token)
 
-    async def _beat(self, work: _Work) -> None:
-        """Keep the lease, whatever the work waits for. Raises RefusedError once another has it."""
-        while True:
-            await asyncio.sleep(min(self._args.lease_s / 3, self._args.poll_s))
-            try:
-                status = await waited(self._jobs.renew, work.record.id, work.token, self._args.lease_s)
-                work.cancelled = work.cancelled or status is TuningStatus.CANCELLED
-            except UnavailableError as error:
-                logger.warning("The lease of fine-tuning job %s waits: %s", work.record.id, error)
+    async def _renew(self, work: _Work) -> None:
+        """Keep the lease. Raises RefusedError once another has it."""
+        status = await waited(self._jobs.renew, work.record.id, work.token, self._args.lease_s)
+        work.cancelled = work.cancelled or status is TuningStatus.CANCELLED
 
     async def _to_its_end(self, work: _Work) -> None:
         try:
@@ -158,24 +146,27 @@ class TuningWorker:
         except JobCancelledError:
             pass
         record = await waited(self._jobs.get, work.record.id, work.record.team)
-        if record.status is not TuningStatus.SUCCEEDED:
-            await self._asked(lambda: self._trainings.stop(record.submission_id))
-        if record.deleted_at is not None or (record.status is not TuningStatus.SUCCEEDED and record.base):
+        succeeded, deleted = record.status is TuningStatus.SUCCEEDED, record.deleted_at is not None
+        if not succeeded:
+            await end(record, self._trainings, self._args, self._asked)
+        if deleted or (not succeeded and record.base):
             await self._asked(lambda: withdraw(record, self._store))
-        if record.deleted_at is not None:
-            await asyncio.sleep(self._publish_s)  # Until then gateways may send requests there.
-            async with self._erasures:
-                why = await erase(record, self._trainings, self._args, self._asked)
-            if why is not None:
-                message = f"What was left of {record.tuned_name} could not be taken away: {why}"
-                event = make_event(record.id, "not erased", message, level="error")
-                await self._asked(lambda: self._jobs.tell(record.id, [event]))
         key = self._poller.view.keys.get(record.key_id)
-        if key is not None and (
-            record.training_price is not None or record.status is not TuningStatus.SUCCEEDED
-        ):
+        if key is not None and (record.training_price is not None or not succeeded):
             await self._asked(lambda: self._payments.settle(record, key))
+        if deleted or (not succeeded and await self._asked(lambda: is_left(record, self._store))):
+            await self._erase(record)
         await waited(self._jobs.settle, record.id, work.token)
+
+    async def _erase(self, record: TuningRecord) -> None:
+        """Take away what came of it; nobody is sent there any more."""
+        await asyncio.sleep(self._publish_s)  # Until then gateways may send requests there.
+        async with self._erasures:
+            why = await erase(record, self._trainings, self._args, self._asked)
+        if why is not None:
+            message = f"What was left of {record.tuned_name} could not be taken away: {why}"
+            event = make_event(record.id, "not erased", message, level="error")
+            await self._asked(lambda: self._jobs.tell(record.id, [event]))
 
     async def _do(self, work: _Work) -> None:
         """Bring it to its end. Raises JobFailedError, JobCancelledError."""

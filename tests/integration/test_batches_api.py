@@ -16,10 +16,12 @@ import openai
 import pytest
 import uvicorn
 from openai.types import Batch
+from sqlalchemy import text
 
 from cluster.batches import BatchRepository, new_batch_id
 from cluster.contracts import Target, UpstreamRequest
 from cluster.contracts.batches import BatchProgress, BatchRecord, BatchTerms
+from cluster.database import Database
 from cluster.errors import RefusedError
 from cluster.files import FileRepository
 from cluster.settings import load_settings
@@ -578,6 +580,19 @@ async def test_a_batch_whose_policy_nobody_can_read_ends_with_its_window(g: Runn
     g.start_worker(lease_s=0.3)
     done = await g.ended(await g.client.batches.retrieve(old.id))
     assert (done.status, len(await g.lines(done.error_file_id))) == ("expired", 2)
+
+
+async def test_a_record_that_cannot_be_read_holds_up_no_other(g: Running) -> None:
+    bad, good = await g.submit(1), await g.submit(1)
+    with Database(load_settings().database_url).write() as connection:  # As a newer release may leave one.
+        change = "UPDATE batches SET terms = json_insert(terms, '$.newer', 1) WHERE id = :id"
+        assert connection.execute(text(change), {"id": bad.id}).rowcount == 1
+    worker = g.start_worker()
+    assert (await g.ended(good)).status == "completed"
+    assert not worker.done()
+    assert [batch.id async for batch in g.client.batches.list(limit=1)] == [good.id]
+    with pytest.raises(openai.InternalServerError, match=f"The record of {bad.id} cannot be read"):
+        await g.client.batches.retrieve(bad.id)
 
 
 async def test_readme(g: Running, team: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

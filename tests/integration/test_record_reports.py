@@ -90,7 +90,7 @@ def test_usage_adds_up_by_key_model_and_day(put, team: str, capsys) -> None:
     by_key = manta(capsys, "usage", "--team", team, "--json")
     first = {"team": team, "key": f"{team}-app", "requests": 6, "prompt_tokens": 60, "completion_tokens": 15}
     ends = {"blocked": 1, "refused": 1, "failed": 1, "cancelled": 1, "cost": None}
-    assert by_key[0] == first | ends
+    assert by_key[0] == first | ends | {"trainings": 0, "trained_tokens": 0}
     assert (by_key[1]["key"], by_key[1]["cost"]) == (f"{team}-b", 0.3)
     by_model = manta(capsys, "usage", "--team", team, "--by", "model", "--json")
     assert {row["model"]: row["requests"] for row in by_model} == {"large": 3, "small": 5}
@@ -99,7 +99,7 @@ def test_usage_adds_up_by_key_model_and_day(put, team: str, capsys) -> None:
     assert {row["day"]: row["requests"] for row in by_day} == {"2026-11-01": 1, "2026-11-02": 3}
     table = manta(capsys, "usage", "--team", team).splitlines()
     assert table[0].split()[:3] == ["team", "key", "requests"]
-    assert table[1].split() == [team, f"{team}-app", "6", "1", "1", "1", "1", "60", "15", "-"]
+    assert table[1].split() == [team, f"{team}-app", "6", "1", "1", "1", "1", "60", "15", "0", "0", "-"]
     assert "no requests" in manta(capsys, "usage", "--team", "nobody")
     assert "is no time" in manta(capsys, "usage", "--since", "soon", status=2)
 
@@ -198,7 +198,7 @@ def recorded(put, store: ObjectStore, team: str) -> Eraser:
         "feedback",
         *(said | {"request_id": f"req-{number}", "comment": f"on {number}"} for number in range(6)),
     )
-    return Eraser(store, Principal(key_id="officer", team="default"))
+    return Eraser(store, Principal(key_id="officer", team="default"), load_settings().database_url)
 
 
 def sums(store: ObjectStore, team: str) -> tuple[int, int]:
@@ -259,7 +259,9 @@ def test_an_erasure_that_breaks_off_goes_on_where_it_was(
     with FaultProxy(s3.endpoint, free_ports()) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         broken = Eraser(
-            ObjectStore(s3.bucket, StorageSettings(max_attempts=1)), Principal(key_id="o", team="t")
+            ObjectStore(s3.bucket, StorageSettings(max_attempts=1)),
+            Principal(key_id="o", team="t"),
+            load_settings().database_url,
         )
         proxy.deny(lambda asked: asked.method == "PUT" and "/traffic/" in asked.key)
         with pytest.raises(MantaError):
@@ -274,7 +276,7 @@ def test_an_erasure_that_breaks_off_goes_on_where_it_was(
 
 def test_two_erasures_at_once_do_not_undo_each_other(recorded: Eraser, store: ObjectStore, team: str) -> None:
     before = sums(store, team)
-    other = Eraser(store, Principal(key_id="second", team="default"))
+    other = Eraser(store, Principal(key_id="second", team="default"), load_settings().database_url)
     with ThreadPoolExecutor(2) as pool:
         for done in [
             pool.submit(recorded.erase, "user", "ann", team),

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import time
 
 import httpx
 import psutil
@@ -97,7 +96,7 @@ def test_the_users_aws_keys_do_not_open_the_local_server(own, tmp_path, monkeypa
         ObjectStore("manta", StorageSettings()).check()
 
 
-def test_data_survives_a_stop_a_kill_and_other_ports(own, owner, code, team):
+def test_data_survives_a_stop_a_kill_and_other_ports(own, owner, code, team, monkeypatch):
     from cluster.contracts import ArtifactRef
 
     ref = ArtifactRef(team=team, kind="dataset", name="kept", fingerprint="0" * 16)
@@ -109,9 +108,9 @@ def test_data_survives_a_stop_a_kill_and_other_ports(own, owner, code, team):
         Bucket=store.bucket, Key=f"{attempt.prefix}encrypted", Body=b"secret", ServerSideEncryption="AES256"
     )
     manifest = commit(attempt)
-    began = time.monotonic()
-    s3server.stop(server.pid)
-    assert time.monotonic() - began < s3server.STOP_TIMEOUT_S
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil.Process, "kill", lambda _: pytest.fail("it does not end when it is asked to"))
+        s3server.stop(server.pid, timeout_s=120)  # A busy machine needs long for what takes it a second.
     assert not psutil.pid_exists(server.pid)
     server, store = own()
     ArtifactStore(store).verify(ArtifactStore(store).open(ref))

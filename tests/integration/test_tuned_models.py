@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -17,32 +15,20 @@ from cluster.contracts.tuning import TuningRecord, TuningStatus
 from cluster.errors import RefusedError
 from cluster.job.config import parse_config
 from cluster.settings import load_settings
-from cluster.storage import ObjectStore
 from cluster.tuning import TuningRepository
 from deployments.plan import MODEL, Plan, with_routes
 from deployments.rollout import publish_routes
 from deployments.tuning.publishing import publish, withdraw
 from deployments.tuning.trainings import retire_words
 from jobs.retire import RetireConfig
-from tests.conftest import S3
 from tests.integration.test_published_routes import Rolling
-from tests.integration.tuning import BASE, SQLITE, Running, tuning_gateway
+from tests.integration.tuning import BASE, SQLITE, Running, tuning
 from tests.unit.gateway_app import chat, key, usage
 
 pytestmark = [pytest.mark.integration, SQLITE]
 
 
-@pytest.fixture
-async def g(
-    s3: S3,
-    store: ObjectStore,
-    team: str,
-    database_url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Running]:
-    async with tuning_gateway(store, team, database_url, tmp_path, monkeypatch) as running:
-        yield running
+g = tuning
 
 
 def repository() -> TuningRepository:
@@ -96,7 +82,7 @@ async def test_a_team_deletes_what_it_tuned(g: Running, team: str) -> None:
     await g.settled()
     (retired,) = g.cluster.retired
     config = parse_config(RetireConfig, retire_words(retired), {}, "retire")
-    assert (config.name, config.version) == (record.id, 1)
+    assert (config.name, config.version, config.why) == (record.id, "all", f"{name} was deleted")
 
     await g.follow()
     for asked in (g.client.models.retrieve(name), ask(g, name)):

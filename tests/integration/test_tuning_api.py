@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,13 @@ from cluster.contracts.tuning import TuningHyperparameters
 from cluster.files import FileRepository
 from cluster.job.config import parse_config
 from cluster.settings import load_settings
-from cluster.storage import ObjectStore
 from cluster.tuning import TuningRepository, make_event
 from deployments.gateway.args import TuningArgs
 from deployments.plan import Plan, with_routes
 from deployments.tuning.choosing import batches, choose
 from deployments.tuning.trainings import words
 from jobs.tune import TuneConfig, rows_of
-from tests.conftest import S3
-from tests.integration.tuning import BASE, QUICK, SQLITE, STEPS, Running, example, preference, tuning_gateway
+from tests.integration.tuning import BASE, QUICK, SQLITE, STEPS, Running, example, preference, tuning
 from tests.ports import free_ports
 from tests.unit.gateway_app import chat, key, route, usage
 
@@ -37,17 +34,7 @@ _RATE = "learning_rate_multiplier"
 _DPO = "method.dpo.hyperparameters"
 
 
-@pytest.fixture
-async def g(
-    s3: S3,
-    store: ObjectStore,
-    team: str,
-    database_url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Running]:
-    async with tuning_gateway(store, team, database_url, tmp_path, monkeypatch) as running:
-        yield running
+g = tuning
 
 
 async def test_a_job_from_upload_to_chat(g: Running, team: str) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,43 +15,73 @@ from sqlalchemy import text
 from cluster import snapshots
 from cluster.budget_ledger import BudgetLedger
 from cluster.contracts import KeyLimits, Price
-from cluster.contracts.tuning import TuningStatus
+from cluster.contracts.tuning import TuningStatus, TuningTerms
 from cluster.database import Database
 from cluster.errors import RefusedError
+from cluster.job.config import parse_config
 from cluster.settings import load_settings
 from cluster.storage import ObjectStore
-from cluster.tuning import TuningRepository, changed
+from cluster.tuning import TuningRepository, changed, new_tuning_id
 from deployments.tuning import worker
-from deployments.tuning.trainings import Base, base_of, words
-from tests.conftest import S3
-from tests.integration.tuning import QUICK, SQLITE, Running, tuning_gateway
+from deployments.tuning.trainings import Base, base_of, retire_words, words
+from jobs.retire import RetireConfig
+from tests.integration.test_record_reports import manta
+from tests.integration.tuning import QUICK, SQLITE, Running, tuning
 from tests.unit.gateway_app import key, route
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-async def g(
-    s3: S3,
-    store: ObjectStore,
-    team: str,
-    database_url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Running]:
-    async with tuning_gateway(store, team, database_url, tmp_path, monkeypatch) as running:
-        yield running
+g = tuning
 
 
 @SQLITE
-async def test_a_record_that_cannot_be_read_holds_up_no_other(g: Running) -> None:
+async def test_a_record_that_cannot_be_read_holds_up_no_other(
+    g: Running, team: str, caplog: pytest.LogCaptureFixture
+) -> None:
     bad, good = await g.submit(), await g.submit()  # As a newer release may leave one behind.
-    with Database(load_settings().database_url).write() as connection:
-        change = "UPDATE fine_tuning_jobs SET terms = '{}' WHERE id = :id"
-        connection.execute(text(change), {"id": bad.id})
+    newer(bad.id, "terms")
     worker = g.start_worker()
     await g.reaches(good, "running")
     assert not worker.done()
+    jobs = g.client.fine_tuning.jobs
+    assert [job.id for job in (await jobs.list(limit=1)).data] == [good.id]
+    assert [job.id async for job in jobs.list(limit=1)] == [good.id]
+    assert f"The record of {bad.id} cannot be read: it is damaged, or a newer Manta wrote it." in caplog.text
+    for asked in (jobs.retrieve(bad.id), jobs.cancel(bad.id)):
+        with pytest.raises(
+            openai.InternalServerError, match=f"The record of {bad.id} cannot be read"
+        ) as told:
+            await asked
+        assert (told.value.status_code, told.value.code) == (503, "unreadable_record")
+    # An event of a newer release is one line that is missing, in the order of all.
+    with Database(load_settings().database_url).write() as connection:
+        change = (
+            "UPDATE fine_tuning_events SET content = '{}' WHERE job = :id AND content LIKE '%Validating%'"
+        )
+        assert connection.execute(text(change), {"id": good.id}).rowcount == 1
+    assert [event.message async for event in jobs.list_events(good.id, limit=1)] == [
+        "Fine-tuning job started",
+        "Files validated, moving job to queued state",
+        f"Created fine-tuning job: {good.id}",
+    ]
+
+
+@SQLITE
+async def test_a_tuned_model_whose_record_cannot_be_read_is_not_deleted(g: Running, team: str) -> None:
+    g.start_worker()
+    record = await g.tuned()
+    newer(record.id, "progress")
+    with pytest.raises(openai.InternalServerError, match=f"The record of {record.id} cannot be read"):
+        await g.client.models.delete(record.tuned_name)
+    assert TuningRepository(load_settings().database_url).tuned_from([g.model]) == []
+
+
+def newer(job_id: str, column: str) -> None:
+    """Give a record a field that a newer release may have."""
+    with Database(load_settings().database_url).write() as connection:
+        change = f"UPDATE fine_tuning_jobs SET {column} = json_insert({column}, '$.newer', 1) WHERE id = :id"
+        assert connection.execute(text(change), {"id": job_id}).rowcount == 1
 
 
 @SQLITE
@@ -135,6 +164,8 @@ async def test_a_cancel_in_the_last_moment_takes_the_route_away(
     await g.happens(lambda: order.record.tuned_name not in published())
     job = await g.client.fine_tuning.jobs.retrieve(job.id)
     assert (job.status, job.fine_tuned_model, job.result_files) == ("cancelled", None, [])
+    await g.settled()
+    assert [record.id for record in g.cluster.retired] == [job.id]
 
 
 async def test_a_killed_worker_and_a_lost_cluster(g: Running) -> None:
@@ -184,7 +215,7 @@ async def test_a_key_that_ends_ends_its_job(g: Running, team: str) -> None:
     await g.happens(lambda: g.cluster.stopped)
 
 
-async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str) -> None:
+async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str, capsys: Any) -> None:
     price = Price(
         input_per_million_tokens=Decimal(1),
         output_per_million_tokens=Decimal(1),
@@ -209,7 +240,9 @@ async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str)
     failed = await g.reaches(second, "failed")
     assert failed.error is not None
     assert failed.error.code == "insufficient_quota"
-    assert re.search(r"may cost 0.891, and key .* has less left of its budget of 1 for", failed.error.message)
+    assert re.search(
+        r"may cost 0.891, and its key has less left of its budget of 1 for", failed.error.message
+    )
     third = await g.reaches(await g.submit(training_file=file), "running")
     assert uses()[0] == (0, 2 * held)
     await g.client.fine_tuning.jobs.cancel(third.id)
@@ -220,6 +253,21 @@ async def test_a_training_counts_on_the_budget_of_its_key(g: Running, team: str)
     cost = Decimal("0.032")
     await g.happens(lambda: uses() == [(cost, 0), (cost, 0)])
     assert "Training on 320 tokens cost 0.032" in await g.told(first)
+    # So much stands in the account, beside requests; what was cancelled or failed costs nothing.
+    line = {"trainings": 1, "trained_tokens": 320, "cost": 0.032, "requests": 0, "prompt_tokens": 0}
+    reports = {
+        by: manta(capsys, "usage", "--team", team, "--by", by, "--json") for by in ("key", "model", "day")
+    }
+    today = f"{datetime.fromtimestamp(first.created_at, UTC):%Y-%m-%d}"
+    for by, group in (("key", mine.id), ("model", g.model), ("day", today)):
+        (report,) = reports[by]
+        assert report[by] == group
+        assert line.items() <= report.items()
+    words = ("usage", "--team", team, "--json")
+    assert manta(capsys, *words, "--key", mine.id) == reports["key"]
+    tomorrow = f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%d}"
+    for others in (("--key", "another"), ("--since", tomorrow), ("--until", "2026-01-01")):
+        assert manta(capsys, *words, *others) == []
     # Said again, by whoever sees to its deletion, it counts once.
     await g.client.models.delete(
         TuningRepository(load_settings().database_url).get(first.id, team).tuned_name
@@ -238,6 +286,40 @@ async def test_a_base_that_changes_meanwhile_gets_no_adapter_of_the_old_one(g: R
     failed = await g.reaches(job, "failed")
     assert failed.error is not None
     assert "another model now" in failed.error.message
+    # Its version and its adapter are there: nobody could ever delete them.
+    await g.settled()
+    (retired,) = g.cluster.retired
+    config = parse_config(RetireConfig, retire_words(retired), {}, "retire")
+    assert (config.name, config.version, config.why) == (job.id, "all", f"{job.id} is failed")
+
+
+@SQLITE
+async def test_what_a_cancelled_training_still_makes_is_taken_back(g: Running) -> None:
+    g.start_worker()
+    g.cluster.obeys = False
+    job = await g.reaches(await g.submit(), "running")
+    (order,) = g.cluster.orders
+    await g.client.fine_tuning.jobs.cancel(job.id)
+    await g.happens(lambda: len(g.cluster.stopped) > 1)
+    # Whoever goes on waits, too, until nothing more can come of it.
+    g.workers[0].cancel()
+    await asyncio.gather(g.workers[0], return_exceptions=True)
+    before = len(g.cluster.stopped)
+    g.start_worker()
+    await g.happens(lambda: len(g.cluster.stopped) > before + 1)
+    assert g.cluster.retired == []
+    g.cluster.succeeds(order)
+    await g.settled()
+    assert [record.id for record in g.cluster.retired] == [job.id]
+
+
+@SQLITE
+async def test_what_made_nothing_leaves_nothing_to_take_back(g: Running) -> None:
+    g.start_worker()
+    job = await g.reaches(await g.submit(), "running")
+    await g.client.fine_tuning.jobs.cancel(job.id)
+    await g.settled()
+    assert g.cluster.retired == []
 
 
 async def test_only_the_holder_reports(g: Running, team: str) -> None:
@@ -263,3 +345,37 @@ async def test_only_the_holder_reports(g: Running, team: str) -> None:
     assert jobs.report(record.id, taken[1], running, 1).status is TuningStatus.CANCELLED
     jobs.settle(record.id, taken[1])
     assert jobs.claim("four", 60.0) is None
+
+
+def test_what_was_tuned_is_found_by_its_base(
+    database_url: str, team: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = TuningRepository(database_url)
+
+    def tuned(model: str) -> str:
+        job_id = new_tuning_id()
+        fields = {"id": job_id, "team": team, "key_id": "k", "model": model, "training_file": "f", "seed": 1}
+        record = jobs.create(TuningTerms(**fields, created_at=datetime.now(UTC)))
+        found = jobs.claim("one", 60.0)
+        assert found is not None
+        jobs.report(job_id, found[1], changed(record, status=TuningStatus.SUCCEEDED), 60.0)
+        jobs.settle(job_id, found[1])
+        return job_id
+
+    def found(*models: str) -> list[str]:
+        return [record.id for record in jobs.tuned_from(models)]
+
+    first, other = tuned("a"), tuned("b")
+    with Database(database_url).write() as connection:
+        connection.execute(text("UPDATE fine_tuning_jobs SET terms = '{}' WHERE model = 'b'"))
+    assert found("a") == [first]
+    assert caplog.text == "", "what was tuned from another model is not even read"
+    assert found("a", "b") == [first]
+    assert other in caplog.text
+    # A table from before SQL knew of models: what stands there is found as well.
+    with Database(database_url).write() as connection:
+        connection.execute(text("DROP INDEX fine_tuning_jobs_by_model"))
+        connection.execute(text("ALTER TABLE fine_tuning_jobs DROP COLUMN model"))
+    jobs = TuningRepository(database_url)
+    second = tuned("a")
+    assert found("a") == [first, second]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from cluster.tuning import TuningRepository
 from deployments.gateway.args import TuningArgs
 from deployments.tuning.trainings import Base, Order
 from deployments.tuning.worker import TuningWorker
-from tests.conftest import forget_settings
+from tests.conftest import S3, forget_settings
 from tests.unit.gateway_app import Fixture, gateway, key, route, snapshot
 
 QUICK = TuningArgs(poll_s=0.05, lease_s=0.6)
@@ -51,6 +50,8 @@ class Cluster:
         self.stopped = list[str]()
         self.retired = list[TuningRecord]()
         self.retires = "SUCCEEDED"
+        #: Whether what is stopped ends at once.
+        self.obeys = True
         self.away = False
 
     def base(self, application: str) -> Base:
@@ -77,6 +78,8 @@ class Cluster:
     def stop(self, submission_id: str) -> None:
         self._answer()
         self.stopped.append(submission_id)
+        if submission_id in self.jobs and self.jobs[submission_id].status == "RUNNING" and self.obeys:
+            self.ends(submission_id, "STOPPED")
 
     def _answer(self) -> None:
         if self.away:
@@ -198,12 +201,17 @@ def preference(number: int) -> dict[str, Any]:
     return {"input": {"messages": [asked]}, "preferred_output": [answer], "non_preferred_output": [other]}
 
 
-@asynccontextmanager
-async def tuning_gateway(
-    store: ObjectStore, team: str, database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+async def tuning(
+    s3: S3,
+    store: ObjectStore,
+    team: str,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Running]:
-    """One that serves ``m-<team>`` from application ``app``; workers are started by tests."""
-    monkeypatch.setenv("MANTA_HOME", str(home))
+    """One that serves ``m-<team>`` from application ``app``; workers are started by tests, which name it."""
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path))
     monkeypatch.setenv("MANTA_DATABASE__URL", database_url)
     forget_settings()
     keys = [key(team=team), key("sk-other", id="other", team=f"{team}-other")]

@@ -40,13 +40,13 @@ def make(kind: str, name: str, files: dict[str, bytes], **fields) -> Manifest:
     )
 
 
-def make_checkpoint(name: str, weights: bytes) -> Manifest:
+def make_checkpoint(name: str, weights: bytes, **fields) -> Manifest:
     files = {
         "adapter/adapter_config.json": json.dumps({"r": 8}).encode(),
         "adapter/adapter_model.safetensors": weights,
         "training.jsonl": b"{}\n",
     }
-    return make("checkpoint", name, files, summary={"base_model": BASE, "dataset": DATASET})
+    return make("checkpoint", name, files, summary={"base_model": BASE, "dataset": DATASET}, **fields)
 
 
 def make_evaluation(name: str, checkpoint: Manifest, *, right: int = 180, digest: str = "") -> Manifest:
@@ -178,6 +178,12 @@ def test_what_is_retired_is_loaded_by_nobody(
     with pytest.raises(RefusedError, match="superseded"):
         run(PromoteConfig(name="old", evaluation=str(again.ref), alias="back"))
     assert list(store.list("default/adapters/old-v1/")) == []
+    # All of them: the one that is left goes as well, and where there is none that is no error.
+    done = retire.run(RetireConfig(name="old", version="all", why="the end"))
+    assert [item["model"] for item in done.summary["retired"]] == ["old@1", "old@2"]
+    assert list(store.list("default/adapters/old-v2/")) == []
+    assert registry.aliases("old") == {}
+    assert retire.run(RetireConfig(name="nobody", version="all", why="the end")).summary["retired"] == []
     for name, version in (("old", 9), ("nobody", 1)):
         with pytest.raises(NotFoundError):
             retire.run(RetireConfig(name=name, version=version, why="x"))
