@@ -76,6 +76,7 @@ class FaultProxy:
         self.slowed = 0
         self._traps: list[Trap] = []
         self._busy_until = 0.0
+        self._busy_for = 0
         self._denies: Callable[[Request], bool] = lambda request: False
         self._clients: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -83,13 +84,13 @@ class FaultProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(timeout=10)
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(timeout=300)
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(timeout=10)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(timeout=300)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=300)
 
     # Faults
 
@@ -105,6 +106,10 @@ class FaultProxy:
     def be_busy(self, seconds: float) -> None:
         """Answer 503 SlowDown to everything for a while, from now."""
         self._busy_until = time.monotonic() + seconds
+
+    def slow_down(self, requests: int) -> None:
+        """Answer 503 SlowDown to the next so many requests."""
+        self._busy_for = requests
 
     def deny(self, fits: Callable[[Request], bool]) -> None:
         """Answer 403 AccessDenied to the requests that fit."""
@@ -143,7 +148,8 @@ class FaultProxy:
 
     async def _answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
         self.requests.append(request)
-        if time.monotonic() < self._busy_until:
+        if self._busy_for or time.monotonic() < self._busy_until:
+            self._busy_for = max(0, self._busy_for - 1)
             self.slowed += 1
             writer.write(_refusal(request, "503 Slow Down", _BUSY))
             return

@@ -75,6 +75,8 @@ class WarmEngine:
         self._flights: set[_Flight] = set()
         self._asking = 0
         self._alive_at = self._left_at = time.monotonic()
+        #: Seconds that were left out of all times so far.
+        self._excused_s = 0.0
         self._handle = _handle(target)
 
     def answers(self, requests: Iterable[BatchRequest]) -> Iterator[dict[str, Any]]:
@@ -197,9 +199,13 @@ class WarmEngine:
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
+        pause_s = min(1.0, self._stall_s / 4)
         while True:
-            await asyncio.sleep(min(1.0, self._stall_s / 4))
+            excused_s, began = self._excused_s, loop.time()
+            await asyncio.sleep(pause_s)
             now = loop.time()
+            # A process that stood still, with its machine perhaps, has heard nobody: that was no silence.
+            self._go_on(now - began - pause_s - (self._excused_s - excused_s))
             silent = now - self._alive_at
             if self._asking and silent > self._outage_s:
                 raise UnavailableError(
@@ -213,9 +219,10 @@ class WarmEngine:
                     flight.limit.reschedule(now)
 
     def _go_on(self, paused: float) -> None:
-        """Leave out of all times how long the loop stood still while finished rows were taken away."""
+        """Leave out of all times how long the loop stood still, as while finished rows are taken away."""
         if paused < 1.0:
             return
+        self._excused_s += paused
         self._alive_at += paused
         for flight in self._flights:
             flight.last += paused

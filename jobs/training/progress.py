@@ -35,7 +35,7 @@ def worker_progress(job: JobRun, on_step: OnStep | None = None) -> Iterator[Any]
         yield queue
     finally:
         stop.set()
-        reader.join(timeout=10)
+        reader.join(timeout=60)  # Seconds, on a busy machine; it reads what is left and ends.
         queue.shutdown(force=True)
 
 

@@ -87,7 +87,7 @@ def judge(*runs: list[str], **environment: str) -> list[Judged]:
     """Of each run exit status, outcome by test, and what was printed."""
     command = [sys.executable, "-c", RUNNER, json.dumps(runs)]
     run = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | environment, check=True
+        command, capture_output=True, text=True, timeout=600, env=os.environ | environment, check=True
     )
     lines = [line for line in run.stdout.splitlines() if line.startswith("[")]
     assert len(lines) == len(runs), run.stdout + run.stderr

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UsageError
@@ -43,6 +43,7 @@ def test_the_measures_are_those_of_their_definitions() -> None:
     )
 
 
+@settings(deadline=None)
 @given(COUNTS, COUNTS)
 def test_distances_are_symmetric_and_none_from_itself(counts: list[int], others: list[int]) -> None:
     assert psi(counts, counts) == pytest.approx(0)

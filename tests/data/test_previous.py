@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UsageError
@@ -271,6 +271,7 @@ def test_every_figure_is_that_of_the_data_before() -> None:
     assert {name.rpartition("_score_")[2] for name in found if "_score_" in name} <= set(STATISTICS)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30), st.integers(0, 30)
 )

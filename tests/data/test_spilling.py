@@ -12,7 +12,7 @@ import pytest
 from cluster.storage import ArtifactStore, ObjectStore
 from validation.data.profile import Profile
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 #: The least that Ray takes.
 STORE_BYTES = 75 * 2**20
@@ -58,7 +58,7 @@ def test_a_corpus_larger_than_the_object_store_completes(tmp_path: Path, store: 
         [sys.executable, "-c", JOB, json.dumps(config), str(STORE_BYTES)],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr[-2000:]

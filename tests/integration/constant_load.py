@@ -28,9 +28,17 @@ class Load:
     #: Streams that broke off.
     broken: list[str] = field(default_factory=list)
 
+    @property
+    def ended(self) -> int:
+        """Requests that have ended, well or not."""
+        return len(self.texts) + len(self.failed) + len(self.broken)
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Load]:
-        """Send while the block runs; what has begun at its end is waited for."""
+        """Send while the block runs, and until there were several requests for each client.
+
+        What has begun at its end is waited for.
+        """
         over = asyncio.Event()
 
         async def one_after_the_other() -> None:
@@ -40,6 +48,8 @@ class Load:
         tasks = [asyncio.create_task(one_after_the_other()) for _ in range(self.clients)]
         try:
             yield self
+            while self.ended <= 2 * self.clients:  # noqa: ASYNC110 - nobody tells.
+                await asyncio.sleep(0.05)
         finally:
             over.set()
             await asyncio.gather(*tasks)

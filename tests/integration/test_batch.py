@@ -177,7 +177,9 @@ def test_a_batch_of_failures_is_refused_and_leaves_nothing_visible(
 
 
 def test_a_model_that_hangs_fails_its_row_only(tmp_path: Path, model: str, artifacts: ArtifactStore) -> None:
-    result = batch(openai_file(tmp_path, ["HANG", "Fine"]), model, name="hang", timeout_s=1.0, attempts=1)
+    # Whoever has not begun while the whole engine is silent is asked again, however often.
+    path = openai_file(tmp_path, ["HANG", "Fine"])
+    result = batch(path, model, name="hang", stall_s=1.0, attempts=2)
     assert artifacts.open(result.artifact).counts["failed"] == 1
 
 

@@ -17,7 +17,7 @@ from jobs.batch.figures import SideBySide
 from tests.conftest import S3
 from tests.warm_stub import StubBatches, asked, publish, write_prompts
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.integration
 #: Whether a row is an attack; "careless" finds every second one, "sloppy" answers what is no label.
 ROWS = [(f"Message {number}", "attack" if number % 3 == 0 else "safe") for number in range(60)]
 

@@ -26,7 +26,7 @@ from jobs.batch.source import resolve
 from tests.conftest import S3
 from tests.warm_stub import StubBatches, asked, write_prompts
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.integration
 Asked = Callable[..., Choice]
 
 

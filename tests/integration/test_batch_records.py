@@ -30,7 +30,7 @@ def file(**more: object) -> FileRecord:
     return FileRecord.model_validate(values | {"lines": 1, "sha256": "0" * 64, "created_at": NOW} | more)
 
 
-def claim(batches: BatchRepository, holder: str, lease_s: float = 30.0) -> tuple[BatchRecord, int]:
+def claim(batches: BatchRepository, holder: str, lease_s: float = 3600.0) -> tuple[BatchRecord, int]:
     claimed = batches.claim(holder, lease_s)
     assert claimed is not None
     return claimed

@@ -29,7 +29,7 @@ from tests.fault_proxy import FaultProxy, Trap
 from tests.ports import free_ports
 from tests.warm_stub import StubEngine, asked, play, publish, write_prompts
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 CONCURRENCY, FLUSH = 4, 5
 
 
@@ -112,7 +112,7 @@ def test_a_batch_killed_in_the_middle_asks_only_for_what_is_missing(
             nth=7,
         )
         proxy.trap(kill)
-        assert job.wait(timeout=120) == -signal.SIGKILL, (tmp_path / "job.log").read_text()[-3000:]
+        assert job.wait(timeout=600) == -signal.SIGKILL, (tmp_path / "job.log").read_text()[-3000:]
     before = asked(tmp_path / "asked")
     assert FLUSH * 7 <= before.total() < 80
     killed = kill.sprung.key.split("/")[5].removesuffix(".rows")  # type: ignore[union-attr]
@@ -171,7 +171,7 @@ def test_two_equal_batches_at_once_ask_each_row_once(
     for thread in both:
         thread.start()
     for thread in both:
-        thread.join(timeout=120)
+        thread.join(timeout=600)
     assert len({result.artifact for result in results}) == 1
     assert sorted(result.reused for result in results) == [False, True]
     assert set(asked(tmp_path / "asked").values()) == {1}

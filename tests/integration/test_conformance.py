@@ -236,7 +236,8 @@ def encoder(served: Served, client: openai.OpenAI, tmp_path_factory: pytest.Temp
     file = tmp_path_factory.mktemp("encoder") / "serve.yaml"
     file.write_text(yaml.safe_dump({"applications": [application]}))
     served.must_deploy(str(file), timeout=600)
-    for _ in range(100):  # A gateway looks for new routes every two seconds.
+    until = time.monotonic() + 300
+    while time.monotonic() < until:  # A gateway looks for new routes every two seconds.
         if ENCODER in [model.id for model in client.models.list()]:
             return ENCODER
         time.sleep(0.1)

@@ -103,7 +103,8 @@ async def test_two_applications_added_upgraded_and_removed_under_load(
                 await until_answers(second)
                 async with second.running():
                     await asyncio.to_thread(deploy, one, "new")
-                    await asyncio.sleep(1)
+                    while first.texts[-1].split()[0] != "new":  # noqa: ASYNC110 - nobody tells.
+                        await asyncio.sleep(0.1)
                     assert not second.failed + second.broken
                     await asyncio.to_thread(deploy, two, None)
         assert not first.failed + first.broken

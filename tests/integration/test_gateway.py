@@ -27,6 +27,8 @@ from tests.integration.serving import BASE, TUNED, Served
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
+#: Seconds that tests wait for what comes at once on a machine that is not busy.
+_PATIENCE_S = 300.0
 HELLO = [{"role": "user", "content": "Hello, how are you today?"}]
 HEAVY = (
     "torch",
@@ -157,7 +159,7 @@ def test_a_wrong_key_is_told_apart(served: Served) -> None:
 
 
 def test_a_key_with_limits_from_its_making_to_its_end(served: Served) -> None:
-    """The gateway learns of each change within 5 seconds, and its limits are OpenAI's to the client."""
+    """The gateway learns of each change, and its limits are OpenAI's to the client."""
     repository = KeyRepository(load_settings().database_url)
     limits = KeyLimits(requests_per_minute=2, tokens_per_minute=10_000)
     made = repository.create(
@@ -181,21 +183,21 @@ def test_a_key_with_limits_from_its_making_to_its_end(served: Served) -> None:
     wait_until(client, admitted=False)
 
 
+@pytest.mark.timeout(1800)
 def test_a_budget_from_the_admin_api_is_spent_to_its_end_and_told_to_the_cent(served: Served) -> None:
     repository = KeyRepository(load_settings().database_url)
     root = repository.create(KeyTerms(id="root", owner="test", team="default", scopes=["admin"]))
     keys.publish(repository, by="test")
     wait_until(served.client(api_key=root.secret), admitted=True)
     base, admin = served.base_url.removesuffix("/v1"), {"authorization": f"Bearer {root.secret}"}
-    terms = {"id": "budgeted", "owner": "test", "team": "default", "limits": {"budget_day": 1}}
-    made = httpx.post(f"{base}/admin/keys", json=terms, headers=admin, timeout=30)
+    # A day is more likely to end in the middle of this.
+    terms = {"id": "budgeted", "owner": "test", "team": "default", "limits": {"budget_month": 1}}
+    made = httpx.post(f"{base}/admin/keys", json=terms, headers=admin, timeout=_PATIENCE_S)
     assert made.status_code == 201, made.text
     client = served.client(api_key=made.json()["secret"])
     wait_until(client, admitted=True)
     cents, refused = 0, None
-    until = time.monotonic() + 60
     while refused is None:
-        assert time.monotonic() < until
         try:
             usage = client.chat.completions.create(**greedy(max_tokens=8)).usage
             assert usage is not None
@@ -206,9 +208,10 @@ def test_a_budget_from_the_admin_api_is_spent_to_its_end_and_told_to_the_cent(se
     assert cents > 30  # What is left at the end is less than one request may cost.
 
     def spent() -> str:
-        shown = httpx.get(f"{base}/admin/keys/budgeted", headers=admin, timeout=30).json()
+        shown = httpx.get(f"{base}/admin/keys/budgeted", headers=admin, timeout=_PATIENCE_S).json()
         return str(shown["budgets"][0]["spent"])
 
+    until = time.monotonic() + _PATIENCE_S
     while spent() != f"{cents / 100:g}":
         assert time.monotonic() < until, (spent(), cents)
         time.sleep(0.5)
@@ -216,9 +219,13 @@ def test_a_budget_from_the_admin_api_is_spent_to_its_end_and_told_to_the_cent(se
         "ray_manta_cost_total", lambda values: round(100 * sum(values)) == cents, model=BASE, key="budgeted"
     )
     raised = httpx.patch(
-        f"{base}/admin/keys/budgeted", json={"limits": {"budget_day": 100}}, headers=admin, timeout=30
+        f"{base}/admin/keys/budgeted",
+        json={"limits": {"budget_month": 100}},
+        headers=admin,
+        timeout=_PATIENCE_S,
     )
     assert raised.json()["published"] is True
+    until = time.monotonic() + _PATIENCE_S
     while True:
         with contextlib.suppress(openai.RateLimitError):
             assert client.chat.completions.create(**greedy(max_tokens=2)).choices
@@ -228,11 +235,15 @@ def test_a_budget_from_the_admin_api_is_spent_to_its_end_and_told_to_the_cent(se
 
 
 def wait_until(client: openai.OpenAI, *, admitted: bool) -> None:
-    """Until the key is good, or no more; at most as long as a revocation may take."""
-    until = time.monotonic() + 5.0
+    """Until the key is good, or no more.
+
+    How often a gateway looks for changes is a setting, which tests/unit/test_deploy_plan.py bounds.
+    """
+    until, pause_s = time.monotonic() + _PATIENCE_S, 0.3
     while is_admitted(client) is not admitted:
         assert time.monotonic() < until
-        time.sleep(0.3)  # Fewer failures in all than the gateway answers with 401.
+        time.sleep(pause_s)
+        pause_s = min(1.5 * pause_s, 5.0)  # Fewer failures a minute than the gateway answers with 401.
 
 
 def is_admitted(client: openai.OpenAI) -> bool:
@@ -295,8 +306,10 @@ def wait_for_metric(name: str, good: Callable[[list[float]], bool], **labels: st
     """Values of a metric as soon as they are good; they are exported every few seconds."""
     port = ray_internal(load_settings().ports, "metrics_export")
     values: list[float] = []
-    for _ in range(40):
-        lines = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=20).text.splitlines()
+    until = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < until:
+        answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=_PATIENCE_S)
+        lines = answer.text.splitlines()
         mine = [line for line in lines if line.startswith(f"{name}{{")]
         mine = [line for line in mine if all(f'{key}="{value}"' in line for key, value in labels.items())]
         values = [float(line.rsplit(" ", 1)[1]) for line in mine]
@@ -327,12 +340,12 @@ def test_requests_tokens_and_findings_are_counted(served: Served) -> None:
 
 def test_nothing_but_the_gateway_has_a_route(served: Served) -> None:
     base = served.base_url.removesuffix("/v1")
-    routes = httpx.get(f"{base}/-/routes").json()
+    routes = httpx.get(f"{base}/-/routes", timeout=_PATIENCE_S).json()
     assert list(routes) == ["/"]
-    missing = httpx.get(f"{base}/v1/nothing")
+    missing = httpx.get(f"{base}/v1/nothing", timeout=_PATIENCE_S)
     assert missing.status_code == 404
     assert missing.json()["error"]["code"] == "unknown_url"
-    health = httpx.get(f"{base}/healthz")
+    health = httpx.get(f"{base}/healthz", timeout=_PATIENCE_S)
     assert health.json()["status"] == "ok"
     assert health.headers["x-request-id"]
 
@@ -363,9 +376,9 @@ def test_the_gateways_process_holds_no_engine(served: Served) -> None:
 
 def test_deploying_again_restarts_nothing(served: Served) -> None:
     # Tests before this one may have deployed other files.
-    served.must_deploy(str(served.file), timeout=300)
+    served.must_deploy(str(served.file))
     before, asked = _replicas(served), _configurations()
-    done = json.loads(served.must_deploy(str(served.file), "--json", timeout=300).splitlines()[-1])
+    done = json.loads(served.must_deploy(str(served.file), "--json").splitlines()[-1])
     assert done["applications"] == {"gateway": "RUNNING", BASE: "RUNNING"}
     assert done["code"] == served.result["code"]
     # Where Serve was asked for another thing, that is why it restarts; else replicas died by themselves.
@@ -380,11 +393,11 @@ def test_an_application_comes_and_goes_without_the_others(served: Served, tmp_pa
     file.write_text(
         yaml.safe_dump({"applications": [gateway | {"name": "second", "route_prefix": "/second"}]})
     )
-    served.must_deploy(str(file), timeout=300)
+    served.must_deploy(str(file))
     after = _replicas(served)
     assert before.items() <= after.items()
     assert "second" in after
-    served.must_deploy("--delete", "second", timeout=300)
+    served.must_deploy("--delete", "second")
     done = served.deploy("--delete", "second")
     assert done.returncode == 1
     assert "no application second" in done.stderr
@@ -399,6 +412,7 @@ def test_a_packaged_guard_runs_in_an_application_of_its_own(served: Served, tmp_
         "kind": "guardrails",
         "on": "input",
         "validator": "guardrails_ai.profanity_free:ProfanityFree",
+        "timeout_s": 300,
     }
     policy.write_text(yaml.safe_dump({"name": "polite", "version": 1, "guards": [guard]}))
     content = yaml.safe_load(served.file.read_text())
@@ -411,14 +425,18 @@ def test_a_packaged_guard_runs_in_an_application_of_its_own(served: Served, tmp_
         (added,) = after.keys() - before.keys()
         assert added.startswith("guards-")
         assert before.items() <= after.items()
-        time.sleep(5)  # A gateway has a new snapshot within that time.
         client = served.client()
+        rude = greedy(max_tokens=1) | {"messages": [{"role": "user", "content": "You are a stupid asshole."}]}
+        told, until = None, time.monotonic() + _PATIENCE_S
+        while told is None:  # The gateway looks for new policies every few seconds.
+            assert time.monotonic() < until
+            try:
+                client.chat.completions.create(**rude)
+                time.sleep(0.3)
+            except openai.BadRequestError as error:
+                told = error
+        assert "polite" in told.message
         client.chat.completions.create(**greedy(max_tokens=1))
-        with pytest.raises(openai.BadRequestError) as told:
-            client.chat.completions.create(
-                **greedy() | {"messages": [{"role": "user", "content": "You are a stupid asshole."}]}
-            )
-        assert "polite" in told.value.message
     finally:
         served.must_deploy(str(served.file), timeout=600)
     assert client.chat.completions.create(**greedy(max_tokens=1)).choices

@@ -95,9 +95,23 @@ def processes(title: str) -> list[psutil.Process]:
     return found
 
 
+async def both_run(application: str, deployment: str) -> None:
+    """Wait for both replicas: Serve looks for dead ones now and then, and starts others."""
+    from ray import serve
+
+    def running() -> bool:
+        found = serve.status().applications[application].deployments[deployment].replica_states
+        there = processes(f"ray::ServeReplica:{application}:{deployment}")
+        return len(there) == 2 and found == {"RUNNING": 2}
+
+    async with asyncio.timeout(300):
+        while not await asyncio.to_thread(running):  # noqa: ASYNC110 - nobody tells.
+            await asyncio.sleep(0.1)
+
+
 async def kill(title: str) -> None:
     """SIGKILL one process of that title, as soon as there is one."""
-    for _ in range(300):
+    for _ in range(3000):
         if found := processes(title):
             found[0].kill()
             return
@@ -119,8 +133,9 @@ async def test_a_model_replica_is_killed(rig: Rig) -> None:
         async with whole.running(), streams.running():
             for _ in range(2):
                 await asyncio.sleep(1.5)
-                await kill("ray::ServeReplica:paced")
-                await asyncio.sleep(3)
+                await both_run("paced", "model")
+                await kill("ray::ServeReplica:paced:model")
+            await asyncio.sleep(3)
     assert not whole.failed
     assert not streams.failed
     said(whole)
@@ -133,7 +148,8 @@ async def test_a_gateway_replica_is_killed(rig: Rig) -> None:
         whole = Load(client, rig.model)
         async with whole.running():
             await asyncio.sleep(1.5)
-            await kill("ray::ServeReplica:gateway")
+            await both_run("gateway", "gateway")
+            await kill("ray::ServeReplica:gateway:gateway")
             await asyncio.sleep(4)
     assert not whole.failed
     said(whole)
@@ -169,8 +185,8 @@ async def test_database_and_storage_are_away(rig: Rig, s3: S3, request: pytest.F
                 try:
                     assert [model.id for model in (await late.models.list()).data] == [rig.model]
                     break
-                except openai.AuthenticationError:
-                    await asyncio.sleep(0.2)
+                except (openai.AuthenticationError, openai.RateLimitError):  # The latter after many failures.
+                    await asyncio.sleep(1)
             else:
                 pytest.fail("the gateway did not catch up")
 
@@ -219,7 +235,7 @@ async def test_a_thousand_connections_that_say_nothing_or_little(rig: Rig) -> No
             async with alone.running():
                 await asyncio.sleep(2)
             for number in range(IDLE):
-                connections.append(socket.create_connection(("127.0.0.1", rig.port), timeout=30))
+                connections.append(socket.create_connection(("127.0.0.1", rig.port), timeout=300))
                 if number % 2:
                     connections[-1].sendall(begun)
             await asyncio.sleep(2)

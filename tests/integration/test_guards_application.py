@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,9 +42,13 @@ def application(local_ray: None) -> Iterator[Any]:
     serve.shutdown()
 
 
-async def ask(*texts: str) -> Asked:
-    """What follows for each, all asked at once."""
+async def ask(*texts: str, impatient: tuple[str, ...] = ()) -> Asked:
+    """What follows for each, all asked at once. Only guards that are named give up after their second."""
     engine = GuardEngine(POLICY, ServeGuards(POLICY))
+    engine.packaged = [
+        spec if spec.name in impatient else spec.model_copy(update={"timeout_s": 300.0})
+        for spec in engine.packaged
+    ]
     segments = [Segment(text=text, direction=Direction.INPUT) for text in texts]
     verdicts = await asyncio.gather(*(engine.judge(segment, GuardContext()) for segment in segments))
     return dict(zip(texts, verdicts, strict=True))
@@ -64,28 +69,42 @@ def test_texts_that_wait_for_one_guard_are_judged_together_each_with_its_own_out
     assert labels(asked["raise"]) == {("odd", "GUARD_ERROR"), ("well", "GUARD_ERROR")}
 
 
-def test_a_guard_that_hangs_blocks_holds_up_no_other_and_serve_learns_of_it(application: Any) -> None:
+def test_a_guard_that_hangs_blocks_holds_up_no_other_and_serve_learns_of_it(
+    application: Any, tmp_path: Path
+) -> None:
+    hangs = tmp_path / "hangs"
+
+    async def health() -> str:
+        try:
+            await application.check_health.remote()
+        except RuntimeError as error:
+            return str(error)
+        return "good"
+
     async def both() -> None:
         guards = ServeGuards(POLICY)
         hanging = asyncio.create_task(
-            guards.check("odd", POLICY.digest, Segment(text="hang", direction=Direction.INPUT))
+            guards.check("odd", POLICY.digest, Segment(text=f"hang {hangs}", direction=Direction.INPUT))
         )
-        await asyncio.sleep(0.3)
-        asked = await ask("bad")
+        async with asyncio.timeout(300):
+            while not hangs.exists():  # noqa: ASYNC110 - the replica has no other way to tell.
+                await asyncio.sleep(0.05)
+        asked = await ask("bad", impatient=("odd",))
         assert asked["bad"].blocked
         assert labels(asked["bad"]) == {("odd", "GUARD_ERROR"), ("well", "Odd")}
-        await asyncio.sleep(1)
-        with pytest.raises(RuntimeError, match="has judged one text for"):
-            await application.check_health.remote()
+        async with asyncio.timeout(300):
+            while "has judged one text for" not in await health():  # noqa: ASYNC110 - nor Serve.
+                await asyncio.sleep(0.1)
+        hangs.unlink()
         assert await hanging == []
-        await application.check_health.remote()
+        assert await health() == "good"
 
     asyncio.run(both())
 
 
 def test_a_guard_that_takes_its_replica_down_blocks_until_serve_has_another(application: Any) -> None:
     assert asyncio.run(ask("die"))["die"].blocked
-    verdict, until = None, time.monotonic() + 120
+    verdict, until = None, time.monotonic() + 500
     while (verdict is None or verdict.blocked) and time.monotonic() < until:
         asked = asyncio.run(ask("good", "bad"))
         verdict = asked["good"]

@@ -19,7 +19,7 @@ import pytest
 from tests.integration.conftest import ROOT
 from tests.integration.constant_load import Load
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.ray]
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ def killed(config: JobConfig, when: str) -> None:
 
 def test_a_run_killed_after_its_commit_is_found_to_have_succeeded(runs, config) -> None:
     killed(config, "after")
-    (record,) = [run for run in runs.list(verb="make") if run.state is RunState.RUNNING]
+    mine = [run for run in runs.list(verb="make") if f"/{config.name}/" in str(run.artifact)]
+    (record,) = [run for run in mine if run.state is RunState.RUNNING]
     result, run_id = make(config)
     assert (result.reused, run_id) == (True, None)
     found = runs.get(record.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_env_gives_a_shell_all_it_needs(platform_cluster: LocalCluster, code: Pa
         cwd=code,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     answer = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
@@ -238,8 +239,12 @@ def _two_ups_at_once(home: LocalCluster) -> None:
     ) as first:
         assert first.stdout is not None
         first.stdout.readline()
-        second = home.manta("up")
-        first.communicate(timeout=300)
+        first.send_signal(signal.SIGSTOP)  # However long the second takes, this one is at work.
+        try:
+            second = home.manta("up")
+        finally:
+            first.send_signal(signal.SIGCONT)
+        first.communicate(timeout=600)
     assert first.returncode == 0
     assert second.returncode == 1
     assert "is at work" in second.stderr

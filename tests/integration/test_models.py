@@ -214,6 +214,10 @@ def hub_url(model: Path) -> Iterator[str]:
     server.server_close()
 
 
+#: The hub is this process, which may stand still for a while.
+_PATIENT = {"HF_HUB_ETAG_TIMEOUT": "600", "HF_HUB_DOWNLOAD_TIMEOUT": "600"}
+
+
 def in_new_process(source: str, home: Path, **environment: str) -> dict[str, str]:
     """``ensure_model`` where HF_* is read anew: huggingface_hub reads it when it is imported."""
     code = """
@@ -228,7 +232,7 @@ except MantaError as error:
     print(json.dumps({"error": type(error).__name__, "message": str(error)}))
 """
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    env |= {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
+    env |= {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **_PATIENT, **environment}
     done = subprocess.run([sys.executable, "-c", code, source], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -319,7 +323,7 @@ whole = cache._download_file
 def slow(*arguments):
     whole(*arguments)
     print("one", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 cache._download_file = slow
 cache.local_copy(ArtifactStore(object_store()).open(sys.argv[1]))
 """

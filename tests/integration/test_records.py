@@ -157,7 +157,7 @@ async def test_traffic_is_a_sample_and_has_features_without_texts(
         for _ in range(60):
             await ask(running)
     found = rows(store, "traffic", team)
-    assert 5 < len(found) < 35
+    assert 2 < len(found) < 45
     assert {row["prompt_characters"] for row in found} == {len("hello")}
     assert {row["answer_characters"] for row in found} == {len("Good day")}
     assert all(row["prompt"] is None and row["answer"] is None for row in found)
@@ -221,11 +221,9 @@ async def test_storage_away_is_not_felt_and_the_audit_catches_up(
 
 
 async def until(good) -> None:
-    for _ in range(300):
-        if await asyncio.to_thread(good):
-            return
-        await asyncio.sleep(0.1)
-    raise AssertionError("it did not come to that in 30 s")
+    async with asyncio.timeout(300):
+        while not await asyncio.to_thread(good):  # noqa: ASYNC110 - nobody tells.
+            await asyncio.sleep(0.1)
 
 
 _WRITER = """
@@ -265,7 +263,7 @@ def test_a_killed_replica_loses_nothing_that_it_had_spooled(
     on_disk = int((killed.stdout.read().split() or [said])[-1])
     killed.wait()
     # The next replica on this machine brings it home.
-    settings = RecordArgs()
+    settings = RecordArgs(stop_timeout_s=600)
     sink = RecordSink(settings, tmp_path)
     sink.start()
     sink.stop()
@@ -318,7 +316,7 @@ def audit_line(team: str, number: int) -> bytes:
 
 
 async def test_a_disk_that_hangs_holds_up_no_request_and_fills_no_memory(team: str, tmp_path: Path) -> None:
-    settings = RecordArgs(queue_max_bytes=100_000, stop_timeout_s=5)
+    settings = RecordArgs(queue_max_bytes=100_000)
     async with gateway(published(team), spool=tmp_path, records=settings) as running:
         folder = spooled(tmp_path)[0].parent
         os.mkfifo(folder / "audit.open")  # Whoever opens it to write waits for a reader.
@@ -352,9 +350,12 @@ def test_a_full_spool_drops_and_counts(s3: S3, tmp_path: Path, caplog: pytest.Lo
             put += sink.put("traffic", line("traffic", {"request_id": "r", "team": "a"}))
             time.sleep(0.0001)
         sink.stop()
+    until = time.monotonic() + 300  # It was not waited for, and is at its end soon.
+    while "were dropped" not in caplog.text:
+        assert time.monotonic() < until
+        time.sleep(0.05)
     spooled = sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("*/*.jsonl"))
     assert spooled == put
-    assert "were dropped" in caplog.text
 
 
 def test_a_line_is_utf8_whatever_it_says() -> None:

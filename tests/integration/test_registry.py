@@ -294,7 +294,7 @@ def test_two_processes_make_the_databases_at_once_and_quietly(tmp_path: Path, se
             for _ in range(2)
         ]
     for process in both:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         assert (process.returncode, out, err) == (0, "", "")
 
 

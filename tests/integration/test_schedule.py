@@ -34,7 +34,7 @@ class Schedulers:
     """Processes that hold a file of schedules; a killed one is found by a lease of seconds."""
 
     def __init__(self, cluster: LocalCluster, file: Path, root: Path = ROOT) -> None:
-        timing = {"MANTA_SCHEDULE__LEASE_S": "3", "MANTA_SCHEDULE__RETRY_S": "1", "PYTHONPATH": str(ROOT)}
+        timing = {"MANTA_SCHEDULE__LEASE_S": "6", "MANTA_SCHEDULE__RETRY_S": "1", "PYTHONPATH": str(ROOT)}
         self._environment = {**cluster.environment, **os.environ, **timing}
         self.cluster, self.file, self.root = cluster, file, root
         self._started: list[subprocess.Popen[str]] = []
@@ -100,13 +100,13 @@ def until_line(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"it ended without {text!r}: {''.join(lines)}")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 def test_each_tick_fires_once_however_schedulers_are_killed(
     platform: Settings, hold: Callable[..., Schedulers]
 ) -> None:
     """Five schedulers, of which four die: as leader, beside a standby, before and after a submission."""
     job = {"job": "evaluate", "config": "jobs/configs/demo/evaluate.yaml", "arguments": ["--dry-run"]}
-    beat = {"name": "beat", "cron": "*/10 * * * * *", "overlap": "queue", "misfire_grace_time": 300, **job}
+    beat = {"name": "beat", "cron": "*/10 * * * * *", "overlap": "queue", "misfire_grace_time": 3600, **job}
     schedulers = hold(beat)
     first = schedulers.start()
     until_line(first, "leading beat")
@@ -189,7 +189,7 @@ def test_a_scheduled_batch_writes_to_s3(
     assert schedulers.history("label")[0]["state"] == "submitted"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_rendered_cronjobs_command_submits_once(
     platform: Settings, platform_cluster: LocalCluster, hold: Callable[..., Schedulers]
 ) -> None:

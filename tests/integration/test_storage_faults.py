@@ -72,15 +72,14 @@ def test_a_put_whose_connection_breaks_is_repeated(
 
 
 def test_a_busy_server_is_asked_again(proxy: FaultProxy, store: ObjectStore, team: str) -> None:
-    proxy.be_busy(4)
+    proxy.slow_down(requests=3)
     store.put(f"{team}/x", b"1")
-    assert proxy.slowed > 0
+    assert proxy.slowed == 3
     assert store.get(f"{team}/x") == b"1"
-    slowed = proxy.slowed
-    proxy.be_busy(4)
+    proxy.slow_down(requests=3)
     with store.filesystem().open_output_stream(f"{store.bucket}/{team}/y") as stream:
         stream.write(b"2")
-    assert proxy.slowed > slowed
+    assert proxy.slowed == 6
     assert store.get(f"{team}/y") == b"2"
 
 
@@ -89,7 +88,7 @@ def test_a_server_that_stays_busy_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     store = ObjectStore(s3.bucket, StorageSettings(max_attempts=2))
-    proxy.be_busy(60)
+    proxy.be_busy(3600)
     with pytest.raises(UnavailableError, match="status 503, SlowDown"):
         store.put(f"{team}/x", b"1")
     with pytest.raises(UnavailableError, match="status 503"):

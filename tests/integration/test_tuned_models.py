@@ -141,13 +141,13 @@ async def test_deletions_wait_for_no_training_and_go_one_after_the_other(
 async def test_a_worker_that_lost_its_job_publishes_nothing(g: Running, team: str) -> None:
     made = await g.submit()
     jobs, model = repository(), ModelRef(name=made.id, version=1)
-    found = jobs.claim("first", 60.0)
+    found = jobs.claim("first", 3600.0)
     assert found is not None
     record, token = found
     record = record.model_copy(update={"application": "app"})
 
     def held() -> None:
-        jobs.renew(record.id, token, 60.0)
+        jobs.renew(record.id, token, 3600.0)
 
     publish(record, model, "d" * 64, g.store, held)
     assert record.tuned_name in routes(g)
@@ -160,7 +160,7 @@ async def test_a_worker_that_lost_its_job_publishes_nothing(g: Running, team: st
             held()
             jobs.release(record.id, token)
             jobs.cancel(record.id, team)
-            taken = jobs.claim("second", 60.0)
+            taken = jobs.claim("second", 3600.0)
             assert taken is not None
             withdraw(record, g.store)
             jobs.settle(record.id, taken[1])

@@ -22,6 +22,7 @@ from cluster.job.config import parse_config
 from cluster.settings import load_settings
 from cluster.storage import ObjectStore
 from cluster.tuning import TuningRepository, changed, new_tuning_id
+from deployments.tuning import worker
 from deployments.tuning.trainings import Base, base_of, retire_words, words
 from jobs.retire import RetireConfig
 from tests.integration.test_record_reports import manta
@@ -138,17 +139,28 @@ async def test_cancel_stops_what_runs(g: Running) -> None:
 
 
 @SQLITE
-async def test_a_cancel_in_the_last_moment_takes_the_route_away(g: Running) -> None:
+async def test_a_cancel_in_the_last_moment_takes_the_route_away(
+    g: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def published() -> set[str]:
         found = snapshots.newest(store=g.store)
         return {made.model for made in (found.routes if found else [])}
 
-    g.start_worker(publish_s=2.0)
+    cancelled, publish = asyncio.Event(), worker.publish
+    loop = asyncio.get_running_loop()
+
+    def publish_and_wait(*args: Any) -> None:
+        publish(*args)
+        asyncio.run_coroutine_threadsafe(cancelled.wait(), loop).result()
+
+    monkeypatch.setattr(worker, "publish", publish_and_wait)
+    g.start_worker()
     job = await g.reaches(await g.submit(), "running")
     (order,) = g.cluster.orders
     g.cluster.succeeds(order)
     await g.happens(lambda: order.record.tuned_name in published())
     assert (await g.client.fine_tuning.jobs.cancel(job.id)).status == "cancelled"
+    cancelled.set()
     await g.happens(lambda: order.record.tuned_name not in published())
     job = await g.client.fine_tuning.jobs.retrieve(job.id)
     assert (job.status, job.fine_tuned_model, job.result_files) == ("cancelled", None, [])
@@ -317,7 +329,7 @@ async def test_only_the_holder_reports(g: Running, team: str) -> None:
     assert found is not None
     record, stale = found
     assert record.id == made.id
-    taken = jobs.claim("two", 60.0)
+    taken = jobs.claim("two", 3600.0)
     assert taken is not None
     assert jobs.claim("three", 60.0) is None
     running = changed(record, status=TuningStatus.RUNNING)

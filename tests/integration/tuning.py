@@ -141,7 +141,7 @@ class Running(Fixture):
         return await self.client.fine_tuning.jobs.create(**{"model": self.model} | more)
 
     async def until(self, job: FineTuningJob, good: Callable[[FineTuningJob], bool]) -> FineTuningJob:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(300):
             while not good(job):
                 await asyncio.sleep(0.02)
                 job = await self.client.fine_tuning.jobs.retrieve(job.id)
@@ -171,7 +171,7 @@ class Running(Fixture):
         await self.publish(self.snapshots[-1].model_copy(update={"number": number, "routes": routes}))
 
     async def happens(self, good: Callable[[], object]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(300):
             while not good():  # noqa: ASYNC110 - nobody tells.
                 await asyncio.sleep(0.02)
 

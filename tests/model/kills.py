@@ -125,7 +125,7 @@ def run_and_kill(verb: Verb, name: str, team: str, proxy: FaultProxy, trap: Trap
     with started(verb, name, team, proxy, folder) as job:
         trap.act = lambda: os.killpg(job.pid, signal.SIGKILL)
         proxy.trap(trap)
-        ended = job.wait(timeout=300)
+        ended = job.wait(timeout=1200)
     log = (folder / "job.log").read_text(errors="replace")
     assert trap.sprung is not None, f"the job ended with {ended} before it was killed:\n{log[-3000:]}"
     assert ended == -signal.SIGKILL, log[-3000:]

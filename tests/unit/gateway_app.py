@@ -83,7 +83,7 @@ class Script(Upstreams):
     """An upstream that says what it is told to."""
 
     def __init__(self) -> None:
-        super().__init__(10.0, {})
+        super().__init__(600.0, {})
         self.says: list[Chunk | Exception] = []
         #: What it says to the first requests, one each, before ``says``.
         self.first: list[list[Chunk | Exception]] = []
@@ -92,6 +92,9 @@ class Script(Upstreams):
         self.closed = 0
         self.pause_s = 0.0
         self.begun = asyncio.Event()
+        #: Nothing is said while it is not set.
+        self.go_on = asyncio.Event()
+        self.go_on.set()
 
     async def chunks(self, target: Target, request: UpstreamRequest) -> AsyncGenerator[list[Chunk], None]:
         self.requests.append(request)
@@ -100,6 +103,7 @@ class Script(Upstreams):
         try:
             for item in self.first.pop(0) if self.first else self.says:
                 await asyncio.sleep(self.pause_s)
+                await self.go_on.wait()
                 if isinstance(item, Exception):
                     raise item
                 yield [item]
@@ -163,7 +167,8 @@ async def gateway(
     limiter = limiter or Limiter(lambda: replicas.value)
     budgets = budgets or Budgets(no_ledger, "test", share=1.0, interval_s=3600.0)
     folder = spool or Path(tempfile.mkdtemp(prefix="spool"))
-    sink = RecordSink(settings.records, folder)
+    # However slow the machine is, what was put into the spool is in storage at the end.
+    sink = RecordSink(settings.records.model_copy(update={"stop_timeout_s": 600.0}), folder)
     traffic, recorders = record_observers(settings.records, sink)
     beside = [Report(), *observers, *(recorders if spool else [])]
     pipeline = Pipeline(settings, poller, script, limiter, budgets, beside, traffic.keeps_answer)

@@ -1,7 +1,7 @@
 """What the warm engine does with failures: who is asked again, how often, and with whom.
 
 A Serve handle is played by this process: an engine that dies or falls silent at a given moment can be had no
-other way in milliseconds. tests/model/test_batch_resume.py has a real one die.
+other way in milliseconds. tests/model/test_batch_resume.py has a real one die. Time is the loop's own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -22,6 +22,28 @@ from jobs.batch import warm
 from jobs.batch.guarding import BatchGuards
 from jobs.batch.lanes import Lanes
 from jobs.batch.rows import BatchRequest
+
+
+class Timeless(asyncio.SelectorEventLoop):
+    """A loop whose clock goes on only when nothing else is left to do, and then at once to what is next.
+
+    So no test waits, and none sees how slow the machine is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+
+    def time(self) -> float:
+        return self._now
+
+    def stand_still(self, seconds: float) -> None:
+        self._now += seconds
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self._now = max(self._now, self._scheduled[0].when())  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
 
 
 class Handle:
@@ -44,6 +66,8 @@ class Handle:
         try:
             await asyncio.sleep(0.005)
             does = self.behave(row, self.tries[row])
+            if does == "pause":  # Of the whole machine.
+                cast(Timeless, asyncio.get_running_loop()).stand_still(100)
             if does == "die":
                 self.deaths.append(set(self.flying))
                 for other in self.flying.values():
@@ -87,6 +111,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, dict[str, An
 
     def run(handle: Handle, rows: int, **changes: Any) -> dict[str, dict[str, Any]]:
         monkeypatch.setattr(warm, "_handle", lambda target: handle)
+        monkeypatch.setattr(asyncio.events, "new_event_loop", Timeless)
         document = {
             "name": "open",
             "version": 1,
@@ -157,6 +182,12 @@ def test_an_engine_that_falls_silent_costs_no_row_its_tries(ask: Any) -> None:
 def test_an_engine_that_stays_silent_ends_the_run_with_a_sentence(ask: Any) -> None:
     with pytest.raises(UnavailableError, match="no sign of life for 1 s: look at `manta status`"):
         ask(Handle(lambda row, tried: "silent"), 3, stall_s=0.2, outage_s=0.6)
+
+
+def test_a_machine_that_stands_still_is_no_silence_of_the_engine(ask: Any) -> None:
+    handle = Handle(lambda row, tried: "pause" if row == "r9" else "answer")
+    assert failed(ask(handle, 40, timeout_s=300.0, stall_s=0.2, outage_s=50.0, attempts=1)) == {}
+    assert set(handle.tries.values()) == {1}
 
 
 @pytest.mark.parametrize(("status", "tries", "code"), [("400", 1, "server_error"), ("503", 3, "unavailable")])

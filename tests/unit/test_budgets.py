@@ -40,6 +40,13 @@ def claim(spent: object, wanted: object, budget: object = 10, name: str = "2026-
     return Claim("bot", name, Decimal(str(budget)), Decimal(str(spent)), Decimal(str(wanted)))
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long SQL takes, it is waited for."""
+    for name in ("_PATIENCE_S", "_FAREWELL_S"):
+        monkeypatch.setattr(budget, name, 600.0)
+
+
 class Replica:
     """One replica's budgets, and the time that it sees."""
 
@@ -409,6 +416,8 @@ async def test_requests_at_work_of_any_size_overspend_by_the_leases_at_most(
 
 
 def _spend(url: str, name: str) -> int:
+    budget._FAREWELL_S = 600.0  # In a process of its own.
+
     async def run() -> int:
         replica, bot, granted = Replica(url, name, interval_s=0.01), key(budget_day=10), 0
         await replica.budgets.start()

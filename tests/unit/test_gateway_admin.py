@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -65,8 +65,10 @@ async def test_the_life_of_a_key(running: Fixture, database_url: str) -> None:
     assert answer.status_code == 200  # At once, at this replica.
     assert running.snapshots[-1].created_by == "key root"
 
-    claim = Claim("bot", period("day", datetime.now(UTC)), Decimal(5), Decimal("1.5"), Decimal(2))
-    BudgetLedger(database_url).settle("replica", [claim])
+    now = datetime.now(UTC)
+    for day in (now, now + timedelta(days=1)):  # It may be over before it is looked at.
+        claim = Claim("bot", period("day", day), Decimal(5), Decimal("1.5"), Decimal(2))
+        BudgetLedger(database_url).settle("replica", [claim])
     shown = (await ask(running, "GET", "/bot")).json()
     assert [(use["span"], use["spent"], use["left"]) for use in shown["budgets"]] == [("day", "1.5", "3")]
 

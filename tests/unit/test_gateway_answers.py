@@ -271,9 +271,9 @@ async def test_completions_with_several_prompts() -> None:
 async def test_who_goes_away_stops_the_model() -> None:
     async with gateway() as g:
         g.script.says = [chat("word ") for _ in range(1000)]
-        g.script.pause_s = 0.01
+        g.script.go_on.clear()
         request = asyncio.create_task(g.client.chat.completions.create(**BODY))
-        await asyncio.sleep(0.1)
+        await g.script.begun.wait()
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
@@ -284,13 +284,18 @@ async def test_who_goes_away_stops_the_model() -> None:
 async def test_more_requests_than_places_are_refused_and_places_come_back() -> None:
     async with gateway(max_concurrent_requests=2) as g:
         g.script.says = spoken("Slow.")
-        g.script.pause_s = 0.02
-        results = await asyncio.gather(
-            *(g.client.chat.completions.create(**BODY) for _ in range(5)), return_exceptions=True
-        )
-        refused = [r for r in results if isinstance(r, openai.InternalServerError)]
-        assert len(refused) == 3
-        assert all(error.status_code == 503 and error.response.headers["retry-after"] for error in refused)
+        g.script.go_on.clear()
+        asked = {asyncio.create_task(g.client.chat.completions.create(**BODY)) for _ in range(5)}
+        refused = list[BaseException | None]()
+        while len(refused) < 3:  # Whoever has a place has no answer yet.
+            done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            refused += [task.exception() for task in done]
+        for error in refused:
+            assert isinstance(error, openai.InternalServerError)
+            assert error.status_code == 503
+            assert error.response.headers["retry-after"]
+        g.script.go_on.set()
+        assert [(await task).choices[0].message.content for task in asked] == ["Slow."] * 2
         assert (await g.client.chat.completions.create(**BODY)).choices[0].message.content == "Slow."
 
 

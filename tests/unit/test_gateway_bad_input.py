@@ -172,7 +172,7 @@ async def test_any_value_in_any_field_is_answered_by_a_200_or_a_400() -> None:
         @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         @given(st.sampled_from(sorted(URLS)), st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=3))
         def examples(url: str, changes: dict[str, Any]) -> None:
-            asyncio.run_coroutine_threadsafe(ask(url, changes), loop).result(60)
+            asyncio.run_coroutine_threadsafe(ask(url, changes), loop).result(600)
 
         await asyncio.to_thread(examples)
 
@@ -299,7 +299,7 @@ async def test_schemathesis_finds_no_500_and_no_503_without_retry_after(
                 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
                 @given(strategy)
                 def examples(case: Any) -> None:
-                    asyncio.run_coroutine_threadsafe(ask(case), loop).result(60)
+                    asyncio.run_coroutine_threadsafe(ask(case), loop).result(600)
 
                 await asyncio.to_thread(examples)
     object_store.cache_clear()
@@ -308,14 +308,20 @@ async def test_schemathesis_finds_no_500_and_no_503_without_retry_after(
 
 
 async def test_a_body_that_never_ends_takes_no_place_and_is_a_408() -> None:
+    sending, all_send = 0, asyncio.Event()
+
     async def never_ending() -> AsyncIterator[bytes]:
+        nonlocal sending
         yield b"{"
+        sending += 1
+        if sending == len(slow):
+            all_send.set()
         await asyncio.Event().wait()
 
     async with gateway(max_concurrent_requests=1, body_timeout_s=1.0) as g:
         g.script.says = SAYS
         slow = [asyncio.create_task(g.http.post(URL, content=never_ending(), headers=AUTH)) for _ in range(3)]
-        await asyncio.sleep(0.05)
+        await all_send.wait()
         assert (await g.http.post(URL, json=BODY, headers=AUTH)).status_code == 200
         assert {answer.status_code for answer in await asyncio.gather(*slow)} == {408}
         assert (await g.http.post(URL, json=BODY, headers=AUTH)).status_code == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests.unit.gateway_app import chat, gateway, key, route, snapshot, usage
 from tests.unit.test_gateway_record import HELLO, Keeps
 from tests.unit.test_gateway_requests import AUTH, BODY, URL, error_of
 
+#: No day ends in the middle of a test.
+NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
 PRICE = Price(input_per_million_tokens=Decimal("0.0375"), output_per_million_tokens=Decimal(2))
 
 
@@ -28,7 +31,7 @@ class Grants:
 
 
 def budgets() -> Budgets:
-    return Budgets(Grants, "test", share=1.0, interval_s=3600.0)
+    return Budgets(Grants, "test", share=1.0, interval_s=3600.0, now=lambda: NOON)
 
 
 def priced(**limits: Any) -> Snapshot:

@@ -73,6 +73,8 @@ class Receiver:
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     found = Receiver()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
+    # Nothing is given up because this process, which is sender and receiver, stands still for a while.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
     yield found
     found.server.shutdown()
     found.server.server_close()

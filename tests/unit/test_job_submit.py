@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,11 +33,14 @@ class Answers(BaseHTTPRequestHandler):
     #: Bytes of code that came, if code is not there; each upload is looked at after ``upload_s``.
     uploaded: int | None = None
     upload_s: float = 0.0
+    #: Called with whether an upload is under way, when it is about to be and when it was.
+    uploads: Callable[[bool], None] = staticmethod(lambda under_way: None)
 
     def do_GET(self) -> None:
         if self.path == "/api/version":
             self._answer(200, json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit": "x"}))
         elif self.path.startswith("/api/packages/"):
+            self.uploads(self.uploaded is not None)
             self._answer(200 if self.uploaded is None else 404, "{}")
         else:
             self._job()
@@ -53,6 +56,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         sleep(self.upload_s)
         type(self).uploaded = len(self.rfile.read(int(self.headers["Content-Length"])))
+        self.uploads(False)
         self._answer(200, "{}")
 
     def _job(self) -> None:
@@ -66,7 +70,7 @@ class Answers(BaseHTTPRequestHandler):
 
     def _hold(self) -> None:
         if self.silent_until is not None:
-            self.silent_until.wait(10)
+            self.silent_until.wait(600)
 
     def _answer(self, code: int, text: str) -> None:
         with suppress(ConnectionError):  # The client has given up.
@@ -156,11 +160,14 @@ def test_a_head_that_vanished_is_not_waited_for(
 def test_code_may_take_longer_than_an_answer(
     server: type[Answers], code: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_submit, "_TIMEOUTS_S", (1.0, 1.0))
+    def allowed(uploading: bool) -> None:
+        monkeypatch.setattr(job_submit, "_TIMEOUTS_S", (1.0, 1.0) if uploading else (600.0, 600.0))
+
+    allowed(False)
     size = 32 * 2**20  # More than the sockets' buffers take: it is not sent before it is read.
     (code / "data").write_bytes(randbytes(size))
     server.submission = (200, json.dumps({"job_id": "x", "submission_id": "x"}))
-    server.uploaded, server.upload_s = 0, 2.0
+    server.uploaded, server.upload_s, server.uploads = 0, 2.0, staticmethod(allowed)
     assert submit("tidy", working_dir=code, submission_id="x") == "x"
     assert server.uploaded > size
 

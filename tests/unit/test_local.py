@@ -113,12 +113,12 @@ def test_a_stranger_with_the_same_pid_is_not_found() -> None:
 def test_the_mark_finds_orphans_and_spares_others() -> None:
     mark = "test-" + os.urandom(4).hex()
     # The middle process ends at once: its child is an orphan in a session of its own.
-    program = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
+    program = "import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True)"
     subprocess.run([sys.executable, "-c", program], env={**os.environ, process.MARK: mark}, check=True)
-    with subprocess.Popen(["sleep", "60"]) as bystander:
+    with subprocess.Popen(["sleep", "600"]) as bystander:
         found = process.marked(mark)
         assert [item.name() for item in found] == ["sleep"]
-        assert not process.end_marked(mark, limit_s=10)
+        assert not process.end_marked(mark, limit_s=300)
         assert not process.marked(mark)
         assert bystander.poll() is None
         bystander.kill()
@@ -129,7 +129,7 @@ def test_a_process_that_ignores_sigterm_is_killed() -> None:
         "import signal, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "print(flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as stubborn:
         assert stubborn.stdout is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from validation.models import compare, mcnemar_p, read_label, score, wilson_interval
@@ -61,6 +61,7 @@ def test_wilson_agrees_with_the_literature() -> None:
         wilson_interval(5, 4)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2000), st.integers(0, 2000))
 def test_wilson_holds_the_share(first: int, second: int) -> None:
     successes, trials = min(first, second), max(first, second)
@@ -78,6 +79,7 @@ def test_mcnemar_agrees_with_the_binomial_test() -> None:
     assert mcnemar_p(0, 5000) == 0.0  # Smaller than a float.
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300))
 def test_mcnemar_is_a_symmetric_probability(first: int, second: int) -> None:
     assert 0 <= mcnemar_p(first, second) <= 1

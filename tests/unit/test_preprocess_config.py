@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UsageError
@@ -75,6 +75,7 @@ def test_braces_in_the_data_are_data() -> None:
         template.mapped({"text": "x", "label": 2})
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_normalising_twice_changes_nothing(text: str) -> None:
     rule = Normalise()
@@ -82,6 +83,7 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
     assert rule.apply(once) == once
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])), st.floats(0.01, 0.99))
 def test_a_split_hangs_on_the_content_only(text: str, fraction: float) -> None:
     key = content_key({"a": text}, ["a"])

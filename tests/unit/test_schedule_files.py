@@ -130,9 +130,10 @@ def test_list_pause_and_resume(code: Path, capsys: pytest.CaptureFixture[str]) -
         [row] = json.loads(out)["schedules"]
         return row
 
+    now = datetime.now(UTC)
     row = listed()
     following = datetime.fromisoformat(row["next"])
-    assert following > datetime.now(UTC)
+    assert following > now
     assert (following.minute, following.weekday() < 5, row["paused"], row["last"]) == (30, True, False, None)
     assert run(capsys, "schedule", "pause", "nightly")[0] == 0
     assert listed()["paused"] is True

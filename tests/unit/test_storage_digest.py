@@ -72,7 +72,7 @@ def test_another_id_column():
     )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text())))
 def test_canonical_json_does_not_depend_on_key_order(value):
     assert canonical_json(value) == canonical_json(dict(reversed(list(value.items()))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.training.arguments import TrainingArguments
@@ -14,6 +14,7 @@ from jobs.training.order import batches_from, epoch_batches, shares
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=300)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 40), st.integers(0, 5), st.booleans())
 def test_an_epoch_has_each_row_once(lengths: list[int], size: int, epoch: int, grouped: bool) -> None:
     batches = epoch_batches(lengths, size, seed=1, epoch=epoch, group_by_length=grouped)
@@ -21,6 +22,7 @@ def test_an_epoch_has_each_row_once(lengths: list[int], size: int, epoch: int, g
     assert all(len(batch) == size for batch in batches[:-1])
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 4))
 def test_workers_share_a_batch_without_overlap(lengths: list[int], workers: int, micro: int) -> None:
     batch = list(range(len(lengths)))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from cluster.contracts import Action, Direction, Segment
+from tests.unit.guards.growth import assert_linear, assert_linear_async
 from tests.unit.guards.guard_texts import texts
 from validation.guards import GuardContext, GuardEngine, Verdict, default_policy, parse_policy
 from validation.guards.disguise import readings
@@ -183,19 +184,21 @@ def test_every_character_of_a_reading_leads_back_to_the_original(text: str) -> N
 @pytest.mark.parametrize(
     "unit", ["a ", "ab ", "a-", "a.a@ ", "4a", "%41", "&#65;", "01", "at a dot ", "ORTVA ", "aaaa\n"]
 )
-@pytest.mark.timeout(30)
 def test_no_disguise_takes_quadratic_time(unit: str) -> None:
-    readings(normalise(unit * (150_000 // len(unit)) + "\x00!zzz"))
+    assert_linear(lambda size: readings(normalise(unit * (size // len(unit)) + "\x00!zzz")), 150_000)
 
 
-@pytest.mark.timeout(60)
 async def test_findings_in_many_readings_take_no_quadratic_time() -> None:
     """Each reading finds each address again: compared pair by pair, these would take minutes."""
     nested = f" %41 %2541 %252541 {b64(b64('hello there my friend'))}"
     guard = {"name": "p", "kind": "pii", "on": "input", "action": "redact", "timeout_s": 300}
     engine = GuardEngine(parse_policy({"name": "p", "version": 1, "guards": [guard]}))
-    verdict = await judged("a@b.co " * 24_000 + nested, engine)
-    assert verdict.text.count("[EMAIL_ADDRESS]") == 24_000
+
+    async def found(count: int) -> None:
+        verdict = await judged("a@b.co " * count + nested, engine)
+        assert verdict.text.count("[EMAIL_ADDRESS]") == count
+
+    await assert_linear_async(found, 24_000)
 
 
 def test_no_pattern_repeats_a_group_possessively() -> None:

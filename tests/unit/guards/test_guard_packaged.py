@@ -32,7 +32,7 @@ from validation.guards import GuardContext, GuardEngine, parse_policy
 from validation.guards.packaged import PackagedGuards
 
 policy = parse_policy({{"name": "p", "version": 1, "guards": [{{
-    "name": "profanity", "kind": "guardrails", "on": "both", "action": "redact", "timeout_s": 60,
+    "name": "profanity", "kind": "guardrails", "on": "both", "action": "redact", "timeout_s": 300,
     "validator": "guardrails_ai.profanity_free:ProfanityFree"}}]}})
 guards = PackagedGuards(policy)
 guards.load()
@@ -60,7 +60,7 @@ print(json.dumps({{
 def test_a_validator_from_pypi_judges_texts_and_streams_and_calls_nobody() -> None:
     pytest.importorskip("profanity_check")
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.guards.guard_texts import cuts, pieces
@@ -120,6 +120,7 @@ def issued() -> Placeholders:
     return placeholders
 
 
+@settings(deadline=None)
 @given(parts=st.lists(PARTS, max_size=12), how=cuts)
 def test_any_cut_restores_what_the_whole_text_restores(parts: list[str], how: int | list[int]) -> None:
     text = "".join(parts)
@@ -128,6 +129,7 @@ def test_any_cut_restores_what_the_whole_text_restores(parts: list[str], how: in
     assert "".join([*map(restorer.feed, pieces(text, how)), restorer.flush()]) == whole
 
 
+@settings(deadline=None)
 @given(parts=st.lists(PARTS, max_size=12), how=cuts, escaped=st.booleans())
 def test_any_cut_of_json_stays_json_with_the_originals_in_it(
     parts: list[str], how: int | list[int], escaped: bool

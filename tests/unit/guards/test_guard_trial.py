@@ -127,12 +127,16 @@ def test_a_packaged_validator_runs_here_too_and_one_that_fails_does_not_count_as
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("guardrails")
-    far = "{name: far, kind: guardrails, on: both, validator: 'tests.unit.guards.test_guard_trial:Moody'}"
+    far = f"{{name: far, kind: guardrails, on: both, timeout_s: 300, validator: '{MOODY}'}}"
     policy = f"name: m\nversion: 1\nguards:\n  - {far}\n"
     lines = [{"text": text, "label": "attack"} for text in ("fine", "bad", "raise")]
     failed(tried(tmp_path, lines=lines, policy=policy), RefusedError, "a guard failed on 1 texts")
     result = tried(tmp_path, "--json", lines=lines, policy=policy)
     assert (result.return_value, cells(result)["far", "attack"]) == (1, (3, 1, 1, 0))
+
+
+#: As a policy names it.
+MOODY = "tests.unit.guards.test_guard_trial:Moody"
 
 
 class Moody:

@@ -33,7 +33,7 @@ class Kubectl:
     def kustomize(self, directory: Path) -> list[dict[str, Any]]:
         """The documents of a kustomization. Raises ValueError with kubectl's own words."""
         done = subprocess.run(
-            [self._path, "kustomize", directory], capture_output=True, text=True, timeout=60
+            [self._path, "kustomize", directory], capture_output=True, text=True, timeout=600
         )
         if done.returncode:
             raise ValueError(done.stderr.strip())

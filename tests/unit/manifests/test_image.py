@@ -19,7 +19,9 @@ DOCKERFILE = ROOT / "cluster" / "Dockerfile"
 def hadolint(text: str) -> str:
     """What the linter says, nothing if all is well."""
     linter = Path(sys.executable).parent / "hadolint"
-    done = subprocess.run([linter, "--no-color", "-"], input=text, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [linter, "--no-color", "-"], input=text, capture_output=True, text=True, timeout=600
+    )
     return done.stdout
 
 

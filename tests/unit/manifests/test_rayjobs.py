@@ -37,7 +37,7 @@ def dry_run(entrypoint: str) -> subprocess.CompletedProcess[str]:
     assert (directory, python) == ("/opt/manta", "python")  # As cluster/Dockerfile has it.
     environment = {**os.environ, "MANTA_PROFILE": "cluster"}
     command = [sys.executable, *words, "--dry-run"]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -144,6 +144,6 @@ def test_ray_takes_the_models_configuration() -> None:
     (config,) = (a["args"]["llm_config"] for a in content["applications"] if a["import_path"] == MODEL)
     # In a process of its own: it brings torch in.
     done = subprocess.run(
-        [sys.executable, "-c", _TAKES], input=json.dumps(config), capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", _TAKES], input=json.dumps(config), capture_output=True, text=True, timeout=600
     )
     assert done.stdout.splitlines()[-2:] == ["gemma-3-270m", "accelerator_typ"], done.stderr
