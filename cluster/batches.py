@@ -128,8 +128,7 @@ class BatchRepository:
         :param without: batches that are not wanted.
         """
         wanted = _BATCHES.c.status.not_in(ENDED), _BATCHES.c.id.not_in(builtins.list(without))
-        row = self._leases.claim(holder, lease_s, *wanted)
-        return None if row is None else (_record(row), int(row["token"]))
+        return self._leases.claim(holder, lease_s, _record, *wanted)
 
     def report(self, batch_id: str, token: int, progress: BatchProgress, lease_s: float) -> BatchRecord:
         """Write down how far it is, and hold it for ``lease_s`` seconds more.

@@ -292,14 +292,14 @@ class TuningRepository:
         :param ended: only one that has ended, of which something is left to be taken away.
         """
         states = [status.value for status in (TUNING_ENDED if ended else TuningStatus)]
-        row = self._leases.claim(
+        return self._leases.claim(
             holder,
             lease_s,
+            _record,
             _JOBS.c.settled.is_(False),
             _JOBS.c.status.in_(states),
             _JOBS.c.id.not_in(builtins.list(without)),
         )
-        return None if row is None else (_record(row), int(row["token"]))
 
     def report(
         self,
