@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
@@ -89,10 +89,14 @@ class BatchRepository:
             rows = connection.execute(ordered).mappings()
             return builtins.list(islice(readable(rows, _record), limit))
 
-    def all(self) -> builtins.list[BatchRecord]:
-        """Batches of all teams. Raises UnreadableError if one cannot be read."""
+    def all(self) -> Iterator[BatchRecord]:
+        """Batches of all teams, read while they are gone through: they are many, and each has a policy.
+
+        Raises UnreadableError if one cannot be read.
+        """
         with self._database.read() as connection:
-            return [_record(row) for row in connection.execute(select(_BATCHES)).mappings()]
+            rows = connection.execute(select(_BATCHES).execution_options(**PAGE)).mappings()
+            yield from map(_record, rows)
 
     def forget_key(self, batch_id: str, pseudonym: str) -> None:
         """Take the key's id and the client's own words from the record of a batch that has ended."""
@@ -128,8 +132,7 @@ class BatchRepository:
         :param without: batches that are not wanted.
         """
         wanted = _BATCHES.c.status.not_in(ENDED), _BATCHES.c.id.not_in(builtins.list(without))
-        row = self._leases.claim(holder, lease_s, *wanted)
-        return None if row is None else (_record(row), int(row["token"]))
+        return self._leases.claim(holder, lease_s, _record, *wanted)
 
     def report(self, batch_id: str, token: int, progress: BatchProgress, lease_s: float) -> BatchRecord:
         """Write down how far it is, and hold it for ``lease_s`` seconds more.

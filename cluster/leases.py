@@ -59,8 +59,22 @@ class Leases:
     def __init__(self, database: Database, table: Table) -> None:
         self._database, self._table, self._of = database, table, table.c
 
-    def claim(self, holder: str, lease_s: float, *wanted: ColumnElement[bool]) -> RowMapping | None:
-        """The oldest row of those that nobody holds, which is the holder's now; None if there is none."""
+    def claim(
+        self, holder: str, lease_s: float, record: Callable[[RowMapping], R], *wanted: ColumnElement[bool]
+    ) -> tuple[R, int] | None:
+        """The oldest record of those that nobody holds, which is the holder's now, with its fencing token;
+        None if there is none.
+
+        One that cannot be read is told, and passed over until its lease is over.
+        """
+        while (row := self._take(holder, lease_s, *wanted)) is not None:
+            try:
+                return record(row), int(row["token"])
+            except UnreadableError as error:
+                logger.warning("Work is passed over: %s", error)
+        return None
+
+    def _take(self, holder: str, lease_s: float, *wanted: ColumnElement[bool]) -> RowMapping | None:
         while True:
             now = datetime.now(UTC)
             free = and_(*wanted, self._of.lease_expires_at < now)

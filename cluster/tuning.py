@@ -157,14 +157,18 @@ class TuningRepository:
             fit = (record for record in readable(rows, _record) if wanted <= record.metadata.items())
             return builtins.list(islice(fit, limit))
 
-    def all(self, *, settled: bool) -> builtins.list[TuningRecord]:
-        """Jobs of all teams for which nothing, or something, is left to do, in the order of their making.
+    def all(self) -> tuple[builtins.list[TuningRecord], builtins.list[TuningRecord]]:
+        """Jobs of all teams in the order of their making: for which nothing is left to do, and the others.
 
-        Raises UnreadableError if one cannot be read.
+        All at one moment: one that settles meanwhile is not missed. Raises UnreadableError if one cannot be
+        read.
         """
-        query = select(_JOBS).where(_JOBS.c.settled.is_(settled)).order_by(_JOBS.c.created_at, _JOBS.c.id)
+        settled, others = builtins.list[TuningRecord](), builtins.list[TuningRecord]()
+        query = select(_JOBS).order_by(_JOBS.c.created_at, _JOBS.c.id)
         with self._database.read() as connection:
-            return [_record(row) for row in connection.execute(query).mappings()]
+            for row in connection.execute(query).mappings():
+                (settled if row["settled"] else others).append(_record(row))
+        return settled, others
 
     def forget_key(self, job_id: str, pseudonym: str) -> None:
         """Take the key's id and the client's own words from the record of a job that is settled.
@@ -292,14 +296,14 @@ class TuningRepository:
         :param ended: only one that has ended, of which something is left to be taken away.
         """
         states = [status.value for status in (TUNING_ENDED if ended else TuningStatus)]
-        row = self._leases.claim(
+        return self._leases.claim(
             holder,
             lease_s,
+            _record,
             _JOBS.c.settled.is_(False),
             _JOBS.c.status.in_(states),
             _JOBS.c.id.not_in(builtins.list(without)),
         )
-        return None if row is None else (_record(row), int(row["token"]))
 
     def report(
         self,

@@ -10,7 +10,7 @@ named: they are their team's, and hold what others said.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -49,15 +49,19 @@ class Belongings:
     models: list[str] = field(default_factory=list)
     #: Ids of its batches and jobs that have not ended, and of others' jobs that learn from its files.
     under_way: list[str] = field(default_factory=list)
+    #: Ids of those files: once they are deleted nothing else leads from the key to others' jobs.
+    awaited: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class OnRecord:
-    """What SQL knows of all keys; read once for however many of them."""
+    """What SQL knows of keys; read once for however many of them."""
 
-    #: Of keys that have files.
-    key_ids: set[str]
+    #: Of those that have files.
+    key_ids: list[str]
+    #: Theirs alone.
     batches: list[BatchRecord]
+    #: Everybody's.
     settled_jobs: list[TuningRecord]
     open_jobs: list[TuningRecord]
 
@@ -78,20 +82,31 @@ class Owned:
             TuningRepository(url),
         )
 
-    def load(self) -> OnRecord:
-        """What SQL knows of all keys. Raises UnreadableError if some of it cannot be read."""
-        settled, open_jobs = self._jobs.all(settled=True), self._jobs.all(settled=False)
-        return OnRecord(self._files.key_ids(), self._batches.all(), settled, open_jobs)
+    def load(self, subjects: Collection[str]) -> OnRecord:
+        """What SQL knows of the keys with those hashes.
 
-    def find(self, subject: str, before: datetime, on_record: OnRecord) -> Belongings:
-        """What the key with that hash left until then."""
+        Raises UnreadableError if some of what is there, be it whose it may, cannot be read.
+        """
+        return OnRecord(
+            [name for name in self._files.key_ids() if _hash(name) in subjects],
+            [batch for batch in self._batches.all() if _hash(batch.key_id) in subjects],
+            *self._jobs.all(),
+        )
+
+    def find(
+        self, subject: str, before: datetime, on_record: OnRecord, deleted: Collection[str] = ()
+    ) -> Belongings:
+        """What the key with that hash left until then.
+
+        :param deleted: ids of its files that are deleted already, from which others' jobs learned.
+        """
 
         def mine(record: BatchRecord | TuningRecord) -> bool:
-            return _is(record.key_id, subject) and record.created_at <= before
+            return _hash(record.key_id) == subject and record.created_at <= before
 
-        names = [name for name in on_record.key_ids if _is(name, subject)]
+        names = [name for name in on_record.key_ids if _hash(name) == subject]
         files = self._files.made_by(names, before)
-        ids = {file.id for file in files}
+        ids = {file.id for file in files}.union(deleted)
 
         def touched(job: TuningRecord) -> bool:
             return mine(job) or not ids.isdisjoint((job.training_file, job.validation_file))
@@ -100,6 +115,9 @@ class Owned:
         ended = [batch for batch in batches if batch.status in ENDED]
         jobs = [job for job in on_record.settled_jobs if touched(job)]
         others = [job for job in on_record.open_jobs if touched(job)]
+        of_others = {
+            name for job in others if not mine(job) for name in (job.training_file, job.validation_file)
+        }
         artifacts = ArtifactStore(self._store)
         datasets = [ref for job in jobs for ref in artifacts.refs(job.team, "dataset", job.id)]
         folders = [batch.folder for batch in ended] + [f"{ref}/{ATTEMPTS}/" for ref in datasets]
@@ -117,6 +135,7 @@ class Owned:
             ],
             under_way=[batch.id for batch in batches if batch.status not in ENDED]
             + [job.id for job in others],
+            awaited=sorted(ids & of_others),
         )
 
     def erase(self, found: Belongings, pseudonym: Callable[[], str]) -> None:
@@ -166,5 +185,5 @@ class Owned:
                 return any(name and subject_hash("user", file.team, str(name)) == subject for name in named)
 
 
-def _is(key_id: str, subject: str) -> bool:
-    return subject_hash("key", "", key_id) == subject
+def _hash(key_id: str) -> str:
+    return subject_hash("key", "", key_id)

@@ -72,6 +72,11 @@ class Erasure(Contract):
         description="Names of models that learned from its files.",
         exclude_if=lambda models: not models,
     )
+    training_files: list[str] = Field(
+        default_factory=list,
+        description="Ids of its files that others' fine-tuning jobs learned from while they were deleted.",
+        exclude_if=lambda files: not files,
+    )
 
     @property
     def address(self) -> str:
@@ -119,11 +124,11 @@ class Eraser:
             before=datetime.now(UTC),
             asked_by=self._by,
         )
+        if before := self._find(erasure.address):
+            kept = {"rows", "pseudonym", "objects", "models", "training_files"}
+            erasure = erasure.model_copy(update={name: getattr(before, name) for name in kept})
         if dry_run:
             return replace(self._dry_run([erasure]), files_with_user=self._naming(erasure))
-        if before := self._find(erasure.address):
-            kept = {"rows", "pseudonym", "objects", "models"}
-            erasure = erasure.model_copy(update={name: getattr(before, name) for name in kept})
         _write(self._store, erasure)
         done, now = self.again(), self._find(erasure.address)
         # Those too that an earlier run found, which then lost what led to them.
@@ -134,8 +139,8 @@ class Eraser:
         """Apply all erasures on record to what came in since. Raises as :meth:`erase`."""
         if dry_run:
             return self._dry_run(list(self.on_record()))
-        there = self._owned.load()
-        left = [self._take(erasure, there) for erasure in self.on_record() if erasure.kind == "key"]
+        there = self._owned.load({one.subject for one in self.on_record() if one.kind == "key"})
+        left = [self._take(one, there) for one in self.on_record() if one.kind == "key"]
         rows: Counter[str] = Counter()
         files = 0
         for _ in range(_PASSES):
@@ -149,8 +154,9 @@ class Eraser:
         raise UnavailableError("Files change while they are erased: run `manta erase` again later.")
 
     def _dry_run(self, erasures: list[Erasure]) -> Erased:
-        keys, there = [one for one in erasures if one.kind == "key"], self._owned.load()
-        left = [self._owned.find(one.subject, one.before, there) for one in keys]
+        keys = [one for one in erasures if one.kind == "key"]
+        there = self._owned.load({one.subject for one in keys})
+        left = [self._owned.find(one.subject, one.before, there, one.training_files) for one in keys]
         return _with(_Pass(self._store, erasures, dry_run=True).run(), left)
 
     def _naming(self, erasure: Erasure) -> list[str]:
@@ -158,12 +164,15 @@ class Eraser:
 
     def _take(self, erasure: Erasure, there: OnRecord) -> Belongings:
         """Delete what a key left besides records."""
-        found = self._owned.find(erasure.subject, erasure.before, there)
+        found = self._owned.find(erasure.subject, erasure.before, there, erasure.training_files)
         if found.objects or found.models:
             # On record first: without the files nothing leads to the models any more.
-            models = sorted({*erasure.models, *found.models})
-            objects = erasure.objects + len(found.objects)
-            erasure = erasure.model_copy(update={"models": models, "objects": objects})
+            known = {
+                "models": sorted({*erasure.models, *found.models}),
+                "training_files": sorted({*erasure.training_files, *found.awaited}),
+                "objects": erasure.objects + len(found.objects),
+            }
+            erasure = erasure.model_copy(update=known)
             _write(self._store, erasure)
 
         def pseudonym() -> str:

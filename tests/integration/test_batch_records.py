@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 
 from cluster.batches import BatchRepository, entered, new_batch_id
 from cluster.contracts.batches import BatchProgress, BatchRecord, BatchStatus, BatchTerms
 from cluster.contracts.files import FileRecord
+from cluster.database import Database
 from cluster.errors import NotFoundError, RefusedError
 from cluster.files import FileRepository, new_file_id
 from cluster.storage import ObjectStore
@@ -68,6 +70,17 @@ def test_files_are_there_with_the_end_of_their_batch(database_url: str) -> None:
     assert batches.claim("third", 30.0) is None
     assert [found.id for found in batches.ended(NOW)] == [made.id]
     assert batches.ended(NOW + timedelta(seconds=1)) == []
+
+
+def test_work_that_cannot_be_read_is_passed_over(database_url: str) -> None:
+    batches = BatchRepository(database_url)
+    *bad, good = [batches.create(terms(created_at=NOW + timedelta(seconds=n))).id for n in range(4)]
+    with Database(database_url).write() as connection:  # As a newer release may leave them.
+        for name in bad:
+            connection.execute(text("UPDATE batches SET terms = '{}' WHERE id = :id"), {"id": name})
+    # At once: else, by the time that the last of many has had its turn, the first is free again.
+    assert claim(batches, "first")[0].id == good
+    assert batches.claim("second", 30.0) is None
 
 
 def test_an_end_without_its_file_is_none(database_url: str, store: ObjectStore) -> None:

@@ -13,7 +13,8 @@ import pytest
 from cluster.batches import BatchRepository
 from cluster.contracts import ApiKey, ArtifactRef, CodeRevision, Principal
 from cluster.contracts.tuning import TuningRecord
-from cluster.errors import RefusedError
+from cluster.errors import RefusedError, UnavailableError
+from cluster.files import FileRepository
 from cluster.settings import load_settings
 from cluster.storage import ArtifactStore, ObjectStore
 from cluster.tuning import TuningRepository
@@ -164,3 +165,65 @@ async def test_models_that_learned_from_erased_files_are_named(
     said = manta(capsys, *erase)
     assert mine.tuned_name in said
     assert on_mine.tuned_name in said
+
+
+@SQLITE
+async def test_what_others_learn_from_erased_files_meanwhile_is_erased_by_the_next_run(
+    tuned: Running, artifacts: ArtifactStore, team: str, capsys: Any
+) -> None:
+    g, erase = tuned, ("erase", "--key", f"{team}-owner", "--json")
+    await g.publish(g.snapshots[-1].model_copy(update={"number": 2, "keys": keys(team)}))
+    g.start_worker()
+    file = await g.upload()
+    g.client = g.client.with_options(api_key="sk-mate")
+    job = await g.reaches(await g.submit(training_file=file), "running")
+    (order,) = g.cluster.orders
+    assert manta(capsys, *erase)["under_way"] == [job.id]
+    assert objects(g.store, f"{team}/files/") == set()
+    copy = dataset(g.store, order.record)
+    assert manta(capsys, *erase)["under_way"] == [job.id]
+    g.cluster.succeeds(order)
+    await g.reaches(job, "succeeded")
+    await g.settled()
+    for words in ([*erase, "--dry-run"], erase):
+        found = manta(capsys, *words)
+        assert found["under_way"] == []
+        assert found["models"] == [order.record.tuned_name]
+        assert found["objects"] == 1
+    with pytest.raises(RefusedError, match="was erased"):
+        artifacts.open(copy)
+    assert manta(capsys, *erase)["objects"] == 0
+
+
+@SQLITE
+@pytest.mark.parametrize("broken", [(TuningRepository, "forget_key"), (FileRepository, "erase")])
+async def test_an_erasure_of_files_that_breaks_off_goes_on_where_it_was(
+    tuned: Running,
+    artifacts: ArtifactStore,
+    team: str,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: tuple[type, str],
+) -> None:
+    g, erase = tuned, ("erase", "--key", f"{team}-owner")
+    await g.publish(g.snapshots[-1].model_copy(update={"number": 2, "keys": keys(team)}))
+    g.start_worker()
+    record = await g.tuned()
+    await g.settled()
+    copy = dataset(g.store, record)
+
+    def away(*_: Any) -> None:
+        raise UnavailableError("The database does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*broken, away)
+        assert "does not answer" in manta(capsys, *erase, status=1)
+    jobs = TuningRepository(load_settings().database_url)
+    before = jobs.get(record.id, team).key_id
+    assert manta(capsys, *erase, "--json")["models"] == [record.tuned_name]
+    with pytest.raises(RefusedError, match="was erased"):
+        artifacts.open(copy)
+    assert objects(g.store, f"{team}/files/") == objects(g.store, f"{copy}/attempts/") == set()
+    after = jobs.get(record.id, team).key_id
+    assert after.startswith("erased-")
+    assert before in (after, f"{team}-owner"), "one pseudonym, however often it was begun"
