@@ -16,7 +16,7 @@ from cluster.errors import RefusedError, UsageError
 from cluster.job import JobRun
 from cluster.job.preflight import preflight
 from jobs.preprocessing.account import Action, Tally, Tolerance, name, nested
-from jobs.preprocessing.blocks import Told, partials_of, plainly, quiet, told_by, without
+from jobs.preprocessing.blocks import Told, partials_of, quiet, told_by, without
 from jobs.preprocessing.digest import merged_digest
 from jobs.preprocessing.duplicates import (
     CROSSED,
@@ -138,8 +138,7 @@ class Pipeline:
         """Hold the marked blocks, and hear what they tell."""
         import ray
 
-        with plainly():
-            self._dataset = marked.materialize()
+        self._dataset = marked.materialize()
         blocks = self._dataset.to_arrow_refs()
         told = list(zip(ray.get(self._each(told_by, blocks)), blocks, strict=True))
         told.sort(key=lambda item: item[0].first)

@@ -16,7 +16,7 @@ from jobs.preprocess import PreprocessConfig, _files
 from jobs.preprocessing.blocks import partials_of, told_by, without
 from jobs.preprocessing.cleaning import Normalise
 from jobs.preprocessing.files import source_file
-from jobs.preprocessing.marking import Marking, TextRule
+from jobs.preprocessing.marking import Marking, TextRule, refuse_unusable
 from jobs.preprocessing.masking import mask_of, masked_report
 from jobs.preprocessing.parts import renumbered
 from jobs.preprocessing.reading import BLOCK_ROWS, READ, SIZE, read_tables
@@ -225,6 +225,21 @@ def test_a_hook_that_gives_no_rows_is_named_with_the_row(written: Callable[..., 
     (table,) = read_tables(source_file(written("a.jsonl", rows), 0, "train"), form)
     with pytest.raises(UsageError, match=rf"augment \S+:{hook}: .* row r1\.$"):
         marking_of(form, augment=f"{__name__}:{hook}")(table)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"augment": "mine.hook:lower"}, r"^augment mine\.hook:lower: No module named 'mine'; write package"),
+        ({"augment": f"{__name__}:lower"}, r"has no attribute 'lower'; write package\.module:function\.$"),
+        ({"augment": f"{__name__}:EMAIL"}, "is no function"),
+        ({"language": {"keep": ["english"]}}, "^language english: not known"),
+    ],
+)
+def test_what_no_worker_could_use_is_refused_before(fields: dict[str, Any], words: str) -> None:
+    config = config_of(train=["a.jsonl"], **fields)
+    with pytest.raises(UsageError, match=words):
+        refuse_unusable(config.augment, config.rules)
 
 
 def config_of(**fields: Any) -> PreprocessConfig:
