@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -370,7 +371,20 @@ def test_more_cpus_than_there_are_is_refused(preprocess: Preprocess) -> None:
 def test_a_split_without_rows_is_refused(preprocess: Preprocess) -> None:
     train = preprocess.file("train.csv", "text,label\nx,1\ny,0\n")
     test = preprocess.file("test.csv", "text,label\nx,1\nx,0\n")
-    preprocess.refused("no row is left for test", train=[train], test=[test])
+    error = preprocess.refused("no row is left for test", train=[train], test=[test])
+    assert "test_fraction" not in error
+    # Of few rows a small share is none: the sentence says which would do.
+    few = preprocess.file("few.csv", "text,label\n" + "".join(f"t{i},{i % 3}\n" for i in range(30)))
+    fields: dict[str, Any] = {"train": [few], "split": {"test_fraction": 0.001}}
+    error = preprocess.refused("no row is left for test: 20 train, 0 test, 10 quarantined", **fields)
+    told = re.search(r"split\.test_fraction 0\.001 holds out none .*: (\S+) would, .* and 0 makes", error)
+    assert told is not None
+    prefix = preprocess.store.key(error.rsplit(" ", 1)[-1].rstrip("."))
+    assert len(rows([preprocess.store.get(item.key) for item in preprocess.store.list(prefix)])) == 10
+    assert preprocess(**fields | {"split": {"test_fraction": float(told[1])}}) == 0
+    assert preprocess.made("test")
+    assert preprocess(**fields | {"split": {"test_fraction": 0}}) == 0
+    assert len(preprocess.made("train")) == 20
 
 
 def test_the_demo_data(
