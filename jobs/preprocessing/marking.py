@@ -237,6 +237,10 @@ class Marking:
         from validation.data.documents import Document
 
         document = Document("\n\n".join(self.shape.texts(row)))
+        if not document.text.strip():
+            self._finish(row)  # It goes for being empty, not for the language that nothing is in.
+            if row[STAGE] is not None:
+                return document
         for rule, judge in judges:
             if isinstance(rule.rule, PersonalData):
                 verdict = self._protect(row, judge, tally)

@@ -24,6 +24,7 @@ from jobs.preprocessing.rows import RowFormat, contract_schema
 from jobs.preprocessing.shaping import Shape, Split, Template
 from tests.data.in_process import over_blocks
 from validation.data.gate import GatePlan, conclude, plan_gate
+from validation.data.language import Language
 from validation.data.personal import PersonalData
 from validation.data.suite import Suite
 
@@ -137,6 +138,34 @@ def test_refused_rows_are_masked_whatever_stage_refused_them(written: Callable[.
     assert json.loads(marked[5]["_raw"]) == {"text": "x <EMAIL_ADDRESS>", "label": 5}
     assert "<EMAIL_ADDRESS>" in marked[7]["_reason"]
     assert "/a 555-123-4567.jsonl line 7: " in marked[6]["_reason"]
+
+
+def test_an_empty_text_is_dropped_as_such_before_its_language_is_guessed(written: Callable[..., str]) -> None:
+    form = RowFormat({"text": "string", "label": "string"})
+    rule = TextRule("language", "language", Language(keep=("en",)))
+    english = "The river is behind the garden, and the bridge is near the old market."
+    texts = [english, "", None, " \u2003", "Der Fluss ist hinter dem Garten, und die Brücke am Markt."]
+    (table,) = read_tables(
+        source_file(written("a.jsonl", [{"text": text, "label": "a"} for text in texts]), 0, None), form
+    )
+    document, asked = (
+        Shape(None, ("text",), ("text",), Split()),
+        Template(prompt="{text}", completion="{label}"),
+    )
+    for shape, reason in (
+        (document, "there is no text after normalising"),
+        (Shape(asked, (), ("text",), Split()), "text is empty after normalising"),
+    ):
+        block = Marking(form, Normalise(), shape, rules=[rule])(table)
+        assert list(zip(block["_stage"].to_pylist(), block["_reason"].to_pylist(), strict=True)) == [
+            (None, None),
+            *[("shape", reason)] * 3,
+            ("language", "language_de"),
+        ]
+        assert told_by(block).tally.judged == {"language": 2}
+    # What a template makes of other columns is there, and nobody can say in which language.
+    labels = Shape(Template(prompt="What?", completion="{label}"), (), ("text",), Split())
+    assert Marking(form, Normalise(), labels, rules=[rule])(table)["_stage"].to_pylist()[:4] == [None] * 4
 
 
 def test_reports_are_masked() -> None:
