@@ -55,7 +55,7 @@ from validation.data.schema import SUMMARY_KEY as SCHEMA
 from validation.data.tokens import FILE as TOKENIZER
 from validation.data.verdict import Rule
 
-CODE_EPOCH = 4
+CODE_EPOCH = 5
 #: Columns that finished rows have beside those in ``keep``; the final suite may look at all of them.
 FINISHED = frozenset({"row_id", "split", "messages", "prompt", "completion"})
 
