@@ -192,7 +192,7 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise UsageError(describe_validation_error(error, "settings")) from None
+        raise UsageError(describe_validation_error(error, "settings", Settings)) from None
     except yaml.YAMLError as error:
         raise UsageError(f"{profile_path()} is no YAML: {' '.join(str(error).split())}") from None
 
@@ -214,7 +214,8 @@ def describe_validation_error(error: ValidationError, what: str, model: type[Bas
         elif item["type"] in ("missing", "too_short"):
             *place, key = item["loc"]
             known = _fields_at(model, place).get(str(key))
-            said += f" ({known.description.rstrip('.')})" if known and known.description else ""
+            if known and known.description:
+                said += f" ({' '.join(known.description.split()).partition('. ')[0].rstrip('.')})"
         parts.append(f"{field}: {said[:1].lower()}{said[1:]}" if field else said)
     return f"{what}: " + "; ".join(parts) + "."
 
