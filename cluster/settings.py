@@ -9,11 +9,14 @@ Secrets never stand in a profile: they come from the environment, or from files 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,6 +27,7 @@ from pydantic_settings import (
 from cluster.contracts import Principal
 from cluster.contracts.base import Slug
 from cluster.errors import UsageError
+from cluster.nearest import meant
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -188,18 +192,46 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise UsageError(describe_validation_error(error, "settings")) from None
+        raise UsageError(describe_validation_error(error, "settings", Settings)) from None
     except yaml.YAMLError as error:
         raise UsageError(f"{profile_path()} is no YAML: {' '.join(str(error).split())}") from None
 
 
-def describe_validation_error(error: ValidationError, what: str) -> str:
-    """One sentence that names every wrong field of ``what`` and how it is wrong."""
+def describe_validation_error(error: ValidationError, what: str, model: type[BaseModel] | None = None) -> str:
+    """One sentence that names every wrong field of ``what`` and how it is wrong.
+
+    With the ``model`` that refused it, it names a key that was probably meant, and says what is missing.
+    """
     parts = []
     for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        field, said = ".".join(str(part) for part in item["loc"]), item["msg"]
         if item["type"] == "extra_forbidden":
-            parts.append(f"{field} is no known key")
-        else:
-            parts.append(f"{field}: {item['msg'][:1].lower()}{item['msg'][1:]}")
+            *place, key = item["loc"]
+            parts.append(f"{field} is no known key{meant(str(key), _fields_at(model, place))}")
+            continue
+        if item["type"] == "value_error":
+            said = str(item["ctx"]["error"])  # Without pydantic's "Value error, " in front.
+        elif item["type"] in ("missing", "too_short"):
+            *place, key = item["loc"]
+            known = _fields_at(model, place).get(str(key))
+            if known and known.description:
+                said += f" ({' '.join(known.description.split()).partition('. ')[0].rstrip('.')})"
+        parts.append(f"{field}: {said[:1].lower()}{said[1:]}" if field else said)
     return f"{what}: " + "; ".join(parts) + "."
+
+
+def _fields_at(model: type[BaseModel] | None, place: Sequence[str | int]) -> dict[str, FieldInfo]:
+    """The fields that a value at this place in the model may have, by name."""
+    models = [model] if model else []
+    for key in place:
+        if isinstance(key, str):  # A place in a list has what the list has.
+            found = [one.model_fields[key].annotation for one in models if key in one.model_fields]
+            models = [part for annotation in found for part in models_in(annotation)]
+    return {name: field for one in models for name, field in one.model_fields.items()}
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation names, be it one of several types or of a list's items."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in models_in(part)]

@@ -126,4 +126,4 @@ def llm_config(args: ModelApplicationArgs) -> "LLMConfig":
     try:
         return LLMConfig(**keys)
     except ValidationError as error:
-        raise UsageError(describe_validation_error(error, "llm_config")) from None
+        raise UsageError(describe_validation_error(error, "llm_config", LLMConfig)) from None

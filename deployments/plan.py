@@ -117,7 +117,7 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         ServeDeploySchema.model_validate(copy.deepcopy(content))
     except ValidationError as error:
-        raise UsageError(describe_validation_error(error, str(path))) from None
+        raise UsageError(describe_validation_error(error, str(path), ServeDeploySchema)) from None
     except (TypeError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from None
     return content
@@ -197,7 +197,7 @@ def _args(kind: type[BaseModel], application: Mapping[str, Any]) -> Any:
         return kind.model_validate(application.get("args") or {})
     except ValidationError as error:
         raise UsageError(
-            describe_validation_error(error, f"application {application['name']}: args")
+            describe_validation_error(error, f"application {application['name']}: args", kind)
         ) from None
 
 

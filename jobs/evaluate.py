@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, field_validator
 
 from cluster.contracts import ArtifactInput, Manifest
-from cluster.errors import MantaError, RefusedError
+from cluster.errors import RefusedError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.job.preflight import preflight
 from cluster.settings import load_settings
@@ -123,7 +123,6 @@ def _ask(
     """Both models' answers, in the order of the rows, and the seconds that the engine took to start."""
     connect()
     import ray
-    from ray.exceptions import RayTaskError
 
     from jobs.evaluation.engine import Engine
 
@@ -136,10 +135,6 @@ def _ask(
         started = ray.get(engine.start_seconds.remote())
         job.progress(f"engine ready after {started:.1f} s")
         answers = {name: _answers(job, config, engine, name, rows) for name in MODELS}
-    except RayTaskError as error:
-        if isinstance(error.cause, MantaError):
-            raise error.cause from None
-        raise
     finally:
         ray.kill(engine)
     return answers, started

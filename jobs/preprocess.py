@@ -27,6 +27,7 @@ from cluster.contracts import ArtifactInput, Manifest
 from cluster.errors import UsageError
 from cluster.job import JobConfig, JobResult, JobRun, command, start_run
 from cluster.models import ensure_model
+from cluster.nearest import meant
 from cluster.storage import PARTS
 from jobs.preprocessing.account import Tolerance
 from jobs.preprocessing.cleaning import Normalise
@@ -36,7 +37,7 @@ from jobs.preprocessing.files import SourceFile, find_files, fingerprint_files, 
 from jobs.preprocessing.finishing import Finishing
 from jobs.preprocessing.labels import Labels
 from jobs.preprocessing.lengths import Length
-from jobs.preprocessing.marking import Marking, TextRule
+from jobs.preprocessing.marking import Marking, TextRule, refuse_unusable
 from jobs.preprocessing.parts import Parts
 from jobs.preprocessing.pipeline import Pipeline
 from jobs.preprocessing.publishing import publish, version_before
@@ -44,7 +45,7 @@ from jobs.preprocessing.rows import RESERVED, ROW_ID, ColumnType, RowFormat, con
 from jobs.preprocessing.shaping import Shape, Split, Template
 from validation.data import Suite, load_suite
 from validation.data.card import CardLicense
-from validation.data.gate import plan_gate
+from validation.data.gate import GatePlan, plan_gate, refuse_absent
 from validation.data.language import Language
 from validation.data.near_duplicates import NearDuplicates
 from validation.data.personal import PersonalData
@@ -54,7 +55,7 @@ from validation.data.schema import SUMMARY_KEY as SCHEMA
 from validation.data.tokens import FILE as TOKENIZER
 from validation.data.verdict import Rule
 
-CODE_EPOCH = 4
+CODE_EPOCH = 5
 #: Columns that finished rows have beside those in ``keep``; the final suite may look at all of them.
 FINISHED = frozenset({"row_id", "split", "messages", "prompt", "completion"})
 
@@ -209,7 +210,8 @@ class PreprocessConfig(JobConfig):
         for where, names in named.items():
             unknown = [name for name in names if name not in self.columns]
             if unknown:
-                raise ValueError(f"{where} names {', '.join(unknown)}, not among the columns")
+                told = ", ".join(name + meant(name, self.columns) for name in unknown)
+                raise ValueError(f"{where} names {told}, not among the columns")
         made = sorted(FINISHED & set(self.kept))
         if made:
             raise ValueError(f"keep names {', '.join(made)}, which finished rows have anyway")
@@ -277,12 +279,13 @@ def run(config: PreprocessConfig) -> JobResult:
     with start_run("preprocess", "dataset", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
         if job.done:
             return job.result(job.done)
-        pipeline = Pipeline(job, files, num_cpus=config.num_cpus)
+        refuse_unusable(config.augment, config.rules)
         before = version_before(job, needed=any(compares(s) for s in (final, contract) if s))
-        marking = _marking(config, pipeline, contract, evaluation, labels, model, before)
-        finished = Finishing(marking.form, marking.shape).suite_schema()
+        first, last = _plans(config, contract, final, before)
+        pipeline = Pipeline(job, files, num_cpus=config.num_cpus)
+        marking = _marking(config, pipeline, first, evaluation, labels, model)
         parts = _parts(config, job, files, inputs, marking) if config.incremental else None
-        pipeline.mark(marking, plan_gate(final, finished, ROW_ID, previous=before), parts)
+        pipeline.mark(marking, last, parts)
         pipeline.check_rows()
         pipeline.remove_duplicates(config.duplicates.tolerances)
         pipeline.check_final()
@@ -310,23 +313,36 @@ def _files(config: PreprocessConfig) -> list[SourceFile]:
     return list(found.values())
 
 
+def _plans(
+    config: PreprocessConfig, contract: Suite | None, final: Suite, before: Previous | None
+) -> tuple[GatePlan | None, GatePlan]:
+    """What both suites need of rows. Raises UsageError that names an expectation which cannot be judged."""
+    form, first = config.row_format, None
+    finished = Finishing(form, config.shape).suite_schema()
+    if contract is not None:
+        first = plan_gate(contract, contract_schema(form), ROW_ID, previous=before)
+        refuse_absent(first, dict.fromkeys(finished.names, " (finished rows have it: name it in final)"))
+    last = plan_gate(final, finished, ROW_ID, previous=before)
+    refuse_absent(last, dict.fromkeys(form.columns, " (finished rows have it if keep names it)"))
+    return first, last
+
+
 def _marking(
     config: PreprocessConfig,
     pipeline: Pipeline,
-    contract: Suite | None,
+    contract: GatePlan | None,
     evaluation: list[SourceFile],
     labels: list[SourceFile],
     model: Manifest | None,
-    before: Previous | None,
 ) -> Marking:
     """The pass that looks at each row alone, with what it needs in Ray's object store."""
-    rule, form = config.contamination, config.row_format
+    rule = config.contamination
     return Marking(
-        form,
+        config.row_format,
         config.normalise,
         config.shape,
         config.augment,
-        plan_gate(contract, contract_schema(form), ROW_ID, previous=before) if contract else None,
+        contract,
         config.rules,
         config.duplicates.near,
         config.length,

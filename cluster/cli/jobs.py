@@ -15,8 +15,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="One JSON document 
 
 
 # Options that are not its own are fields of the job's configuration.
-@click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("verb")
+@click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("verb", required=False)
 @click.option("--config", help="YAML file with the job's configuration, inside the working directory.")
 @click.option("--wait/--no-wait", default=True, help="Wait until it has ended (the default).")
 @click.option(
@@ -29,15 +29,19 @@ _json = click.option("--json", "as_json", is_flag=True, help="One JSON document 
 )
 @click.option("--submission-id", help="Name it; a second job with the same name is refused.")
 @_json
+@click.option("-h", "--help", "asked", is_flag=True, help="Show this, or the fields of VERB, and exit.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def submit(
-    verb: str,
+    ctx: click.Context,
+    verb: str | None,
     config: str | None,
     wait: bool,
     follow: bool | None,
     working_dir: Path | None,
     submission_id: str | None,
     as_json: bool,
+    asked: bool,
     overrides: tuple[str, ...],
 ) -> int:
     """Submit a job and follow it to its end.
@@ -47,8 +51,15 @@ def submit(
     It is `ray job submit` of `python -m jobs.VERB` with runtime_env.yaml. Options that are not among those
     below go to the job, and so does all that stands behind `--`. Exit status 1 if the job fails.
     """
+    if asked and verb is None:
+        click.echo(ctx.get_help())
+        return 0
+    if verb is None:
+        raise click.MissingParameter(ctx=ctx, param_type="argument", param_hint="'VERB'")
     from cluster.job import submit as jobs
 
+    if asked:
+        return jobs.show_help(verb, working_dir)
     made = jobs.submit(
         verb,
         config=config,

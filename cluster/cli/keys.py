@@ -267,7 +267,7 @@ def _terms(**values: Any) -> KeyTerms:
     try:
         return KeyTerms.model_validate(values)
     except ValidationError as error:
-        raise UsageError(describe_validation_error(error, "key")) from None
+        raise UsageError(describe_validation_error(error, "key", KeyTerms)) from None
 
 
 def _check_published(terms: KeyTerms) -> None:

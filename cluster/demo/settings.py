@@ -51,7 +51,7 @@ def load_demo_settings(path: Path | None) -> DemoSettings:
     try:
         settings = DemoSettings.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise UsageError(describe_validation_error(error, str(path))) from None
+        raise UsageError(describe_validation_error(error, str(path), DemoSettings)) from None
     for verb in [*settings.configs, *settings.overrides]:
         if verb not in VERBS:
             raise UsageError(f"{path}: the demo has no verb {verb!r}; it runs {', '.join(VERBS)}.")

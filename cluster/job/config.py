@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -12,7 +13,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from cluster.contracts.base import Slug
 from cluster.errors import UsageError
-from cluster.settings import describe_validation_error
+from cluster.nearest import meant
+from cluster.settings import describe_validation_error, models_in
 
 
 class JobConfig(BaseModel):
@@ -93,6 +95,17 @@ def parse_config(config_type: type[C], argv: Sequence[str], values: Mapping[str,
         # Twice, so that the result is the verb's own type and not this function's.
         return config_type.model_validate(CommandLine(**values).model_dump(exclude_unset=True))
     except ValidationError as error:
-        raise UsageError(describe_validation_error(error, f"{prog} configuration")) from None
+        raise UsageError(describe_validation_error(error, f"{prog} configuration", config_type)) from None
     except SettingsError as error:
-        raise UsageError(f"{prog}: {str(error).removeprefix('error parsing CLI: ')}.") from None
+        said = str(error).removeprefix("error parsing CLI: ")
+        unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", said)
+        hint = meant(unknown[1], _options(config_type)) if unknown else ""
+        raise UsageError(f"{prog}: {said}{hint}.") from None
+
+
+def _options(model: type[BaseModel], prefix: str = "--") -> Iterator[str]:
+    """The options of all fields, and of the fields of parts."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for part in models_in(field.annotation):
+            yield from _options(part, f"{prefix}{name}.")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.contracts import ArtifactInput, ArtifactRef, CodeRevision, Manifest, RunRecord, RunState
 from cluster.errors import MantaError, RefusedError, UnavailableError
+from cluster.job.causes import mistake_in
 from cluster.job.config import JobConfig
 from cluster.job.provenance import code_revision, package_versions, submission_id
 from cluster.job.tracking import Tracking
@@ -224,15 +225,12 @@ def _recorded(repository: RunRepository, record: RunRecord, job: JobRun) -> Iter
     try:
         yield
         state, message = RunState.SUCCEEDED, None
-    except MantaError as error:
-        message = str(error)
-        raise
     except Exception as error:
-        told = explain_arrow(error, job.store.endpoint)
+        told = mistake_in(error) or explain_arrow(error, job.store.endpoint)
         message = str(told) if told else f"{type(error).__name__}: {error}"[:500]
-        if told is not None:
-            raise told from None
-        raise
+        if told is None or told is error:
+            raise
+        raise told from None
     finally:
         stop.set()
         beat.join(timeout=5)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import cluster
 from cluster.errors import NotFoundError, RefusedError, UnavailableError, UsageError
+from cluster.installed import missing_platform
 from cluster.ray_api import RayApi, read_token
 from cluster.settings import load_settings
 
@@ -116,6 +119,21 @@ def stop(submission_id: str, client: JobSubmissionClient | None = None) -> None:
     client = client or connect()
     with suppress(NotFoundError):
         _ask(client, submission_id, lambda: client.stop_job(submission_id))
+
+
+def show_help(verb: str, working_dir: Path | None = None) -> int:
+    """Let a verb print its own help, in a process of this machine; return its exit status.
+
+    Raises UsageError for an unknown verb, UnavailableError where only the client is installed.
+    """
+    root = (working_dir or find_working_dir()).absolute()
+    _, *words = entrypoint(root, verb)
+    if missing := missing_platform():
+        raise UnavailableError(
+            f"The fields of {verb} are known where the whole platform is installed; there is no {missing[0]} "
+            f"here: run `python {shlex.join(words)} --help` there."
+        )
+    return subprocess.run([sys.executable, *words, "--help"], cwd=root).returncode
 
 
 def entrypoint(

@@ -94,7 +94,7 @@ def load_schedules(path: Path, root: Path) -> tuple[Schedule, ...]:
     try:
         found = _File.model_validate(read_yaml(path)).schedules
     except ValidationError as error:
-        raise UsageError(describe_validation_error(error, str(path))) from None
+        raise UsageError(describe_validation_error(error, str(path), _File)) from None
     for schedule in found:
         schedule.entrypoint(root)
     return found

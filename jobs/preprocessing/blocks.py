@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from cluster.errors import MantaError
 from jobs.preprocessing.account import Tally
 from jobs.preprocessing.reading import BLOCK_BYTES, READ
 from jobs.preprocessing.rows import GATE, ORDINAL, REASON, STAGE, SUMMARY, WHOLE_FILE, line_of, rows_by_file
@@ -62,22 +59,11 @@ def quiet() -> None:
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # What fails is raised; these would tell it before, with the traceback of what is a user's mistake.
+    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
+    # Else it comes in a wrapping that loses its cause on the way from the worker.
+    context.raise_original_map_exception = True
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES
-
-
-@contextmanager
-def plainly() -> Iterator[None]:
-    """Raise what a task raised for the user as it was, without Ray's account of the task."""
-    try:
-        yield
-    except MantaError:
-        raise
-    except Exception as error:
-        found: BaseException | None = error
-        while found is not None and not isinstance(found, MantaError):
-            found = getattr(found, "cause", None) or found.__cause__
-        if found is None:
-            raise
-        raise found from None

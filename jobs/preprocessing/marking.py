@@ -38,6 +38,7 @@ from jobs.preprocessing.rows import (
 )
 from jobs.preprocessing.shaping import Shape
 from jobs.preprocessing.values import BrokenLine, convert
+from validation.data.language import Language
 from validation.data.personal import PersonalData
 
 if TYPE_CHECKING:
@@ -236,6 +237,10 @@ class Marking:
         from validation.data.documents import Document
 
         document = Document("\n\n".join(self.shape.texts(row)))
+        if not document.text.strip():
+            self._finish(row)  # It goes for being empty, not for the language that nothing is in.
+            if row[STAGE] is not None:
+                return document
         for rule, judge in judges:
             if isinstance(rule.rule, PersonalData):
                 verdict = self._protect(row, judge, tally)
@@ -326,13 +331,27 @@ def hash64(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
+def refuse_unusable(augment: str | None, rules: Sequence[TextRule]) -> None:
+    """Raise here, before a row is read, what workers would: UsageError or NotFoundError.
+
+    That is for a hook that is not there, and for names of languages, entities or models that nobody knows.
+    """
+    if augment:
+        load_hook(augment)
+    for rule in rules:
+        if isinstance(rule.rule, PersonalData):
+            mask_of(rule.rule)  # What is told of the rows is masked here too: it is needed anyway.
+        elif isinstance(rule.rule, Language):
+            built(rule.rule)
+
+
 @cache
 def load_hook(address: str) -> Callable[[Row], list[Row]]:
     """The function ``package.module:function``. Raises UsageError if there is none."""
     module, _, function = address.partition(":")
     try:
         found = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as problem:
+    except Exception as problem:  # Whatever its module does when it is imported.
         raise UsageError(f"augment {address}: {problem}; write package.module:function.") from None
     if not callable(found):
         raise UsageError(f"augment {address} is no function.")

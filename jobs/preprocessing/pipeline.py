@@ -8,6 +8,7 @@ store, which spills to disk what memory does not hold.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from cluster.errors import RefusedError, UsageError
 from cluster.job import JobRun
 from cluster.job.preflight import preflight
 from jobs.preprocessing.account import Action, Tally, Tolerance, name, nested
-from jobs.preprocessing.blocks import Told, partials_of, plainly, quiet, told_by, without
+from jobs.preprocessing.blocks import Told, partials_of, quiet, told_by, without
 from jobs.preprocessing.digest import merged_digest
 from jobs.preprocessing.duplicates import (
     CROSSED,
@@ -138,8 +139,7 @@ class Pipeline:
         """Hold the marked blocks, and hear what they tell."""
         import ray
 
-        with plainly():
-            self._dataset = marked.materialize()
+        self._dataset = marked.materialize()
         blocks = self._dataset.to_arrow_refs()
         told = list(zip(ray.get(self._each(told_by, blocks)), blocks, strict=True))
         told.sort(key=lambda item: item[0].first)
@@ -267,13 +267,30 @@ class Pipeline:
         self.counts["input"] = self.tally.rows["read"] + self.tally.rows["augmented"]
         for split in SPLITS if self._marking.shape.split.test_fraction else SPLITS[:1]:
             if not self.counts[split]:
-                raise RefusedError(f"no row is left for {split}: {self._account()}.")
+                self._write_checks()
+                raise RefusedError(f"no row is left for {split}: {self._account()}{self._remedy(split)}.")
         kept = self.counts["train"] + self.counts["test"]
         assert kept + self.counts["quarantined"] == self.counts["input"], self.counts
         self._write_checks()
         digest = merged_digest(digests, kept, self._cpus)
         self.job.progress(f"wrote {self._account()}")
         return digest
+
+    def _remedy(self, split: str) -> str:
+        """What to do about an empty split, as the end of its sentence."""
+        rule, kept = self._marking.shape.split, self.counts["train"] + self.counts["test"]
+        told = ""
+        if split == "test" and kept and not any(file.split for file in self._files):
+            what = f"values of {rule.group}" if rule.group else "rows"
+            # With five to be expected the hash leaves out all of them in one of a hundred datasets.
+            enough = max(math.ceil(500 / kept) / 100, 2 * rule.test_fraction)
+            told = (
+                f"; split.test_fraction {rule.test_fraction:g} holds out none of so few {what}: "
+                f"{min(0.5, enough):g} would, most likely, and 0 makes a dataset without test"
+            )
+        if self.counts["quarantined"]:
+            told += f"; dropped rows with reasons are in {self.job.attempt.uri}quarantine/"
+        return told
 
     def _write_rows(self, splits: Sequence[str]) -> list[Any]:
         """Write the finished rows of the splits, and the others; give references to their digests."""

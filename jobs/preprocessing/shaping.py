@@ -150,7 +150,7 @@ class Shape:
     def finish(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A normalised row in its finished form. Raises LookupError, with a reason, where it has none."""
         if self.template is None:
-            if not any(row[name] for name in self.text):
+            if not any(text.strip() for text in self.texts(row)):
                 raise LookupError("there is no text after normalising")
             return {name: row[name] for name in self.keep}
         mapped = self.template.mapped(row)

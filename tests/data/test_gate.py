@@ -294,6 +294,10 @@ def test_an_exception_in_an_expectation_fails_it_and_says_so() -> None:
             "on blocks",
         ),
         ({"type": "expect_nonsense", "kwargs": {}}, "expect_nonsense not found"),
+        (
+            {"type": "expect_column_values_to_not_mach_regex", "kwargs": {}},
+            "did you mean expect_column_values_to_not_match_regex?",
+        ),
         ({"type": "expect_column_values_to_not_be_null", "kwargs": {}}, "column"),
         ({"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "text", "frob": 1}}, "frob"),
         (

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,34 @@ def test_a_failing_suite_names_the_expectations_and_leaves_the_rows_to_look_at(
     assert checks["suites"]["contract"]["success"] is False
 
 
+@pytest.mark.parametrize(
+    ("suite", "column", "words"),
+    [
+        ("contract", "lable", "lable (did you mean label?); the columns are row_id, label, text."),
+        (
+            "contract",
+            "completion",
+            "completion (finished rows have it: name it in final); the columns",
+        ),
+        ("final", "label", "label (finished rows have it if keep names it); the columns are row_id, split, "),
+    ],
+)
+@pytest.mark.parametrize("severity", ["critical", "info"])
+def test_a_column_that_no_row_has_is_a_mistake_of_the_suite(
+    preprocess: Preprocess, suite: str, column: str, words: str, severity: str
+) -> None:
+    kind = "expect_column_values_to_not_be_null"
+    wrong = {"type": kind, "kwargs": {"column": column}, "severity": severity}
+    # That one judges which columns there are.
+    exists = {"type": "expect_column_to_exist", "kwargs": {"column": "nothing"}, "severity": "info"}
+    content = {"name": "wrong", "expectations": [exists, wrong]}
+    # It is told before a row is read: this file could not be.
+    fields: dict[str, Any] = {"train": [preprocess.file("a.csv", "nothing\n")]}
+    fields[suite] = preprocess.file(f"{suite}-wrong.yaml", yaml.safe_dump(content))
+    error = preprocess.refused(words, 2, **fields)
+    assert error.startswith(f"error: suite wrong: {kind}({column}): there is no column {words}")
+
+
 def test_more_cpus_than_there_are_is_refused(preprocess: Preprocess) -> None:
     train = preprocess.file("a.csv", "text,label\nx,1\n")
     preprocess.refused("Preprocessing asks for 64 CPUs", train=[train], num_cpus=64)
@@ -342,7 +371,20 @@ def test_more_cpus_than_there_are_is_refused(preprocess: Preprocess) -> None:
 def test_a_split_without_rows_is_refused(preprocess: Preprocess) -> None:
     train = preprocess.file("train.csv", "text,label\nx,1\ny,0\n")
     test = preprocess.file("test.csv", "text,label\nx,1\nx,0\n")
-    preprocess.refused("no row is left for test", train=[train], test=[test])
+    error = preprocess.refused("no row is left for test", train=[train], test=[test])
+    assert "test_fraction" not in error
+    # Of few rows a small share is none: the sentence says which would do.
+    few = preprocess.file("few.csv", "text,label\n" + "".join(f"t{i},{i % 3}\n" for i in range(30)))
+    fields: dict[str, Any] = {"train": [few], "split": {"test_fraction": 0.001}}
+    error = preprocess.refused("no row is left for test: 20 train, 0 test, 10 quarantined", **fields)
+    told = re.search(r"split\.test_fraction 0\.001 holds out none .*: (\S+) would, .* and 0 makes", error)
+    assert told is not None
+    prefix = preprocess.store.key(error.rsplit(" ", 1)[-1].rstrip("."))
+    assert len(rows([preprocess.store.get(item.key) for item in preprocess.store.list(prefix)])) == 10
+    assert preprocess(**fields | {"split": {"test_fraction": float(told[1])}}) == 0
+    assert preprocess.made("test")
+    assert preprocess(**fields | {"split": {"test_fraction": 0}}) == 0
+    assert len(preprocess.made("train")) == 20
 
 
 def test_the_demo_data(

@@ -17,6 +17,8 @@ import pytest
 
 from cluster.errors import RefusedError, UsageError
 from cluster.job.config import read_yaml
+from cluster.runs import RunRepository
+from cluster.settings import load_settings
 from cluster.storage import ObjectStore
 from jobs.preprocess import PreprocessConfig, run
 from jobs.preprocessing.pipeline import Pipeline
@@ -402,8 +404,29 @@ def test_augmented_rows_and_groups(corpus: Corpus) -> None:
     assert len(copies) == len(kept) / 2 == counts["input"] - 60
     assert all(row["text"].isupper() for row in copies)
     assert not any(row["text"].isupper() for row in held_out)
-    with pytest.raises(Exception, match="no attribute 'whisper'"):
-        corpus(train, **fields | {"augment": "tests.data.test_preprocess_text:whisper"})
+
+
+def stumble(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A hook that fails at a row."""
+    raise ValueError(f"{row['text'][:3]} is odd")
+
+
+def test_a_mistake_of_the_hook_is_one_sentence(corpus: Corpus) -> None:
+    hooks = "tests.data.test_preprocess_text"
+    train = corpus.at.file("a.jsonl", json.dumps({"id": "r1", "text": prose(1, 2)}) + "\n")
+    fields = PLAIN | {"columns": {"id": "string", "text": "string"}, "id_column": "id"}
+    fields |= {"contract": None, "template": None}
+    error = corpus.at.refused("", 2, train=[train], augment=f"{hooks}:stumble", **fields)
+    sentence = f"augment {hooks}:stumble: ValueError: The is odd, raised for row r1."
+    assert error == f"error: {sentence}"
+    (record,) = RunRepository(load_settings().database_url).list("preprocess", limit=1)
+    assert record.message == sentence
+    # What is known beforehand is told before a row is read: this file could not be.
+    broken = corpus.at.file("b.jsonl", "{broken\n")
+    error = corpus.at.refused("", 2, train=[broken], augment=f"{hooks}:whisper", **fields)
+    assert error.endswith("has no attribute 'whisper'; write package.module:function.")
+    (record,) = RunRepository(load_settings().database_url).list("preprocess", limit=1)
+    assert record.message == error.removeprefix("error: ")
 
 
 def test_a_copy_never_takes_the_id_of_another_row(corpus: Corpus) -> None:

@@ -145,6 +145,26 @@ def test_an_unknown_verb_lists_the_known(
         assert err.endswith("does not answer: start it with `manta up`.\n")
 
 
+def test_help_of_a_verb_lists_its_fields(
+    capfd: pytest.CaptureFixture[str], empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    status, out, _ = run(capfd, "submit", "preprocess", "--help")
+    assert status == 0
+    assert "--split.test_fraction" in out
+    status, _, err = run(capfd, "submit", "prepare", "--help")
+    assert status == 2
+    assert "There is no job 'prepare'" in err
+
+
+def test_help_of_submit_is_its_own(capsys: pytest.CaptureFixture[str], empty_home: Path) -> None:
+    status, out, _ = run(capsys, "submit", "--help")
+    assert status == 0
+    assert "--submission-id" in out
+    status, _, err = run(capsys, "submit")
+    assert (status, err) == (2, "error: Missing argument 'VERB': see `manta submit --help`.\n")
+
+
 # With a cluster that others started
 
 

@@ -64,7 +64,7 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str | None, said: st
         ({}, "model: field required"),
         ({"model": "demo", "llm_config": {}}, "model_id"),
         ({"model": "demo", "llm_config": {"model_loading_config": {"model_id": "a:b"}}}, "model_id"),
-        ({"model": "demo", "llm_config": {}, "modle": 1}, "modle is no known key"),
+        ({"model": "demo", "llm_config": {}, "modle": 1}, r"modle is no known key \(did you mean model\?\)"),
         (
             {"model": "demo", "llm_config": {}, "price": {"input_per_million_tokens": 1}},
             "price.output_per_million_tokens: field required",

@@ -83,7 +83,42 @@ def test_unknown_key_in_the_file_is_named(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     path.write_text("name: x\nlearnin_rate: 1\n")
     assert command(Config, answer, ["--config", str(path)]) == 2
-    assert "learnin_rate is no known key" in capsys.readouterr().err
+    assert "learnin_rate is no known key (did you mean learning_rate?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["--name", "x", "--lora.lora-aplha", "3"],
+            "unrecognized arguments: --lora.lora_aplha 3 (did you mean --lora.lora_alpha?).",
+        ),
+        (
+            ["--name", "x", "--learnin-rate=3"],
+            "unrecognized arguments: --learnin_rate=3 (did you mean --learning_rate?).",
+        ),
+        (["--name", "x", "--zzz", "3"], "unrecognized arguments: --zzz 3."),
+        ([], "configuration: name: field required (Name of the artifact that the job makes)."),
+    ],
+)
+def test_a_mistake_is_told_with_what_was_meant(argv, said, capsys):
+    assert command(Config, answer, argv) == 2
+    assert capsys.readouterr().err.endswith(f"{said}\n")
+
+
+def test_a_part_of_a_list_or_of_a_choice_names_its_own_keys():
+    class Parts(JobConfig):
+        """A configuration with parts that may be several, or none."""
+
+        loras: list[Lora] = Field(min_length=1, description="Adapters.")
+        best: Lora | None = Field(None, description="The best of them.")
+
+    with pytest.raises(UsageError) as caught:
+        parse_config(Parts, [], {"name": "x", "loras": [{"lora_alhpa": 3}], "best": {"rr": 3}}, "job")
+    assert "loras.0.lora_alhpa is no known key (did you mean lora_alpha?)" in str(caught.value)
+    assert "best.rr is no known key (did you mean r?)" in str(caught.value)
+    with pytest.raises(UsageError, match=r"loras: list should have .*, not 0 \(Adapters\)\.$"):
+        parse_config(Parts, [], {"name": "x", "loras": []}, "job")
 
 
 @pytest.mark.parametrize("content", ["- a list", "{broken: [", "just text"])

@@ -16,7 +16,7 @@ from jobs.preprocess import PreprocessConfig, _files
 from jobs.preprocessing.blocks import partials_of, told_by, without
 from jobs.preprocessing.cleaning import Normalise
 from jobs.preprocessing.files import source_file
-from jobs.preprocessing.marking import Marking, TextRule
+from jobs.preprocessing.marking import Marking, TextRule, refuse_unusable
 from jobs.preprocessing.masking import mask_of, masked_report
 from jobs.preprocessing.parts import renumbered
 from jobs.preprocessing.reading import BLOCK_ROWS, READ, SIZE, read_tables
@@ -24,6 +24,7 @@ from jobs.preprocessing.rows import RowFormat, contract_schema
 from jobs.preprocessing.shaping import Shape, Split, Template
 from tests.data.in_process import over_blocks
 from validation.data.gate import GatePlan, conclude, plan_gate
+from validation.data.language import Language
 from validation.data.personal import PersonalData
 from validation.data.suite import Suite
 
@@ -139,6 +140,34 @@ def test_refused_rows_are_masked_whatever_stage_refused_them(written: Callable[.
     assert "/a 555-123-4567.jsonl line 7: " in marked[6]["_reason"]
 
 
+def test_an_empty_text_is_dropped_as_such_before_its_language_is_guessed(written: Callable[..., str]) -> None:
+    form = RowFormat({"text": "string", "label": "string"})
+    rule = TextRule("language", "language", Language(keep=("en",)))
+    english = "The river is behind the garden, and the bridge is near the old market."
+    texts = [english, "", None, " \u2003", "Der Fluss ist hinter dem Garten, und die Brücke am Markt."]
+    (table,) = read_tables(
+        source_file(written("a.jsonl", [{"text": text, "label": "a"} for text in texts]), 0, None), form
+    )
+    document, asked = (
+        Shape(None, ("text",), ("text",), Split()),
+        Template(prompt="{text}", completion="{label}"),
+    )
+    for shape, reason in (
+        (document, "there is no text after normalising"),
+        (Shape(asked, (), ("text",), Split()), "text is empty after normalising"),
+    ):
+        block = Marking(form, Normalise(), shape, rules=[rule])(table)
+        assert list(zip(block["_stage"].to_pylist(), block["_reason"].to_pylist(), strict=True)) == [
+            (None, None),
+            *[("shape", reason)] * 3,
+            ("language", "language_de"),
+        ]
+        assert told_by(block).tally.judged == {"language": 2}
+    # What a template makes of other columns is there, and nobody can say in which language.
+    labels = Shape(Template(prompt="What?", completion="{label}"), (), ("text",), Split())
+    assert Marking(form, Normalise(), labels, rules=[rule])(table)["_stage"].to_pylist()[:4] == [None] * 4
+
+
 def test_reports_are_masked() -> None:
     form = RowFormat({"text": "string"})
     table = pa.table({"row_id": ["a", "b"], "text": [EMAIL, f"{'word ' * 36}{EMAIL}"]})
@@ -225,6 +254,21 @@ def test_a_hook_that_gives_no_rows_is_named_with_the_row(written: Callable[..., 
     (table,) = read_tables(source_file(written("a.jsonl", rows), 0, "train"), form)
     with pytest.raises(UsageError, match=rf"augment \S+:{hook}: .* row r1\.$"):
         marking_of(form, augment=f"{__name__}:{hook}")(table)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"augment": "mine.hook:lower"}, r"^augment mine\.hook:lower: No module named 'mine'; write package"),
+        ({"augment": f"{__name__}:lower"}, r"has no attribute 'lower'; write package\.module:function\.$"),
+        ({"augment": f"{__name__}:EMAIL"}, "is no function"),
+        ({"language": {"keep": ["english"]}}, "^language english: not known"),
+    ],
+)
+def test_what_no_worker_could_use_is_refused_before(fields: dict[str, Any], words: str) -> None:
+    config = config_of(train=["a.jsonl"], **fields)
+    with pytest.raises(UsageError, match=words):
+        refuse_unusable(config.augment, config.rules)
 
 
 def config_of(**fields: Any) -> PreprocessConfig:

@@ -59,7 +59,7 @@ def tidy(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"crom": "x"}, "schedules.0.crom is no known key"),
+        ({"crom": "x"}, "schedules.0.crom is no known key (did you mean cron?)"),
         ({"cron": "0 2 * * 1"}, "'1' is no weekday: name it"),
         ({"cron": "0 25 * * *"}, "cron '0 25 * * *'"),
         ({"time_zone": "Mars/Olympus"}, "there is no time zone 'Mars/Olympus'"),

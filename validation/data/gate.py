@@ -7,11 +7,12 @@ the verdict of all blocks. :func:`gate` does the three.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import RefusedError, UsageError
+from cluster.nearest import meant
 from validation.data.engine.conditions import INFORMED, ROW_LOCAL
 from validation.data.engine.frames import depends_on_nulls
 from validation.data.engine.lengths import measured_of, with_lengths
@@ -135,6 +136,33 @@ def plan_gate(
         digest,
         left_out,
     )
+
+
+def refuse_absent(plan: GatePlan, elsewhere: Mapping[str, str]) -> None:
+    """Raise UsageError that names each expectation on a column which the rows do not have.
+
+    It is a mistake of the suite, whatever the severity. Great Expectations would tell it too, once all rows
+    are read, as a failure of the data. ``elsewhere`` has a hint in brackets on columns that rows have at
+    another time.
+    """
+    from great_expectations.expectations import expectation as kinds
+
+    of_values = (
+        kinds.ColumnMapExpectation,
+        kinds.ColumnAggregateExpectation,
+        kinds.ColumnPairMapExpectation,
+        kinds.MulticolumnMapExpectation,
+    )
+    names = plan.table.schema.names
+    told = [
+        f"{label_of(e)}: there is no column {name}{elsewhere.get(name) or meant(name, names)}"
+        for e in plan.suite.build()
+        if isinstance(e, of_values)  # Others, such as expect_column_to_exist, judge the columns themselves.
+        for name in columns_of(e)
+        if name not in names
+    ]
+    if told:
+        raise UsageError(f"suite {plan.suite.name}: {'; '.join(told)}; the columns are {', '.join(names)}.")
 
 
 def finish_gate(

@@ -52,6 +52,8 @@ class _Language:
             self._identifier.set_languages(wanted)
 
     def judge(self, document: Document) -> Verdict | None:
+        if not document.text.strip():
+            return None  # Nothing is in no language; the library would guess one.
         language, score = self._identifier.classify(document.text)
         if language not in self._config.keep:
             return Verdict(f"language_{language}", score)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import NotFoundError, UsageError
+from cluster.nearest import meant
+from validation.guards.specs import PII_ENTITIES
 
 
 def build_analyzer(entities: Sequence[str], language: str, model: str | None) -> Any:
@@ -32,8 +34,11 @@ def build_analyzer(entities: Sequence[str], language: str, model: str | None) ->
     known = set(engine.get_supported_entities(language))
     for entity in entities:
         if entity not in known:
-            more = "" if model else "; names and places need model, a spaCy model"
-            raise UsageError(f"entity {entity}: not among {', '.join(sorted(known))}{more}.")
+            more = "" if model else "; names and places need spacy_model"
+            ours = {*known, *PII_ENTITIES}
+            raise UsageError(
+                f"entity {entity}{meant(entity, ours)}: not among {', '.join(sorted(ours))}{more}."
+            )
     return engine
 
 

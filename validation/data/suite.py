@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from cluster.errors import NotFoundError, UsageError
+from cluster.nearest import meant
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -42,7 +43,9 @@ class Suite:
         built one by one because ``ExpectationSuite`` only logs a configuration that it cannot
         read and goes on without it: such a suite would pass for want of its expectations.
         """
+        from great_expectations.exceptions import ExpectationNotFoundError
         from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+        from great_expectations.expectations.registry import list_registered_expectation_implementations
 
         built = []
         for number, entry in enumerate(self.document["expectations"], start=1):
@@ -51,6 +54,8 @@ class Suite:
                 built.append(ExpectationConfiguration(**entry).to_domain_obj())
             except Exception as error:
                 why = _one_line(error)
+                if isinstance(error, ExpectationNotFoundError):
+                    why += meant(str(label), list_registered_expectation_implementations())
                 raise UsageError(f"suite {self.name}: expectation {number} ({label}): {why}.") from None
         return built
 

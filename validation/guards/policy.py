@@ -114,7 +114,7 @@ def parse_policy(body: Any, where: str = "the guard policy") -> GuardPolicy:
         # Strict JSON reads enumerations and tuples, and still refuses "5" where a number belongs.
         return GuardPolicy.model_validate_json(json.dumps(body), strict=True)
     except ValidationError as error:
-        raise UsageError(describe_validation_error(error, where)) from None
+        raise UsageError(describe_validation_error(error, where, GuardPolicy)) from None
     except (TypeError, ValueError, RecursionError):
         raise UsageError(
             f"{where}: it holds a value that JSON has no form for, such as an unquoted date."

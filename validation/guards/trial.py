@@ -134,7 +134,7 @@ def _line(raw: str, where: str) -> Line:
     try:
         return Line.model_validate(value)
     except ValidationError as error:
-        raise UsageError(describe_validation_error(error, where)) from None
+        raise UsageError(describe_validation_error(error, where, Line)) from None
 
 
 async def run_trial(engine: GuardEngine, lines: Iterable[Line], benign: Iterable[str]) -> Trial:

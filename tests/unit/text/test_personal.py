@@ -164,8 +164,10 @@ def test_a_text_longer_than_spacy_takes_is_read():
 
 @pytest.mark.slow
 def test_an_entity_that_nothing_finds_is_refused():
-    with pytest.raises(UsageError, match=r"entity PERSON: not among .*CRYPTO.*spaCy model"):
+    with pytest.raises(UsageError, match=r"entity PERSON: not among .*CRYPTO.* need spacy_model\.$"):
         PersonalData(entities={"PERSON": "mask"}).build()
+    with pytest.raises(UsageError, match=r"EMAIL \(did you mean EMAIL_ADDRESS\?\): not among .*PASSPORT"):
+        PersonalData(entities={"EMAIL": "mask"}).build()
     with pytest.raises(NotFoundError, match="model en_core_web_none"):
         PersonalData(entities={"PERSON": "mask"}, spacy_model="en_core_web_none").build()
     with pytest.raises(UsageError, match="language zz"):
