@@ -151,6 +151,7 @@ def _gates(suites: Mapping[str, GateReport], mask: Mask) -> Iterable[CardGate]:
             expectations=len(report.expectations),
             failed=[mask(e.describe()) for e in report.failed],
             warnings=[mask(e.describe()) for e in report.warnings],
+            infos=[mask(e.describe()) for e in report.missed("info")],
             left_out=report.left_out,
         )
 

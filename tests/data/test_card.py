@@ -106,6 +106,15 @@ def card(**fields: Any) -> CardData:
     return CardData(**values | fields)
 
 
+def test_each_failed_expectation_has_its_own_severity() -> None:
+    gate = CardGate(stage="contract", suite="raw", expectations=4, failed=["a"], warnings=["b"], infos=["c"])
+    page, text = card_html(card(gates=[gate])), card_markdown(card(gates=[gate]))
+    found = re.findall(r'<span class="mark \w+">(critical|warning|info)</span> (\w)', page)
+    assert found == [("critical", "a"), ("warning", "b"), ("info", "c")]
+    assert "1 of 4 expectations hold; not (critical) a; not (warning) b; not (info) c" in text
+    assert "1 of 4" in Page(page).text
+
+
 def with_previous() -> CardData:
     before, now = profile(600, 2, words=25), profile(900, 1)
     address = "default/dataset/prompt-shield/fedcba9876543210"

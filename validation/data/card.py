@@ -91,10 +91,17 @@ class CardGate(CardModel):
     suite: str = Field(description="The suite's name.")
     expectations: int = Field(description="Expectations judged.")
     failed: list[str] = Field(default_factory=list, description="Failed ones that are critical.")
-    warnings: list[str] = Field(default_factory=list, description="Failed ones that only report.")
+    warnings: list[str] = Field(default_factory=list, description="Failed ones that are only told of.")
+    infos: list[str] = Field(default_factory=list, description="Failed ones that are only recorded.")
     left_out: list[str] = Field(
         default_factory=list, description="Those that found no version before to compare with."
     )
+
+    @property
+    def missed(self) -> list[tuple[str, str]]:
+        """Severity and description of each that failed, the worst first."""
+        kinds = {"critical": self.failed, "warning": self.warnings, "info": self.infos}
+        return [(kind, said) for kind, some in kinds.items() for said in some]
 
 
 class CardPrevious(CardModel):

@@ -19,7 +19,9 @@ class ExpectationReport(BaseModel):
     type: str = Field(description="Great Expectations' name of the expectation.")
     column: str | None = Field(description="Column or columns that it looks at; none for a table's.")
     kwargs: dict[str, Any] = Field(description="Its arguments as the suite gives them.")
-    severity: Severity = Field(description="A failed critical one fails the suite; the others only report.")
+    severity: Severity = Field(
+        description="A failed critical one fails the suite; a warning is told; info is recorded."
+    )
     success: bool = Field(description="Whether it held.")
     element_count: int | None = Field(None, description="Rows looked at.")
     unexpected_count: int | None = Field(
@@ -78,12 +80,16 @@ class GateReport(BaseModel):
     @property
     def failed(self) -> list[ExpectationReport]:
         """Critical expectations that failed."""
-        return [e for e in self.expectations if not e.success and e.severity == "critical"]
+        return self.missed("critical")
 
     @property
     def warnings(self) -> list[ExpectationReport]:
-        """Failed expectations that only report."""
-        return [e for e in self.expectations if not e.success and e.severity != "critical"]
+        """Failed expectations that are only told of."""
+        return self.missed("warning")
+
+    def missed(self, severity: Severity) -> list[ExpectationReport]:
+        """Expectations of a severity that failed."""
+        return [e for e in self.expectations if not e.success and e.severity == severity]
 
 
 _MAX_VALUE_CHARS = 200
