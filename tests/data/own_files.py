@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import NotFoundError, RefusedError, UsageError
 from jobs.preprocessing.files import SourceFile, find_files, opened, opened_stream, source_file, told
+from jobs.preprocessing.reading import json_problem
 
 BATCH_ROWS = 10_000
 READ = ("parquet", "jsonl", "csv")
@@ -133,7 +134,9 @@ def _objects(file: SourceFile, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(text)
         except ValueError as problem:
-            raise RefusedError(f"{file.address} line {number}: broken JSON ({problem}).") from None
+            raise RefusedError(
+                f"{file.address} line {number}: broken JSON ({json_problem(problem)})."
+            ) from None
         if not isinstance(row, dict):
             raise RefusedError(f"{file.address} line {number}: one JSON object a line is due.")
         yield row

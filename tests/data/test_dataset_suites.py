@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,13 @@ def write(folder: Path, splits: Splits, told: Profile | None = None) -> Path:
     return folder
 
 
-#: Runs the suites once for each list of arguments, in one process: what they import is imported once.
+#: Runs the suites once for each list of arguments that it reads, in one process: what they import is imported
+#: once.
 RUNNER = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 import pytest
+from cluster.settings import load_settings
+from cluster.storage import object_store
 
 class Outcomes:
     def __init__(self):
@@ -74,24 +77,46 @@ class Outcomes:
         if report.when == "call" or report.outcome != "passed":
             self.found[name] = report.outcome
 
-for arguments in json.loads(sys.argv[1]):
+for line in sys.stdin:
+    arguments, environment = json.loads(line)
+    os.environ.clear()
+    os.environ.update(environment)
+    load_settings.cache_clear()
+    object_store.cache_clear()
     outcomes, said = Outcomes(), io.StringIO()
     with contextlib.redirect_stdout(said):
         status = pytest.main(["tests/data/test_dataset.py", "-p", "no:cacheprovider", *arguments], [outcomes])
-    print(json.dumps([int(status), outcomes.found, said.getvalue()]))
+    print(json.dumps([int(status), outcomes.found, said.getvalue()]), flush=True)
 """
 Judged = tuple[int, dict[str, str], str]
+#: Lists of arguments, and more of the environment, to each run's exit status, outcome by test, and output.
+Judge = Callable[..., list[Judged]]
 
 
-def judge(*runs: list[str], **environment: str) -> list[Judged]:
-    """Of each run exit status, outcome by test, and what was printed."""
-    command = [sys.executable, "-c", RUNNER, json.dumps(runs)]
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=os.environ | environment, check=True
-    )
-    lines = [line for line in run.stdout.splitlines() if line.startswith("[")]
-    assert len(lines) == len(runs), run.stdout + run.stderr
-    return [tuple(json.loads(line)) for line in lines]
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
+    log = tmp_path_factory.mktemp("runner") / "stderr"
+    command = [sys.executable, "-c", RUNNER]
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as runner,
+    ):
+        asked, answered = runner.stdin, runner.stdout
+        assert asked is not None
+        assert answered is not None
+
+        def one(arguments: list[str], environment: dict[str, str]) -> Judged:
+            print(json.dumps([arguments, dict(os.environ) | environment]), file=asked, flush=True)
+            for line in answered:
+                if line.startswith("["):
+                    status, outcomes, said = json.loads(line)
+                    return status, outcomes, said
+            raise AssertionError(log.read_text())
+
+        yield lambda *runs, **environment: [one(arguments, environment) for arguments in runs]
+        asked.close()
 
 
 def failed(outcomes: dict[str, str]) -> list[str]:
@@ -128,7 +153,9 @@ FAULTS: dict[Callable[[Splits], None], tuple[str, str]] = {
 }
 
 
-def test_a_good_dataset_passes_and_each_planted_fault_fails_its_own_test(tmp_path: Path) -> None:
+def test_a_good_dataset_passes_and_each_planted_fault_fails_its_own_test(
+    judge: Judge, tmp_path: Path
+) -> None:
     reference = str(write(tmp_path / "good", good()))
     runs: list[list[str]] = [[], ["--dataset", reference, "--reference", reference]]
     for fault in FAULTS:
@@ -194,7 +221,7 @@ def own(folder: Path) -> list[str]:
     return [str(folder / name) for name in ("both", "one.jsonl", "two.csv", "four.parquet")]
 
 
-def test_ones_own_files_are_looked_at_as_far_as_they_can_be(tmp_path: Path) -> None:
+def test_ones_own_files_are_looked_at_as_far_as_they_can_be(judge: Judge, tmp_path: Path) -> None:
     files = own(tmp_path)
     (tmp_path / "broken.jsonl").write_text('{"text": "one"}\n{"text": \n')
     (tmp_path / "blank.csv").write_text("text,note\none,\n,\n")
@@ -227,7 +254,7 @@ def test_ones_own_files_are_looked_at_as_far_as_they_can_be(tmp_path: Path) -> N
 
 @pytest.mark.integration
 def test_ones_own_files_are_judged_by_ones_own_suite(
-    tmp_path: Path, store: ObjectStore, team: str, local_ray: None
+    judge: Judge, tmp_path: Path, store: ObjectStore, team: str, local_ray: None
 ) -> None:
     import ray
 
@@ -261,7 +288,7 @@ def test_ones_own_files_are_judged_by_ones_own_suite(
 
 @pytest.mark.integration
 def test_an_artifact_is_held_to_its_manifest_and_a_suite(
-    artifacts: ArtifactStore, team: str, local_ray: None
+    judge: Judge, artifacts: ArtifactStore, team: str, local_ray: None
 ) -> None:
     import ray
 

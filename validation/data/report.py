@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -86,6 +86,17 @@ class GateReport(BaseModel):
     def warnings(self) -> list[ExpectationReport]:
         """Failed expectations that are only told of."""
         return self.missed("warning")
+
+    def told(self, most: int = 5) -> list[str]:
+        """For a log, what the suite said: its verdict, and ``most`` of the expectations that do not hold."""
+        held = sum(e.success for e in self.expectations)
+        verdict = "passed" if self.success else "failed"
+        said = f"{held} of {len(self.expectations)} expectations hold for {self.rows} rows"
+        missed = [e for severity in get_args(Severity) for e in self.missed(severity)]
+        lines = [f"{verdict}: {said}"]
+        lines += [f"{e.severity}: {_short(e.describe())} does not hold" for e in missed[:most]]
+        lines += [f"and {len(missed) - most} more that do not hold"] if len(missed) > most else []
+        return lines + [f"does not judge {left}" for left in self.left_out]
 
     def missed(self, severity: Severity) -> list[ExpectationReport]:
         """Expectations of a severity that failed."""
