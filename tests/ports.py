@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import IO
 
 #: Above those that a node's workers get from `ray start`.
-_FIRST, _LAST = 20_000, 31_000
+_FIRST, _LAST = 20_000, 32_700
+#: Given to this process.
+_MINE = set[int]()
 
 
 def is_free(port: int) -> bool:
@@ -37,17 +39,24 @@ def free_ports(count: int = 1, *, also_at: tuple[int, ...] = ()) -> int:
     wanted = (*range(count), *also_at)
     for _ in range(1000):
         first = random.randint(_FIRST, _LAST - max(wanted))
-        if all(is_free(first + distance) and _lock(first + distance) for distance in wanted):
+        ports = [first + distance for distance in wanted]
+        if all(map(is_free, ports)) and _lock(ports):
             return first
     raise RuntimeError(f"no {count} free ports in a row between {_FIRST} and {_LAST}")
 
 
-def _lock(port: int) -> bool:
-    """Whether the port is this process's now, or was before."""
-    try:
-        fcntl.lockf(_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
-    except OSError:
-        return False
+def _lock(ports: list[int]) -> bool:
+    """Whether all of them are this process's now, or were before. If not, none is taken from others."""
+    new = set[int]()
+    for port in set(ports) - _MINE:
+        try:
+            fcntl.lockf(_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            for taken in new:
+                fcntl.lockf(_locks(), fcntl.LOCK_UN, 1, taken)
+            return False
+        new.add(port)
+    _MINE.update(new)
     return True
 
 

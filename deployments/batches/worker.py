@@ -223,6 +223,7 @@ class BatchWorker:
         tasks, exhausted = set[asyncio.Task[Done]](), False
         try:
             while not work.stops:
+                known_end = exhausted
                 # While parts cannot be written no more is asked than memory should hold.
                 room = self._args.rows_at_once - len(work.waiting)
                 while len(tasks) < min(room, self._share()):
@@ -234,6 +235,8 @@ class BatchWorker:
                 if not tasks and not work.waiting:
                     return
                 left_s = max(0.0, work.flushed + self._args.flush_s - time.monotonic())
+                if exhausted and not known_end and not tasks:
+                    left_s = 0.0  # Nothing more comes. Once: storage that is away gets its rest.
                 finished = set[asyncio.Task[Done]]()
                 if tasks:
                     finished, tasks = await asyncio.wait(

@@ -49,7 +49,7 @@ from tests.unit.test_gateway_record import Keeps
 from validation.guards import GuardEngine
 
 pytestmark = pytest.mark.integration
-_QUICK = BatchArgs(flush_s=0.05, poll_s=0.05, lease_s=0.6)
+_QUICK = BatchArgs(flush_s=0.05, poll_s=0.05, lease_s=60)
 _ENDED = ("completed", "failed", "cancelled", "expired")
 
 

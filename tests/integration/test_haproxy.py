@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -44,8 +45,12 @@ class Rig:
 
     def gateways(self) -> list[psutil.Process]:
         """The gateway's replicas."""
-        below = psutil.Process(self.program.pid).children(recursive=True)
-        return [p for p in below if any("ServeReplica:gateway:gateway" in word for word in p.cmdline())]
+        found = list[psutil.Process]()
+        for process in psutil.Process(self.program.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # Some end just now.
+                if any("ServeReplica:gateway:gateway" in word for word in process.cmdline()):
+                    found.append(process)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +81,19 @@ def rig() -> Iterator[Rig]:
 
 
 async def test_haproxy_listens_where_clients_ask(rig: Rig) -> None:
-    port = httpx.URL(rig.url).port
-    below = psutil.Process(rig.program.pid).children(recursive=True)
-    listening = {p.name() for p in below for c in p.net_connections() if c.laddr and c.laddr.port == port}
-    assert "haproxy" in listening
+    assert "haproxy" in listeners(rig.program.pid, httpx.URL(rig.url).port)
     async with rig.client() as client:
         assert [model.id for model in (await client.models.list()).data] == [rig.model]
+
+
+def listeners(root: int, port: int | None) -> set[str]:
+    """Names of the processes below one that have that port."""
+    found = set[str]()
+    for process in psutil.Process(root).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # Some end just now.
+            if any(c.laddr and c.laddr.port == port for c in process.net_connections()):
+                found.add(process.name())
+    return found
 
 
 async def test_a_stream_arrives_while_it_is_made(rig: Rig) -> None:
