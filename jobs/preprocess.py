@@ -3,7 +3,7 @@
     ray job submit --address http://127.0.0.1:8265 --runtime-env runtime_env.yaml --working-dir . -- \
         python -m jobs.preprocess --config jobs/configs/demo/preprocess.yaml
 
-One pass reads the files, joins labels, normalises and augments, and looks at each row alone: contract ->
+One pass reads the files, joins labels and normalises, and looks at each row alone: contract -> augment ->
 language -> quality -> personal data -> contamination -> shape -> length. Then exact and near duplicates are
 found over all files, rows get their finished form, and the final suite judges them. A stage whose section is
 in the configuration is on; jobs/configs/preprocess_text.yaml is the recipe for plain corpora.
@@ -40,7 +40,7 @@ from jobs.preprocessing.lengths import Length
 from jobs.preprocessing.marking import Marking, TextRule, refuse_unusable
 from jobs.preprocessing.parts import Parts
 from jobs.preprocessing.pipeline import Pipeline
-from jobs.preprocessing.publishing import publish, version_before
+from jobs.preprocessing.publishing import publish, tell_places, version_before
 from jobs.preprocessing.rows import RESERVED, ROW_ID, ColumnType, RowFormat, contract_schema
 from jobs.preprocessing.shaping import Shape, Split, Template
 from validation.data import Suite, load_suite
@@ -152,12 +152,13 @@ class PreprocessConfig(JobConfig):
     augment: str | None = Field(
         None,
         description="Hook 'package.module:function' that gets a row of train as a mapping and gives a list "
-        "of more rows; their ids are <row id>#1 and so on.",
+        "of more rows, which all stages after the contract look at; their ids are <row id>#1 and so on.",
     )
     contract: str | None = Field(
         None,
-        description="Suite for the normalised rows: a shipped one's name, or a file. Its parameters may "
-        "compare with the latest version of this name: {$PARAMETER: previous_input_rows * 0.9}.",
+        description="Suite for the normalised rows as they came in: a shipped one's name, or a file. Its "
+        "parameters may compare with the latest version of this name: {$PARAMETER: previous_input_rows * "
+        "0.9}.",
     )
     language: Language | None = Field(None, description="Languages to keep.")
     quality: Quality = Field(default_factory=Quality, description="Rules on the form of text.")
@@ -278,6 +279,7 @@ def run(config: PreprocessConfig) -> JobResult:
     inputs += [ArtifactInput(address=str(model.ref), digest=model.data_digest)] if model else []
     with start_run("preprocess", "dataset", config, inputs=inputs, code_epoch=CODE_EPOCH) as job:
         if job.done:
+            tell_places(job, job.done)
             return job.result(job.done)
         refuse_unusable(config.augment, config.rules)
         before = version_before(job, needed=any(compares(s) for s in (final, contract) if s))
@@ -295,9 +297,11 @@ def run(config: PreprocessConfig) -> JobResult:
         told |= {SCHEMA: facts.columns}
         if parts:
             job.attempt.write(PARTS, json.dumps([str(parts.ref(n)) for n in range(len(files))]).encode())
-        return job.result(
-            job.commit(counts=counts, summary=_summary(config, counts, pipeline) | told, data_digest=digest)
+        made = job.commit(
+            counts=counts, summary=_summary(config, counts, pipeline) | told, data_digest=digest
         )
+        tell_places(job, made)
+        return job.result(made)
 
 
 def _files(config: PreprocessConfig) -> list[SourceFile]:

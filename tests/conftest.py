@@ -148,7 +148,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Of data/test_dataset.py, test_conformance.py, model/test_faults.py and test_gateway_faults.py."""
     data = parser.getgroup("data", "CI for data")
     data.addoption(
-        "--dataset", help="Judge this dataset and run nothing else: an artifact's address or a path."
+        "--dataset", help="Judge it and run nothing else: an artifact's address, or files, by path or s3://."
     )
     data.addoption(
         "--reference", help="Profile to compare it with: a profile.json or a dataset that has one."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -71,6 +72,33 @@ class Tally:
             return None
         return f"{rule.key} [{broken} of {judged} rows do not pass; {rule.mostly:.6g} must]"
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """For a manifest: rows that were read, and those that augmentation made of them."""
+        made = self.rows["augmented"]
+        return {"input": self.rows["read"], **({"augmented": made} if made else {})}
+
+    @property
+    def came_in(self) -> str:
+        """The same in words."""
+        made = self.rows["augmented"]
+        return f"{many(self.rows['read'])} read{f' and {made} made of them by augment' if made else ''}"
+
+    def told_of(self, stage: str, rules: Sequence[Tolerance]) -> str:
+        """What a stage that looks at rows alone did, in one line."""
+        on = [rule for rule in rules if rule.stage == stage]
+        parts = []
+        for action, words in (("drop", "dropped"), ("fail", "refused"), ("warn", "told of, and kept")):
+            found = {rule.rule: self.broken[rule.key] for rule in on if rule.action == action}
+            if found:
+                by_rule = ", ".join(f"{rule} {rows}" for rule, rows in found.items() if rows)
+                named = f" ({by_rule})" if by_rule and list(found) != [stage] else ""
+                parts.append(f"{many(sum(found.values()))} {words}{named}")
+        if stage == "personal_data":
+            masked = ", ".join(f"{entity} {times}" for entity, times in self.entities.most_common())
+            parts.insert(0, f"{many(self.rows['masked'])} changed{f' ({masked})' if masked else ''}")
+        return f"{stage}: {', '.join(parts)}, of {many(self.judged[on[0].key])} judged"
+
     def report(self, rules: list[Tolerance]) -> dict[str, Any]:
         """For checks.json: by rule, and by stage and reason."""
         return {
@@ -89,6 +117,11 @@ class Tally:
             "warned": nested(self.warned),
             "masked": dict(self.entities),
         }
+
+
+def many(number: int, noun: str = "row") -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def name(stage: str, reason: str) -> str:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.preprocessing.account import Tally
 from jobs.preprocessing.reading import BLOCK_BYTES, READ
-from jobs.preprocessing.rows import GATE, ORDINAL, REASON, STAGE, SUMMARY, WHOLE_FILE, line_of, rows_by_file
+from jobs.preprocessing.rows import (
+    GATE,
+    ORDINAL,
+    REASON,
+    STAGE,
+    SUMMARY,
+    WHOLE_FILE,
+    is_copy,
+    line_of,
+    rows_by_file,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,12 +56,15 @@ def partials_of(block: pa.Table) -> list[bytes]:
     return partials
 
 
-def without(block: pa.Table, stages: set[str]) -> pa.Table:
-    """The rows that were not refused at one of the stages."""
+def without(block: pa.Table, stages: set[str], *, copies: bool = True) -> pa.Table:
+    """The rows that were not refused at one of the stages, with or without the copies of augmentation."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    return block.filter(pc.invert(pc.is_in(block[STAGE], pa.array(sorted(stages), pa.string()))))
+    block = block.filter(pc.invert(pc.is_in(block[STAGE], pa.array(sorted(stages), pa.string()))))
+    if copies:
+        return block
+    return block.filter(pa.array([not is_copy(n) for n in block[ORDINAL].to_pylist()], pa.bool_()))
 
 
 def quiet() -> None:

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.preprocessing.rows import ANSWER, BANDS, KEY, KEY_BYTES, ORDINAL, ROW_ID, SPLIT, STAGE
+from jobs.preprocessing.rows import ANSWER, BANDS, KEY, KEY_BYTES, ORDINAL, ROW_ID, SPLIT, STAGE, origin
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,10 @@ def decision_schema() -> pa.Schema:
 
 
 def keys_of(block: pa.Table, bad: frozenset[str]) -> pa.Table:
-    """The keys of those rows of a marked block that nothing was found against; ``bad`` are ids of others."""
+    """The keys of those rows of a marked block that nothing was found against.
+
+    :param bad: ids of others; the copies of these are bad too.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -56,9 +59,8 @@ def keys_of(block: pa.Table, bad: frozenset[str]) -> pa.Table:
     block = block.select([ROW_ID, ORDINAL, SPLIT, STAGE, KEY, ANSWER, BANDS])
     block = block.filter(pc.is_null(block[STAGE]))
     if bad:
-        block = block.filter(
-            pa.array([row_id not in bad for row_id in block[ROW_ID].to_pylist()], pa.bool_())
-        )
+        rows = zip(block[ROW_ID].to_pylist(), block[ORDINAL].to_pylist(), strict=True)
+        block = block.filter(pa.array([origin(*row) not in bad for row in rows], pa.bool_()))
     test = pc.equal(block[SPLIT], "test").to_numpy(zero_copy_only=False).astype(bool)
     place = block[ORDINAL].to_numpy() | np.where(test, np.uint64(0), np.uint64(_NOT_TEST))
     return pa.table({"place": place, "key": block[KEY], "answer": block[ANSWER], "bands": block[BANDS]})

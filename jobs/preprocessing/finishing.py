@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.preprocessing.duplicates import DECISIONS
 from jobs.preprocessing.marking import CONTRACT
 from jobs.preprocessing.reading import READ, SIZE
-from jobs.preprocessing.rows import ORDINAL, RAW, REASON, ROW_ID, SCORE, SPLIT, STAGE, RowFormat
+from jobs.preprocessing.rows import ORDINAL, RAW, REASON, ROW_ID, SCORE, SPLIT, STAGE, RowFormat, origin
 from jobs.preprocessing.shaping import Shape
 
 if TYPE_CHECKING:
@@ -84,8 +84,9 @@ class Finishing:
         place = {ROW_ID: row[ROW_ID], ORDINAL: row[ORDINAL], "split": row[SPLIT]}
         marks = {name: row[name] for name in (STAGE, REASON, SCORE)}
         repeats = None
-        if row[ROW_ID] in bad and row[STAGE] not in (READ, SIZE):
-            marks = {STAGE: CONTRACT, REASON: bad[row[ROW_ID]], SCORE: None}
+        read_as = origin(row[ROW_ID], row[ORDINAL])
+        if read_as in bad and row[STAGE] not in (READ, SIZE):
+            marks = {STAGE: CONTRACT, REASON: bad[read_as], SCORE: None}
         elif row[STAGE] is None and row[ORDINAL] in dropped:
             code, repeats, score = dropped[row[ORDINAL]]
             stage, reason = DECISIONS[code]

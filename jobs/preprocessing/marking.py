@@ -94,7 +94,7 @@ def _built(kind: Any, rule: str, evaluation: Any) -> Any:
 
 #: Copies of one row that an ordinal has room for.
 MAX_COPIES = 255
-CONTRACT, SHAPE, LENGTH = "contract", "shape", "length"
+CONTRACT, AUGMENT, SHAPE, LENGTH = "contract", "augment", "shape", "length"
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,10 @@ class Marking:
                 rows[number] = normalised(row, text, self.normalise)
         for row in self._open(rows):
             self._assign(row)
+        # A contract is about what came in: copies are made of the rows that keep it.
+        partial = self._check(rows)
         if self.augment:
             rows += self._augmented(rows, text, tally)
-        partial = self._check(rows)
         judges = [(rule, rule.judge(self.evaluation)) for rule in self.rules]
         documents = {id(row): self._judge(row, judges, tally) for row in self._open(rows)}
         finished = {id(row): self._finish(row) for row in self._open(rows)}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import RefusedError, UsageError
 from cluster.job import JobRun
 from cluster.job.preflight import preflight
-from jobs.preprocessing.account import Action, Tally, Tolerance, name, nested
+from jobs.preprocessing.account import Action, Tally, Tolerance, many, name, nested
 from jobs.preprocessing.blocks import Told, partials_of, quiet, told_by, without
 from jobs.preprocessing.digest import merged_digest
 from jobs.preprocessing.duplicates import (
@@ -34,7 +34,7 @@ from jobs.preprocessing.duplicates import (
 )
 from jobs.preprocessing.files import SourceFile
 from jobs.preprocessing.finishing import FINAL, Finishing
-from jobs.preprocessing.marking import CONTRACT, LENGTH, SHAPE, Marking
+from jobs.preprocessing.marking import AUGMENT, CONTRACT, LENGTH, SHAPE, Marking
 from jobs.preprocessing.masking import mask_of, masked_report
 from jobs.preprocessing.parts import Parts
 from jobs.preprocessing.publishing import MAX_EXAMPLES, Facts, profile_spec
@@ -101,7 +101,7 @@ class Pipeline:
         if marking.contract:
             self._refuse_masked(marking.contract, marking.contract.read_again)
         self._keep(self._by_file(marking, parts) if parts else self._by_block(marking))
-        self.job.progress(f"read {self.tally.rows['read']} rows of {len(self._files)} files")
+        self.job.progress(f"{self.tally.came_in}, of {many(len(self._files), 'file')}")
 
     def _by_block(self, marking: Marking) -> ray.data.Dataset:
         """Marked rows: a task reads a file, and others mark its blocks."""
@@ -125,7 +125,8 @@ class Pipeline:
 
         found = parts.find()
         there = sum(part is not None for part in found)
-        self.job.progress(f"{there} of {len(found)} files are marked already")
+        new = len(found) - there
+        self.job.progress(f"{many(len(found), 'file')}: {there} marked by an earlier run, {new} to mark now")
 
         def rows(batch: dict[str, Any]) -> Iterator[pa.Table]:
             for number in batch["id"]:
@@ -182,7 +183,7 @@ class Pipeline:
         self._rules += rules
         too_many = [why for rule in rules if (why := self.tally.too_many(rule))]
         if too_many:
-            self._refuse(f"the rules refuse the {self.tally.rows['read']} rows: {', '.join(too_many)}")
+            self._refuse(f"the rules refuse the {self.tally.came_in}: {', '.join(too_many)}")
 
     def check_rows(self) -> None:
         """The verdict of the contract, and of each rule. Raises RefusedError that names what failed."""
@@ -193,6 +194,9 @@ class Pipeline:
             told = self._each(partials_of, self._marked)
             partials = (partial for found in told for partial in ray.get(found))
             self._judge(plan, partials, self._dataset, CONTRACT, {READ, SIZE})
+        rules = self._marking.tolerances
+        for stage in dict.fromkeys(rule.stage for rule in rules):
+            self.job.progress(self.tally.told_of(stage, rules))
         self._refuse_broken_rules(self._marking.tolerances)
 
     def remove_duplicates(self, rules: Sequence[Tolerance]) -> None:
@@ -230,7 +234,8 @@ class Pipeline:
             self.tally.broken[stage] += number
             if self._actions[stage] == "warn":
                 self.tally.warned[name(stage, reason)] += number
-            self.job.progress(f"{number} rows in {stage}: {reason}")
+            done = "told of, and kept" if self._actions[stage] == "warn" else "dropped"
+            self.job.progress(f"{stage}: {many(number)} {done}: each {reason}")
 
     def check_final(self) -> None:
         """Give rows their finished form, and judge them. Raises RefusedError that names what failed."""
@@ -264,13 +269,13 @@ class Pipeline:
         digests = self._write_rows(SPLITS)
         dropped = nested(self.tally.dropped)
         self.counts["duplicates"] = sum(sum(dropped.get(stage, {}).values()) for stage in self._actions)
-        self.counts["input"] = self.tally.rows["read"] + self.tally.rows["augmented"]
+        self.counts |= self.tally.counts
         for split in SPLITS if self._marking.shape.split.test_fraction else SPLITS[:1]:
             if not self.counts[split]:
                 self._write_checks()
                 raise RefusedError(f"no row is left for {split}: {self._account()}{self._remedy(split)}.")
         kept = self.counts["train"] + self.counts["test"]
-        assert kept + self.counts["quarantined"] == self.counts["input"], self.counts
+        assert kept + self.counts["quarantined"] == sum(self.tally.counts.values()), self.counts
         self._write_checks()
         digest = merged_digest(digests, kept, self._cpus)
         self.job.progress(f"wrote {self._account()}")
@@ -336,20 +341,17 @@ class Pipeline:
         def rows(columns: list[str]) -> ray.data.Dataset:
             if stage == CONTRACT:
                 self._refuse_masked(plan, columns)
-            return self._map(blocks, lambda block: without(block, apart)).select_columns(columns)
+            judged = self._map(blocks, lambda block: without(block, apart, copies=stage != CONTRACT))
+            return judged.select_columns(columns)
 
         report = finish_gate(plan, filter(None, partials), rows, num_cpus=self._cpus)
         self.suites[stage] = report = self._told(report)
         self._bad[stage] = {row_id: "; ".join(labels) for row_id, labels in report.bad_rows.items()}
-        held, number = sum(e.success for e in report.expectations), len(report.expectations)
-        self.job.progress(
-            f"suite {report.suite}: {held} of {number} expectations hold for {report.rows} rows"
-        )
-        for told in report.left_out:
-            self.job.progress(f"suite {report.suite} does not judge {told}")
+        for told in report.told():
+            self.job.progress(f"suite {report.suite} {told}")
         if not report.success:
             named = ", ".join(e.describe() for e in report.failed)
-            self._refuse(f"suite {report.suite} refuses the {report.rows} rows: {named} failed")
+            self._refuse(f"suite {report.suite} refuses the {many(report.rows)}: {named} failed")
 
     def _refuse_masked(self, contract: GatePlan, columns: Iterable[str]) -> None:
         """Refuse a contract that looks at a text again once it is masked: equal placeholders repeat."""
@@ -370,7 +372,7 @@ class Pipeline:
         if not self._finished:
             self._finish(self._final)
         self._write_rows(())
-        self.counts["input"] = self.tally.rows["read"] + self.tally.rows["augmented"]
+        self.counts |= self.tally.counts
         self._write_checks()
         raise RefusedError(f"{sentence}; rows with reasons are in {self.job.attempt.uri}quarantine/.")
 
@@ -386,6 +388,7 @@ class Pipeline:
         """The stages that may refuse rows, in order."""
         on = [rule.stage for rule in self._rules]
         before = [READ, SIZE, *([CONTRACT] if self._marking.contract else [])]
+        before += [AUGMENT] if self._marking.augment else []
         local = [stage for stage in dict.fromkeys(on) if stage not in (EXACT, NEAR, LENGTH)]
         after = [stage for stage in (LENGTH, EXACT, NEAR) if stage in on]
         return [*before, *local, SHAPE, *after, FINAL]

@@ -12,6 +12,7 @@ from cluster.errors import MantaError, RefusedError
 from cluster.job import JobRun
 from cluster.job.provenance import package_versions
 from jobs.preprocessing.account import Tally, nested
+from jobs.preprocessing.marking import AUGMENT
 from jobs.preprocessing.rows import RowFormat
 from jobs.preprocessing.shaping import Shape
 from jobs.preprocessing.writing import SHOWN_CHARS
@@ -90,6 +91,12 @@ def publish(
     return {"previous": previous.address, "drift": previous.drift.verdict}
 
 
+def tell_places(job: JobRun, made: Manifest) -> None:
+    """Print where the pages and the quarantine of a version are."""
+    for what, path in (("card", "card.html"), ("suites' page", "docs.html"), ("quarantine", "quarantine/")):
+        job.progress(f"{what}: {job.artifacts.uri(made, path)}")
+
+
 def _card(
     job: JobRun,
     facts: Facts,
@@ -136,8 +143,9 @@ def _stages(facts: Facts) -> Iterable[CardStage]:
             dropped=dropped.get(stage, {}),
             warned=warned.get(stage, {}),
             changed=changed.get(stage),
+            made=facts.tally.rows["augmented"] if stage == AUGMENT else 0,
         )
-        rows -= found.loss
+        rows = found.left
         yield found
 
 
@@ -151,6 +159,7 @@ def _gates(suites: Mapping[str, GateReport], mask: Mask) -> Iterable[CardGate]:
             expectations=len(report.expectations),
             failed=[mask(e.describe()) for e in report.failed],
             warnings=[mask(e.describe()) for e in report.warnings],
+            infos=[mask(e.describe()) for e in report.missed("info")],
             left_out=report.left_out,
         )
 

@@ -193,7 +193,7 @@ def _jsonl(file: SourceFile, form: RowFormat, seen: set[str]) -> _Lines:
             try:
                 record = json.loads(data.decode("utf-8"))
             except (ValueError, RecursionError) as error:
-                why = f"{file.address} line {line}: broken JSON ({_json_problem(error)})."
+                why = f"{file.address} line {line}: broken JSON ({json_problem(error)})."
                 yield Parsed(line, error=why, raw=text, bytes=size)
                 continue
             if not isinstance(record, dict):
@@ -334,9 +334,10 @@ def _converted(
         return Parsed(line, error=why, raw=encodable(raw), bytes=size)
 
 
-def _json_problem(error: Exception) -> str:
+def json_problem(error: Exception) -> str:
+    """What is wrong with a line of JSON, in a phrase."""
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start + 1} is not UTF-8"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -79,6 +79,11 @@ def is_copy(number: int) -> bool:
     return bool(number & (2**_COPY_BITS - 1))
 
 
+def origin(row_id: str, number: int) -> str:
+    """The id of the row that was read: of a copy, that of the row which it was made of."""
+    return row_id.rpartition("#")[0] if is_copy(number) else row_id
+
+
 def rows_by_file(ordinals: pa.ChunkedArray) -> dict[str, int]:
     """How many rows were read of each file, by its number; copies that augmentation made do not count."""
     import numpy as np

@@ -1,49 +1,62 @@
-"""The dataset that ``--dataset`` points at: an artifact, a folder, or one Parquet file."""
+"""The dataset that ``--dataset`` points at: an artifact, a folder like one, or one's own files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
-from cluster.contracts import Manifest
+from cluster.contracts import ArtifactRef, Manifest
 from cluster.errors import NotFoundError
 from cluster.settings import load_settings
-from cluster.storage import ArtifactStore, ObjectStore
+from cluster.storage import ArtifactStore, ObjectStore, object_store
+from jobs.preprocessing.files import SourceFile, opened, source_file
+from tests.data.own_files import BATCH_ROWS, ROW_ID, data_files, own_tables, schema_of
 from validation.data.profile import Profile, ProfileSpec, merge_profiles, profile_block
 from validation.data.schema import Columns, describe_schema
 
-BATCH_ROWS = 10_000
 SPLITS = ("train", "test")
+PROFILE = "profile.json"
 
 
 @dataclass(frozen=True)
 class Pointed:
-    """Where its splits' Parquet files are, and what is known beside them."""
+    """Where its splits' files are, and what is known beside them."""
 
     address: str
-    filesystem: fs.FileSystem
-    splits: dict[str, list[str]]
+    splits: dict[str, list[SourceFile]]
     manifest: Manifest | None = None
     #: The profile that it came with.
     profile_json: bytes | None = None
+    #: Of one's own files, which no job made: the columns of all.
+    own: pa.Schema | None = None
+
+    @property
+    def identified(self) -> bool:
+        """Whether its rows have ids of their own."""
+        return self.own is None or ROW_ID in self.own.names
 
     @property
     def conversations(self) -> bool:
         """Whether its rows are conversations; else they are texts."""
-        return any("messages" in columns for columns in self.schemas().values())
+        if self.own is None:
+            return any("messages" in columns for columns in self.schemas().values())
+        kind = describe_schema(self.own).get("messages")
+        said = kind[0] if isinstance(kind, list) else None
+        return isinstance(said, dict) and said.get("role") == said.get("content") == "string"
 
     def schemas(self) -> dict[str, Columns]:
         """By file."""
         files = [file for found in self.splits.values() for file in found]
-        return {file: describe_schema(pq.read_schema(file, filesystem=self.filesystem)) for file in files}
+        if self.own is not None:
+            return {file.address: describe_schema(self.own) for file in files}
+        return {file.address: describe_schema(_footer(file).schema.to_arrow_schema()) for file in files}
 
     def tables(self, split: str | None = None) -> Iterator[tuple[str, pa.Table]]:
         """Its rows in small tables, with the split they are of: never a whole file at once."""
@@ -52,9 +65,12 @@ class Pointed:
                 for table in self.file_tables(file):
                     yield name, table
 
-    def file_tables(self, file: str) -> Iterator[pa.Table]:
+    def file_tables(self, file: SourceFile) -> Iterator[pa.Table]:
         """The rows of one of its files, as tables."""
-        with self.filesystem.open_input_file(file) as stream:
+        if self.own is not None:
+            yield from own_tables(file, self.own)
+            return
+        with opened(file) as stream:
             for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS):
                 yield pa.Table.from_batches([batch])
 
@@ -65,8 +81,11 @@ class Pointed:
                 yield name, row
 
     def count(self, split: str) -> int:
-        """Rows of a split, by the files' footers."""
-        return sum(pq.read_metadata(f, filesystem=self.filesystem).num_rows for f in self.splits[split])
+        """Rows of a split, by the files' footers if they have any."""
+        files = self.splits[split]
+        if any(file.format != "parquet" for file in files):
+            return sum(table.num_rows for _, table in self.tables(split))
+        return sum(_footer(file).num_rows for file in files)
 
     def profile(self, spec: ProfileSpec) -> Profile:
         """By ``spec``, computed anew from the rows that are there."""
@@ -75,26 +94,78 @@ class Pointed:
 
 
 def open_dataset(address: str) -> Pointed:
-    """Open what ``address`` names. Raises NotFoundError or UsageError in one sentence."""
-    path = Path(address).expanduser()
-    if path.is_file():
-        return Pointed(address, fs.LocalFileSystem(), {"train": [str(path)]})
-    if path.is_dir():
-        return _folder(address, path)
-    if "://" not in address and address.count("/") != 3:
-        raise NotFoundError(f"{address}: no such file or folder, and no artifact's address.")
-    store = _store(address)
-    artifacts = ArtifactStore(store)
+    """Open what ``address`` names. Raises a MantaError in one sentence."""
+    here = Path(address).expanduser().exists()
+    if not here and _is_artifact(address):
+        return _artifact(address)
+    if not here and not address.startswith("s3://") and not any(c in address for c in "*?["):
+        raise NotFoundError(
+            f"{address}: no such file or folder, and no artifact's address "
+            "(<team>/dataset/<name>/<16 hex digits>, with or without s3://<bucket>/ before it)."
+        )
+    return _files(address)
+
+
+def _artifact(address: str) -> Pointed:
+    artifacts = ArtifactStore(_store(address))
     manifest = artifacts.open(address)
     names = sorted({f.path.partition("/")[0] for f in manifest.files if f.path.endswith(".parquet")})
     splits = {
-        name: [uri.removeprefix("s3://") for uri in artifacts.uris(manifest, name, ".parquet")]
+        name: [source_file(uri, 0, None) for uri in artifacts.uris(manifest, name, ".parquet")]
         for name in names
         if name != "quarantine"
     }
-    has_profile = any(f.path == "profile.json" for f in manifest.files)
-    profile = artifacts.read(manifest, "profile.json") if has_profile else None
-    return Pointed(address, store.filesystem(), splits, manifest, profile)
+    has_profile = any(f.path == PROFILE for f in manifest.files)
+    profile = artifacts.read(manifest, PROFILE) if has_profile else None
+    return Pointed(address, splits, manifest, profile)
+
+
+def _files(address: str) -> Pointed:
+    """A file, several, or a folder, which may have train/ and test/."""
+    folder = address.rstrip("/")
+    splits = {split: _below(f"{folder}/{split}") for split in SPLITS}
+    splits = {split: files for split, files in splits.items() if files} or {"train": data_files(address)}
+    files = [file for found in splits.values() for file in found]
+    if not files:
+        raise NotFoundError(
+            f"{address} holds no Parquet, JSON Lines or CSV file, neither itself nor in train/ and test/."
+        )
+    profile = _profile(folder)
+    if profile is not None or _made_by_a_job(files):
+        return Pointed(address, splits, profile_json=profile)
+    return Pointed(address, splits, own=schema_of(files))
+
+
+def _below(folder: str) -> list[SourceFile]:
+    """Files in a folder, and Parquet files at any depth below it."""
+    found = {file.location: file for file in [*data_files(folder), *data_files(f"{folder}/**/*.parquet")]}
+    return [found[location] for location in sorted(found)]
+
+
+def _made_by_a_job(files: list[SourceFile]) -> bool:
+    return all(f.format == "parquet" and ROW_ID in _footer(f).schema.to_arrow_schema().names for f in files)
+
+
+def _footer(file: SourceFile) -> pq.FileMetaData:
+    with opened(file) as stream:
+        return pq.read_metadata(stream)
+
+
+def _profile(folder: str) -> bytes | None:
+    if folder.startswith("s3://"):
+        store = object_store()
+        key = store.key(f"{folder}/{PROFILE}")
+        return store.get(key) if store.exists(key) else None
+    told = Path(folder).expanduser() / PROFILE
+    return told.read_bytes() if told.is_file() else None
+
+
+def _is_artifact(address: str) -> bool:
+    try:
+        ArtifactRef.parse(address)
+    except ValueError:
+        return False
+    return "://" in address or not address.startswith("/")
 
 
 def open_reference(address: str) -> Profile:
@@ -114,28 +185,25 @@ def question(row: dict[str, Any]) -> bytes:
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).digest()[:16]
 
 
-def with_parts(table: pa.Table, split: str) -> pa.Table:
-    """With the columns that the shipped suites look at: split, and of messages prompt and completion."""
-    if "split" not in table.column_names:
+def with_parts(table: pa.Table, split: str, wanted: Container[str] | None = None) -> pa.Table:
+    """With the columns that the shipped suites look at: split, and of messages prompt and completion.
+
+    :param wanted: which of them; all if absent.
+    """
+    made = [name for name in ("split", "prompt", "completion") if wanted is None or name in wanted]
+    if "split" in made and "split" not in table.column_names:
         table = table.append_column("split", pa.array([split] * table.num_rows, pa.string()))
-    if "messages" in table.column_names and "prompt" not in table.column_names:
+    if (
+        {"prompt", "completion"} & set(made)
+        and "messages" in table.column_names
+        and "prompt" not in table.column_names
+    ):
         messages = [found or [] for found in table["messages"].to_pylist()]
         prompts = ["\n".join(str(m["content"]) for m in found[:-1]) for found in messages]
         answers = [found[-1]["content"] if found else None for found in messages]
         table = table.append_column("prompt", pa.array(prompts, pa.string()))
         table = table.append_column("completion", pa.array(answers, pa.string()))
     return table
-
-
-def _folder(address: str, path: Path) -> Pointed:
-    splits = {split: sorted(str(f) for f in (path / split).glob("**/*.parquet")) for split in SPLITS}
-    splits = {split: files for split, files in splits.items() if files}
-    splits = splits or {"train": sorted(str(f) for f in path.glob("*.parquet"))}
-    if not any(splits.values()):
-        raise NotFoundError(f"{address} holds no Parquet file, neither itself nor in train/ and test/.")
-    told = path / "profile.json"
-    profile = told.read_bytes() if told.is_file() else None
-    return Pointed(address, fs.LocalFileSystem(), splits, profile_json=profile)
 
 
 def _store(address: str) -> ObjectStore:

@@ -106,6 +106,33 @@ def card(**fields: Any) -> CardData:
     return CardData(**values | fields)
 
 
+def test_each_failed_expectation_has_its_own_severity() -> None:
+    gate = CardGate(stage="contract", suite="raw", expectations=4, failed=["a"], warnings=["b"], infos=["c"])
+    page, text = card_html(card(gates=[gate])), card_markdown(card(gates=[gate]))
+    found = re.findall(r'<span class="mark \w+">(critical|warning|info)</span> (\w)', page)
+    assert found == [("critical", "a"), ("warning", "b"), ("info", "c")]
+    assert "1 of 4 expectations hold; not (critical) a; not (warning) b; not (info) c" in text
+    assert "1 of 4" in Page(page).text
+
+
+def test_rows_that_were_made_and_dropped_are_told_apart() -> None:
+    made = CardStage(name="augment", rows=900, made=300)
+    told = card(
+        counts={"input": 900, "augmented": 300, **profile(900, 1).splits},
+        stages=[made, CardStage(name="language", rows=made.left, dropped={"not English": 300}, changed=1)],
+        license=CardLicense(name="CC0-1.0", source="https://example.org/a?b=1"),
+        sources=[CardSource(address="s3://manta/raw/a.jsonl")],
+    )
+    page, text = " ".join(Page(card_html(told)).text.split()), card_markdown(told)
+    assert "25.0% of 900 rows read and 300 made of them" in page
+    assert "25.0% of 1,200" in page
+    assert "1 row was changed by language." in page
+    assert "| augment | 900 | 0 | 0.0% | 300 made of them |" in text
+    assert "| language | 1,200 | 300 | 25.0% | not English 300 |" in text
+    assert "Source: <https://example.org/a?b=1>." in text
+    assert "s3://manta/raw/a.jsonl" in text
+
+
 def with_previous() -> CardData:
     before, now = profile(600, 2, words=25), profile(900, 1)
     address = "default/dataset/prompt-shield/fedcba9876543210"

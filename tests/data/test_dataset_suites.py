@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.contracts import ArtifactRef, CodeRevision, Principal
-from cluster.storage import ArtifactStore
+from cluster.storage import ArtifactStore, ObjectStore
 from validation.data.profile import Profile, ProfileSpec, merge_profiles, profile_block
 from validation.data.schema import describe_schema
 
@@ -61,10 +61,13 @@ def write(folder: Path, splits: Splits, told: Profile | None = None) -> Path:
     return folder
 
 
-#: Runs the suites once for each list of arguments, in one process: what they import is imported once.
+#: Runs the suites once for each list of arguments that it reads, in one process: what they import is imported
+#: once.
 RUNNER = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 import pytest
+from cluster.settings import load_settings
+from cluster.storage import object_store
 
 class Outcomes:
     def __init__(self):
@@ -74,24 +77,46 @@ class Outcomes:
         if report.when == "call" or report.outcome != "passed":
             self.found[name] = report.outcome
 
-for arguments in json.loads(sys.argv[1]):
+for line in sys.stdin:
+    arguments, environment = json.loads(line)
+    os.environ.clear()
+    os.environ.update(environment)
+    load_settings.cache_clear()
+    object_store.cache_clear()
     outcomes, said = Outcomes(), io.StringIO()
     with contextlib.redirect_stdout(said):
         status = pytest.main(["tests/data/test_dataset.py", "-p", "no:cacheprovider", *arguments], [outcomes])
-    print(json.dumps([int(status), outcomes.found, said.getvalue()]))
+    print(json.dumps([int(status), outcomes.found, said.getvalue()]), flush=True)
 """
 Judged = tuple[int, dict[str, str], str]
+#: Lists of arguments, and more of the environment, to each run's exit status, outcome by test, and output.
+Judge = Callable[..., list[Judged]]
 
 
-def judge(*runs: list[str], **environment: str) -> list[Judged]:
-    """Of each run exit status, outcome by test, and what was printed."""
-    command = [sys.executable, "-c", RUNNER, json.dumps(runs)]
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=os.environ | environment, check=True
-    )
-    lines = [line for line in run.stdout.splitlines() if line.startswith("[")]
-    assert len(lines) == len(runs), run.stdout + run.stderr
-    return [tuple(json.loads(line)) for line in lines]
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
+    log = tmp_path_factory.mktemp("runner") / "stderr"
+    command = [sys.executable, "-c", RUNNER]
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as runner,
+    ):
+        asked, answered = runner.stdin, runner.stdout
+        assert asked is not None
+        assert answered is not None
+
+        def one(arguments: list[str], environment: dict[str, str]) -> Judged:
+            print(json.dumps([arguments, dict(os.environ) | environment]), file=asked, flush=True)
+            for line in answered:
+                if line.startswith("["):
+                    status, outcomes, said = json.loads(line)
+                    return status, outcomes, said
+            raise AssertionError(log.read_text())
+
+        yield lambda *runs, **environment: [one(arguments, environment) for arguments in runs]
+        asked.close()
 
 
 def failed(outcomes: dict[str, str]) -> list[str]:
@@ -128,7 +153,9 @@ FAULTS: dict[Callable[[Splits], None], tuple[str, str]] = {
 }
 
 
-def test_a_good_dataset_passes_and_each_planted_fault_fails_its_own_test(tmp_path: Path) -> None:
+def test_a_good_dataset_passes_and_each_planted_fault_fails_its_own_test(
+    judge: Judge, tmp_path: Path
+) -> None:
     reference = str(write(tmp_path / "good", good()))
     runs: list[list[str]] = [[], ["--dataset", reference, "--reference", reference]]
     for fault in FAULTS:
@@ -159,9 +186,109 @@ def test_a_good_dataset_passes_and_each_planted_fault_fails_its_own_test(tmp_pat
     assert failed(blanks[1]) == ["test_no_text_is_empty"], blanks[2]
 
 
+OWN: list[dict[str, Any]] = [
+    {"text": "2009-09-09", "id": 1, "year": 1990},
+    {"text": "two", "id": 2, "year": 2001},
+    {"text": None, "id": 3, "year": 3020},
+    {"text": "four", "id": 4, "year": 2020.5},
+]
+MINE = """
+name: mine
+expectations:
+  - {type: expect_column_values_to_be_between, kwargs: {column: year, max_value: 2030}}
+  - {type: expect_column_values_to_not_be_null, kwargs: {column: text}, severity: warning}
+  - {type: expect_column_values_to_match_strftime_format, kwargs: {column: text, strftime_format: "%Y-%m-%d"},
+     severity: info}
+  - {type: expect_column_values_to_be_unique, kwargs: {column: id}}
+  - {type: expect_table_columns_to_match_set, kwargs: {column_set: [row_id, text, id, year]}}
+"""
+
+
+def own(folder: Path) -> list[str]:
+    """The rows as files of each kind: in a folder with splits, as JSON Lines, as CSV, as Parquet."""
+    import gzip
+
+    lines = [json.dumps(row) for row in OWN]
+    (folder / "both" / "train").mkdir(parents=True)
+    (folder / "both" / "test").mkdir()
+    (folder / "both" / "train" / "a.jsonl").write_text("\n".join(lines[:2]))
+    (folder / "both" / "test" / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[2:]).encode()))
+    (folder / "one.jsonl").write_text("\ufeff" + "\n\n".join(lines) + "\n")
+    fields = [",".join("" if value is None else str(value) for value in row.values()) for row in OWN]
+    (folder / "two.csv").write_text("\n".join(["text,id,year", *fields]))
+    rows = [row | {"year": float(row["year"])} for row in OWN]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "four.parquet")
+    return [str(folder / name) for name in ("both", "one.jsonl", "two.csv", "four.parquet")]
+
+
+def test_ones_own_files_are_looked_at_as_far_as_they_can_be(judge: Judge, tmp_path: Path) -> None:
+    files = own(tmp_path)
+    (tmp_path / "broken.jsonl").write_text('{"text": "one"}\n{"text": \n')
+    (tmp_path / "blank.csv").write_text("text,note\none,\n,\n")
+    nowhere = tmp_path / "no" / "such" / "thing"
+    wrong = [tmp_path / "broken.jsonl", tmp_path / "mine.txt", nowhere]
+    (tmp_path / "mine.txt").write_text("a line")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "a.csv").write_text("a\none\n")
+    (tmp_path / "mixed" / "b.csv").write_text("a\n1\n")
+    runs = [["--dataset", str(name)] for name in (*files, *wrong, tmp_path / "mixed", tmp_path / "blank.csv")]
+    *fine, broken, text, missing, mixed, blank = judge(*runs)
+    for status, outcomes, said in fine:
+        assert (status, failed(outcomes)) == (0, []), said
+        assert "these files have no column row_id" in said
+    # What can leak is looked for, where there are two splits.
+    assert [list(outcomes.values()).count("passed") for _, outcomes, _ in fine] == [3, 2, 2, 2]
+    for (status, outcomes, said), words in (
+        (broken, "broken.jsonl line 2: broken JSON"),
+        (text, "mine.txt is no Parquet, JSON Lines or CSV file"),
+        (missing, f"{nowhere}: no such file or folder"),
+        (mixed, "a column holds values of several types"),
+    ):
+        assert (status, outcomes) == (2, {}), said
+        assert f"--dataset: {tmp_path}" in said
+        assert words in said
+        assert "Traceback" not in said
+    assert failed(blank[1]) == ["test_no_text_is_empty"], blank[2]
+    assert "blank.csv:2" in blank[2]
+
+
+@pytest.mark.integration
+def test_ones_own_files_are_judged_by_ones_own_suite(
+    judge: Judge, tmp_path: Path, store: ObjectStore, team: str, local_ray: None
+) -> None:
+    import ray
+
+    bad, good_suite = tmp_path / "mine.yaml", tmp_path / "lenient.yaml"
+    bad.write_text(MINE)
+    good_suite.write_text(MINE.replace("max_value: 2030", "max_value: 4000"))
+    _, jsonl, table_, _ = own(tmp_path)
+    store.put(f"raw/{team}/train/one.jsonl", Path(jsonl).read_bytes())
+    refused, passed, remote, unknown = judge(
+        ["--dataset", jsonl, "--suite", str(bad)],
+        ["--dataset", table_, "--suite", str(good_suite)],
+        ["--dataset", store.uri(f"raw/{team}"), "--suite", str(good_suite)],
+        ["--dataset", jsonl, "--suite", str(tmp_path / "none.yaml")],
+        RAY_ADDRESS=ray.get_runtime_context().gcs_address,
+    )
+    assert failed(refused[1]) == ["test_the_suite_holds"], refused[2]
+    for words in (
+        "suite mine refuses the 4 rows:",
+        f"critical: expect_column_values_to_be_between(year) [1 of 4 rows], such as {jsonl}:3",
+        "warning: expect_column_values_to_not_be_null(text) [1 of 4 rows]",
+        "info: expect_column_values_to_match_strftime_format(text) [2 of 4 rows]",
+    ):
+        assert words in refused[2]
+    assert "gate(" not in refused[2]  # No code of ours.
+    for status, outcomes, said in (passed, remote):
+        assert (status, failed(outcomes)) == (0, []), said
+        assert "suite mine: warning: expect_column_values_to_not_be_null(text) [1 of 4 rows]" in said
+    assert unknown[0] == 2
+    assert "--suite: suite" in unknown[2]
+
+
 @pytest.mark.integration
 def test_an_artifact_is_held_to_its_manifest_and_a_suite(
-    artifacts: ArtifactStore, team: str, local_ray: None
+    judge: Judge, artifacts: ArtifactStore, team: str, local_ray: None
 ) -> None:
     import ray
 

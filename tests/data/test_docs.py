@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cluster.errors import UsageError
+from tests.data.in_process import over_blocks
 from tests.data.test_card import Page
+from validation.data import GateReport
 from validation.data.docs import docs_html, suite_docs
+from validation.data.gate import conclude, plan_gate
+from validation.data.suite import Suite
 
 MARKUP = '<img src="http://evil/x.png">'
 
@@ -87,6 +92,38 @@ def test_the_page_is_whole_without_a_network(result: dict[str, Any]) -> None:
     ).text
     assert MARKUP.replace("evil", "***") in masked
     assert "evil" not in masked
+
+
+def test_the_page_says_what_the_verdict_is() -> None:
+    blocks = [pa.table({"row_id": ["a", "b", "c"], "text": ["one", "two", None]})]
+    asked = [
+        ("expect_column_to_exist", {"column": "text"}, "critical"),
+        ("expect_column_values_to_not_be_null", {"column": "text"}, "warning"),
+        ("expect_column_values_to_match_regex", {"column": "text", "regex": "^o"}, "info"),
+    ]
+
+    def judged(severe: int) -> GateReport:
+        """The three, as many of which are critical as ``severe`` says."""
+        entries = [
+            {"type": kind, "kwargs": kwargs, "severity": "critical" if n < severe else severity}
+            for n, (kind, kwargs, severity) in enumerate(asked)
+        ]
+        suite = Suite(name="mine", document={"name": "mine", "expectations": entries})
+        plan = plan_gate(suite, blocks[0].schema)
+        return conclude(plan, [plan.judge_block(b).partial for b in blocks], over_blocks(blocks))
+
+    passed, refused = judged(1), judged(2)
+    assert (passed.success, refused.success) == (True, False)
+    page = docs_html({"contract": passed.validation}, "a dataset")
+    assert "contract: mine passed, with 1 warning and 1 info" in " ".join(Page(page).text.split())
+    # Nothing is shown in the colour of a failure.
+    shown = page.rpartition("</style>")[2]
+    assert 'bad"' not in shown
+    assert shown.count('"mark warn">fails') == shown.count('"mark soft">fails') == 1
+    listed = [e.severity for e in suite_docs("contract", passed.validation).expectations]
+    assert listed == ["warning", "info", "critical"]
+    page = Page(docs_html({"contract": refused.validation}, "a dataset")).text
+    assert "contract: mine failed: 1 critical" in " ".join(page.split())
 
 
 ADDRESS = "ann@example.com"

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from jobs.preprocess import PreprocessConfig, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
+README = Path(__file__).parents[2] / "README.md"
 CONTRACT = {
     "name": "small",
     "expectations": [
@@ -109,7 +112,9 @@ def preprocess(tmp_path: Path, store: ObjectStore, capsys: pytest.CaptureFixture
     return Preprocess(tmp_path, store, capsys)
 
 
-def test_every_row_is_kept_quarantined_or_a_duplicate(preprocess: Preprocess) -> None:
+def test_every_row_is_kept_quarantined_or_a_duplicate(
+    preprocess: Preprocess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     train = preprocess.file(
         "train.csv",
         "text,label,extra\n"
@@ -126,6 +131,21 @@ def test_every_row_is_kept_quarantined_or_a_duplicate(preprocess: Preprocess) ->
     )
     test = preprocess.file("test.csv", "text,label\nshared,1\nlast,0\n")
     assert preprocess(train=[train], test=[test], keep=["label"]) == 0
+
+    # A gate says what does not hold, and the last lines where the pages are, which README's line fetches.
+    said = capsys.readouterr().out
+    assert "suite small passed: 2 of 3 expectations hold for 12 rows" in said
+    assert "suite small info: expect_column_value_lengths_to_be_between(text) [6 of 12 rows] does not" in said
+    *_, card, docs, apart_at, _ = [line.rpartition(": ")[2] for line in said.strip().splitlines()]
+    monkeypatch.chdir(preprocess.folder)
+    fetch = re.search(r'python -c "(.+copy_files\(\'s3:.+)"', README.read_text())
+    assert fetch is not None
+    address = card.removeprefix("s3://manta/").removesuffix("/card.html")
+    line = fetch[1].replace("ADDRESS/attempts/RUN", address)
+    subprocess.run([sys.executable, "-c", line], check=True)
+    assert "<h1>" in Path("card.html").read_text()
+    assert preprocess.store.exists(preprocess.store.key(docs))
+    assert list(preprocess.store.list(preprocess.store.key(apart_at)))
 
     manifest = preprocess.manifest
     assert manifest is not None

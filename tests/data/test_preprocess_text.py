@@ -60,7 +60,8 @@ class Corpus:
         manifest = self.at.manifest
         assert manifest is not None
         counts = manifest.counts
-        assert counts["input"] == counts["train"] + counts["test"] + counts["quarantined"]
+        came_in = counts["input"] + counts.get("augmented", 0)
+        assert came_in == counts["train"] + counts["test"] + counts["quarantined"]
         return counts
 
     def apart(self) -> dict[int, tuple[str, str]]:
@@ -285,12 +286,12 @@ def test_only_new_files_are_looked_at_again(
     broken = corpus.at.file("broken.jsonl", '{"text": 1}\n')
     with pytest.raises(Exception, match="text is 1, not a string"):
         corpus(files[0], broken, **fields)  # What was done of a failed run stays.
-    assert "0 of 2 files are marked already" in capsys.readouterr().out
+    assert "2 files: 0 marked by an earlier run, 2 to mark now" in capsys.readouterr().out
     corpus(*files[:2], **fields)
-    assert "1 of 2 files are marked already" in capsys.readouterr().out
+    assert "2 files: 1 marked by an earlier run, 1 to mark now" in capsys.readouterr().out
     # In another order, so that files have other numbers.
     counts = corpus(files[2], *files[:2], **fields)
-    assert "2 of 3 files are marked already" in capsys.readouterr().out
+    assert "3 files: 2 marked by an earlier run, 1 to mark now" in capsys.readouterr().out
     grown = corpus.at.manifest
     assert grown is not None
     # By these `manta gc` knows which parts are still of use.
@@ -307,7 +308,7 @@ def test_only_new_files_are_looked_at_again(
     names = {file.path for file in corpus.at.manifest.files}
     assert names >= {"profile.json", "card.md", "card.html", "docs.html", "checks.json"}
     corpus(*files, **fields | {"max_row_bytes": 10**6})
-    assert "0 of 3 files are marked already" in capsys.readouterr().out
+    assert "3 files: 0 marked by an earlier run, 3 to mark now" in capsys.readouterr().out
 
 
 def test_a_version_is_held_against_the_one_before(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,7 +336,7 @@ def test_a_version_is_held_against_the_one_before(corpus: Corpus, capsys: pytest
     with pytest.raises(RefusedError, match=r"expect_column_kl_divergence_to_be_less_than\(text.characters\)"):
         corpus(long, **fields)
     few = corpus.at.file("few.jsonl", jsonl([prose(1, 2)]))
-    with pytest.raises(RefusedError, match="suite many refuses the 1 rows"):
+    with pytest.raises(RefusedError, match="suite many refuses the 1 row:"):
         corpus(few, **fields)
 
 
@@ -389,11 +390,24 @@ def shout(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**row, "text": row["text"].upper()}]
 
 
-def test_augmented_rows_and_groups(corpus: Corpus) -> None:
-    rows = [{"text": prose(number, 2), "author": f"a{number % 10}"} for number in range(60)]
+#: Rows that break the second are known at the end of the pass only, when copies of them were made.
+CAME_IN = {
+    "name": "came-in",
+    "expectations": [
+        {"type": "expect_table_row_count_to_equal", "kwargs": {"value": 60}},
+        {"type": "expect_column_values_to_be_unique", "kwargs": {"column": "key", "mostly": 0.8}},
+    ],
+}
+
+
+def test_augmented_rows_and_groups(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"text": prose(number, 2), "author": f"a{number % 10}", "key": max(number, 9)} for number in range(60)
+    ]
     train = corpus.at.file("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     fields = PLAIN | {
-        "columns": {"text": "string", "author": "string"},
+        "columns": {"text": "string", "author": "string", "key": "int64"},
+        "contract": corpus.at.file("came-in.yaml", json.dumps(CAME_IN)),
         "split": {"test_fraction": 0.4, "group": "author"},
         "augment": "tests.data.test_preprocess_text:shout",
     }
@@ -401,7 +415,19 @@ def test_augmented_rows_and_groups(corpus: Corpus) -> None:
     kept, held_out = corpus.at.made("train"), corpus.at.made("test")
     assert {row["author"] for row in kept}.isdisjoint({row["author"] for row in held_out})
     copies = [row for row in kept if row["row_id"].endswith("#1")]
-    assert len(copies) == len(kept) / 2 == counts["input"] - 60
+    assert counts["input"] == 60
+    assert len(copies) == len(kept) / 2
+    # The ten rows of one key, one of each author, and what was made of those of train.
+    apart = corpus.at.made("quarantine")
+    assert {row["reason"] for row in apart} == {"expect_column_values_to_be_unique(key)"}
+    assert len({row["row_id"].partition("#")[0] for row in apart}) == 10
+    assert counts["augmented"] - len(copies) == len(apart) - 10 > 0
+    said = capsys.readouterr().out
+    assert f"60 rows read and {counts['augmented']} made of them by augment, of 1 file" in said
+    assert "suite came-in passed: 2 of 2 expectations hold for 60 rows" in said
+    assert corpus.at.manifest is not None
+    card = corpus.at.artifacts.read(corpus.at.manifest, "card.md").decode()
+    assert f"| augmented | {counts['augmented']} |" in card
     assert all(row["text"].isupper() for row in copies)
     assert not any(row["text"].isupper() for row in held_out)
 

@@ -42,6 +42,32 @@ def test_a_rule_that_judged_nothing_fails_nothing() -> None:
     assert tally.too_many(Tolerance("near_duplicates", "near_duplicates", "drop", 1.0)) is None
 
 
+def test_what_a_stage_did_is_told_in_a_line() -> None:
+    rules = [
+        Tolerance("quality", "gopher_quality", "drop", 0.0),
+        Tolerance("quality", "c4_quality", "warn", 0.0),
+        Tolerance("personal_data", "personal_data", "drop", 0.0),
+        Tolerance("language", "language", "drop", 0.0),
+    ]
+    tally = Tally(
+        judged=Counter({"quality/gopher_quality": 40, "personal_data": 37, "language": 40}),
+        broken=Counter({"quality/gopher_quality": 3, "quality/c4_quality": 1, "personal_data": 2}),
+        rows=Counter(read=40, masked=1),
+        entities=Counter(EMAIL_ADDRESS=2),
+    )
+    said = {stage: tally.told_of(stage, rules) for stage in ("quality", "personal_data", "language")}
+    assert said == {
+        "quality": "quality: 3 rows dropped (gopher_quality 3), 1 row told of, and kept (c4_quality 1), of "
+        "40 rows judged",
+        "personal_data": "personal_data: 1 row changed (EMAIL_ADDRESS 2), 2 rows dropped, of 37 rows judged",
+        "language": "language: 0 rows dropped, of 40 rows judged",
+    }
+    assert (tally.came_in, tally.counts) == ("40 rows read", {"input": 40})
+    tally.rows["augmented"] = 1
+    assert tally.came_in == "40 rows read and 1 made of them by augment"
+    assert tally.counts == {"input": 40, "augmented": 1}
+
+
 def test_tallies_of_blocks_add_up() -> None:
     one = Tally(dropped=Counter({name("quality", "short"): 2}), rows=Counter(read=5))
     other = Tally.from_bytes(one.to_bytes())

@@ -15,7 +15,9 @@ from cluster.errors import UsageError
 from jobs.preprocess import PreprocessConfig, _files
 from jobs.preprocessing.blocks import partials_of, told_by, without
 from jobs.preprocessing.cleaning import Normalise
+from jobs.preprocessing.duplicates import gathered, keys_of
 from jobs.preprocessing.files import source_file
+from jobs.preprocessing.finishing import Finishing
 from jobs.preprocessing.marking import Marking, TextRule, refuse_unusable
 from jobs.preprocessing.masking import mask_of, masked_report
 from jobs.preprocessing.parts import renumbered
@@ -28,6 +30,10 @@ from validation.data.language import Language
 from validation.data.personal import PersonalData
 from validation.data.suite import Suite
 
+UNIQUE = {
+    "name": "final",
+    "expectations": [{"type": "expect_column_values_to_be_unique", "kwargs": {"column": "row_id"}}],
+}
 BETWEEN = {"type": "expect_column_values_to_be_between", "kwargs": {"column": "n", "max_value": 10}}
 
 
@@ -85,6 +91,48 @@ def test_a_file_is_told_to_have_the_rows_that_were_read_of_it(written: Callable[
     (table,) = read_tables(source_file(written("a.jsonl", [{"text": "a"}, {"text": "b"}]), 1, "train"), form)
     tally = told_by(marking(table)).tally
     assert (tally.rows["augmented"], tally.files) == (4, {"1": 2})
+
+
+def test_a_contract_judges_what_came_in_and_copies_are_made_of_what_keeps_it(
+    written: Callable[..., str],
+) -> None:
+    form = RowFormat({"text": "string", "n": "int64"})
+    plan = plan_of(
+        form,
+        BETWEEN | {"severity": "critical"},
+        {"type": "expect_column_values_to_be_unique", "kwargs": {"column": "n"}},
+        {"type": "expect_table_row_count_to_equal", "kwargs": {"value": 3}},
+    )
+    rows = [{"text": "a", "n": 1}, {"text": "b", "n": 2}, {"text": "c", "n": 99}]
+    (table,) = read_tables(source_file(written("a.jsonl", rows), 0, "train"), form)
+    block = marking_of(form, plan, augment=f"{__name__}:twice")(table)
+    assert block["n"].to_pylist() == [1, 2, 99, 1, 1, 2, 2]
+    again = without(block, {READ, SIZE}, copies=False)
+    report = conclude(plan, partials_of(block), over_blocks([again]))
+    assert [e.success for e in report.expectations] == [False, True, True]
+    assert report.told() == [
+        "failed: 2 of 3 expectations hold for 3 rows",
+        "critical: expect_column_values_to_be_between(n) [1 of 3 rows] does not hold",
+    ]
+    # What is bad about a row that was read is bad about what was made of it.
+    first = block["row_id"][0].as_py()
+    assert len(keys_of(block, frozenset())) == 6
+    assert len(keys_of(block, frozenset([first]))) == 3
+    finished = Finishing(form, marking_of(form).shape)
+    final = plan_gate(Suite("final", UNIQUE), finished.suite_schema())
+    done, _ = finished(block, gathered(), {first: "it is bad"}, final)
+    assert [
+        (row["_stage"], row["_reason"]) for row in done.to_pylist() if row["row_id"].startswith(first)
+    ] == [("contract", "it is bad")] * 3
+
+
+def test_a_broken_line_is_told_with_its_column(tmp_path: Path) -> None:
+    broken = tmp_path / "a.jsonl"
+    broken.write_text('{"text": "on')
+    (table,) = read_tables(source_file(str(broken), 0, "train"), RowFormat({"text": "string"}))
+    assert table["_reason"].to_pylist() == [
+        f"{broken} line 1: broken JSON (Unterminated string starting at column 10)."
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.arrow"])

@@ -30,7 +30,10 @@ _HUB_LICENSES = (
     " lgpl-3.0 mit mpl-2.0 ms-pl odbl odc-by pddl unlicense wtfpl zlib"
 )
 #: Where a bare address is broken by an empty comment.
-_LINKED = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", re.IGNORECASE)
+_LINKED = re.compile(
+    r"(?<=https:)(?=//)|(?<=http:)(?=//)|(?<=ftp:)(?=//)|(?<=www)(?=\.)|(?<=@)", re.IGNORECASE
+)
+_URL = re.compile(r"https?://[\w.~:/?#@&=+,;%-]+", re.ASCII)
 _SIZES = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 
 
@@ -62,9 +65,15 @@ class CardStage(CardModel):
     name: str = Field(description="As in the quarantine's column stage.")
     rows: int = Field(ge=0, description="Rows that came in.")
     dropped: dict[str, int] = Field(default_factory=dict, description="Reason to rows that left here.")
+    made: int = Field(0, description="Rows that were made here, of those that came in.")
     warned: dict[str, int] = Field(default_factory=dict, description="Reason to rows that were only told of.")
     changed: int | None = Field(None, description="Rows changed, such as masked; null if it changes none.")
     says: str | None = Field(None, description="What it does, with its limits, in a phrase.")
+
+    @property
+    def left(self) -> int:
+        """Rows that go on to the next stage."""
+        return self.rows + self.made - self.loss
 
     @property
     def loss(self) -> int:
@@ -91,10 +100,17 @@ class CardGate(CardModel):
     suite: str = Field(description="The suite's name.")
     expectations: int = Field(description="Expectations judged.")
     failed: list[str] = Field(default_factory=list, description="Failed ones that are critical.")
-    warnings: list[str] = Field(default_factory=list, description="Failed ones that only report.")
+    warnings: list[str] = Field(default_factory=list, description="Failed ones that are only told of.")
+    infos: list[str] = Field(default_factory=list, description="Failed ones that are only recorded.")
     left_out: list[str] = Field(
         default_factory=list, description="Those that found no version before to compare with."
     )
+
+    @property
+    def missed(self) -> list[tuple[str, str]]:
+        """Severity and description of each that failed, the worst first."""
+        kinds = {"critical": self.failed, "warning": self.warnings, "info": self.infos}
+        return [(kind, said) for kind, some in kinds.items() for said in some]
 
 
 class CardPrevious(CardModel):
@@ -134,11 +150,21 @@ class CardData(CardModel):
         """Rows of all splits."""
         return self.profile.rows
 
+    @property
+    def dropped(self) -> int:
+        """Rows, read or made by augmentation, that are in no split."""
+        return self.whole - self.kept
+
+    @property
+    def whole(self) -> int:
+        """Rows that were read, and those that augmentation made of them; 0 if it is not known."""
+        return self.counts.get("input", 0) and self.counts["input"] + self.counts.get("augmented", 0)
+
 
 def card_markdown(card: CardData) -> str:
     """``README.md`` of the dataset: Hugging Face's metadata, then the card."""
     environment = templates(autoescape=False)
-    environment.filters |= {"cell": _cell}
+    environment.filters |= {"cell": _cell, "link": _link}
     template = environment.get_template("card.md.jinja")
     return visible(str(template.render(card=card, metadata=_yaml(hub_metadata(card)))))
 
@@ -197,12 +223,16 @@ def size_category(rows: int) -> str:
 
 def _waterfall(card: CardData) -> list[tuple[str, str, float, float, int, CardStage | None]]:
     """Label, style, and where the bar begins and ends as shares of the input; then rows, and the stage."""
-    whole = max(card.counts.get("input", 0), max((s.rows for s in card.stages), default=0), 1)
+    read = max(card.counts.get("input", 0), card.stages[0].rows if card.stages else 0)
+    whole = max(read, max((max(s.rows, s.left) for s in card.stages), default=0), 1)
     steps: list[tuple[str, str, float, float, int, CardStage | None]] = [
-        ("input", "muted", 0, whole, whole, None)
+        ("input", "muted", 0, read, read, None)
     ]
     for stage in card.stages:
-        steps.append((stage.name, "bad", stage.rows - stage.loss, stage.rows, -stage.loss, stage))
+        if stage.made:
+            steps.append((stage.name, "muted", stage.rows, stage.left, stage.made, stage))
+        else:
+            steps.append((stage.name, "bad", stage.left, stage.rows, -stage.loss, stage))
     steps.append(("kept", "", 0, card.kept, card.kept, None))
     return [(label, style, a / whole, b / whole, rows, stage) for label, style, a, b, rows, stage in steps]
 
@@ -267,6 +297,11 @@ def _cell(text: Any, limit: int = _SHOWN_CHARS) -> str:
     escaped = "".join("\\" + c if c in "\\`*_{}[]()#+!|~$" else c for c in escaped)
     # GitHub makes links of bare addresses, and finds them even behind an escape.
     return _LINKED.sub("<!-- -->", escaped)
+
+
+def _link(text: str) -> str:
+    """An address that the configuration gives, as a link; other text stays text."""
+    return f"<{text}>" if _URL.fullmatch(text) else _cell(text, 500)
 
 
 def _yaml(metadata: dict[str, Any]) -> str:

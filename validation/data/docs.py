@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -24,6 +25,8 @@ _PARAMETER = re.compile(r"\$(\w+)")
 HIDDEN = "not shown"
 Outcome = Literal["held", "failed", "error"]
 Mask = Callable[[str], str]
+#: Colours of an expectation that does not hold, by severity.
+MARKS = {"critical": "bad", "warning": "warn", "info": "soft"}
 
 
 class DocsModel(BaseModel):
@@ -58,15 +61,22 @@ class ExpectationDocs(DocsModel):
     rows: list[str] = Field(default_factory=list, description="Ids of a few unexpected rows.")
     notes: list[str] = Field(default_factory=list, description="The suite's notes on it.")
 
+    @property
+    def mark(self) -> str:
+        """The page's colour of the outcome, which is as bad as the severity says."""
+        return "good" if self.outcome == "held" else MARKS.get(self.severity, "bad")
+
 
 class SuiteDocs(DocsModel):
     """One validation result on the page."""
 
     stage: str = Field(description="Which gate: contract, final, ...")
     suite: str = Field(description="The suite's name.")
-    success: bool = Field(description="Great Expectations' verdict.")
+    success: bool = Field(description="Whether every critical expectation holds: the gate's verdict.")
     run_at: str = Field("", description="When, as Great Expectations tells.")
-    expectations: list[ExpectationDocs] = Field(description="Failed ones first.")
+    expectations: list[ExpectationDocs] = Field(
+        description="Failed ones first, the most severe before others."
+    )
     left_out: list[str] = Field(
         default_factory=list, description="Those that found no version before to compare with."
     )
@@ -74,6 +84,24 @@ class SuiteDocs(DocsModel):
     def number(self, outcome: Outcome) -> int:
         """How many ended so."""
         return sum(e.outcome == outcome for e in self.expectations)
+
+    @property
+    def verdict(self) -> str:
+        """In words: ``passed, with 1 warning and 1 info``."""
+        missed = Counter(e.severity for e in self.expectations if e.outcome != "held")
+        if not self.success:
+            return f"failed: {missed['critical']} critical"
+        plural = "" if missed["warning"] == 1 else "s"
+        words = {"warning": f"warning{plural}", "info": "info"}
+        told = [f"{missed[kind]} {word}" for kind, word in words.items() if missed[kind]]
+        return f"passed, with {' and '.join(told)}" if told else "passed"
+
+    @property
+    def mark(self) -> str:
+        """The page's colour of the verdict."""
+        if not self.success:
+            return "bad"
+        return "warn" if any(e.mark == "warn" for e in self.expectations) else "good"
 
 
 def docs_html(
@@ -104,14 +132,16 @@ def suite_docs(
     if not isinstance(result.get("results"), Sequence) or "success" not in result:
         raise UsageError(f"The result of {stage} is no validation result: it has no success and results.")
     found = [_expectation(entry, mask, show_values=show_values) for entry in result["results"]]
-    order = {"error": 0, "failed": 1, "held": 2}
+    # Great Expectations' own success counts warnings and infos as failures; the gate does not.
+    passed = all(e.outcome == "held" for e in found if e.severity not in ("warning", "info"))
+    order = {"bad": 0, "warn": 1, "soft": 2, "good": 3}
     run_id = (result.get("meta") or {}).get("run_id") or {}
     return SuiteDocs(
         stage=stage,
         suite=result.get("suite_name") or (result.get("meta") or {}).get("expectation_suite_name") or stage,
-        success=bool(result["success"]),
+        success=passed,
         run_at=str(run_id.get("run_time") or "")[:19].replace("T", " ") if isinstance(run_id, dict) else "",
-        expectations=sorted(found, key=lambda e: (order[e.outcome], e.column, e.type)),
+        expectations=sorted(found, key=lambda e: (order[e.mark], e.column, e.type)),
         left_out=[str(told) for told in (result.get("meta") or {}).get("left_out") or []],
     )
 

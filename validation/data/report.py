@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +19,9 @@ class ExpectationReport(BaseModel):
     type: str = Field(description="Great Expectations' name of the expectation.")
     column: str | None = Field(description="Column or columns that it looks at; none for a table's.")
     kwargs: dict[str, Any] = Field(description="Its arguments as the suite gives them.")
-    severity: Severity = Field(description="A failed critical one fails the suite; the others only report.")
+    severity: Severity = Field(
+        description="A failed critical one fails the suite; a warning is told; info is recorded."
+    )
     success: bool = Field(description="Whether it held.")
     element_count: int | None = Field(None, description="Rows looked at.")
     unexpected_count: int | None = Field(
@@ -78,12 +80,27 @@ class GateReport(BaseModel):
     @property
     def failed(self) -> list[ExpectationReport]:
         """Critical expectations that failed."""
-        return [e for e in self.expectations if not e.success and e.severity == "critical"]
+        return self.missed("critical")
 
     @property
     def warnings(self) -> list[ExpectationReport]:
-        """Failed expectations that only report."""
-        return [e for e in self.expectations if not e.success and e.severity != "critical"]
+        """Failed expectations that are only told of."""
+        return self.missed("warning")
+
+    def told(self, most: int = 5) -> list[str]:
+        """For a log, what the suite said: its verdict, and ``most`` of the expectations that do not hold."""
+        held = sum(e.success for e in self.expectations)
+        verdict = "passed" if self.success else "failed"
+        said = f"{held} of {len(self.expectations)} expectations hold for {self.rows} rows"
+        missed = [e for severity in get_args(Severity) for e in self.missed(severity)]
+        lines = [f"{verdict}: {said}"]
+        lines += [f"{e.severity}: {_short(e.describe())} does not hold" for e in missed[:most]]
+        lines += [f"and {len(missed) - most} more that do not hold"] if len(missed) > most else []
+        return lines + [f"does not judge {left}" for left in self.left_out]
+
+    def missed(self, severity: Severity) -> list[ExpectationReport]:
+        """Expectations of a severity that failed."""
+        return [e for e in self.expectations if not e.success and e.severity == severity]
 
 
 _MAX_VALUE_CHARS = 200
