@@ -37,8 +37,14 @@ def test_the_choice_can_be_restricted():
 def test_a_doubtful_text_is_refused(library):
     judge = Language(keep=tuple(library.labels), min_score=0.9).build()
     assert judge.judge(Document(ENGLISH)) is None
-    for text in ("", "12", "ok"):
+    for text in ("12", "ok"):
         assert judge.judge(Document(text)).reason == "language_unsure"
+
+
+def test_nothing_is_in_no_language():
+    judge = Language(keep=("en",)).build()
+    assert judge.judge(Document("")) is None
+    assert judge.judge(Document(" \n")) is None
 
 
 def test_an_unknown_language_is_refused():
